@@ -1,0 +1,19 @@
+"""Cross entropy on CIFAR-10-LT, ResNet-32: the baseline of Cao et al. (LDAM-DRW, NeurIPS 2019) and of every table since.
+
+python -m ltjax.main --config=configs/ce_cifar10.py --workdir=runs/ce_c10          imbalance 100
+python -m ltjax.main --config=configs/ce_cifar10.py:50 --workdir=runs/ce_c10_50    any other
+Published 70.70 (imbalance 100; 65.68 at 200, 74.81 at 50; thesis table 5.2). ltjax: see benchmarks/results.
+Deviations: the last N mod 128 images of an epoch's permutation are left out (static shapes); the last epoch is reported,
+not the best on the test set.
+"""
+from ltjax import recipes
+
+
+def get_config(imbalance="100"):
+  config = recipes.cifar_lt(classes=10, imbalance=float(imbalance))
+  config.head = dict(name="Linear")
+  config.stages = ("representation",)
+  config.representation = recipes.stage(
+      epochs=200, batch_size=128, lr=dict(name="multi_step", base=0.1, at=(160, 180), factors=(0.01, 0.0001), warmup=5),
+      weight_decay=2e-4, sampler=dict(name="instance"), loss=dict(name="cross_entropy"))
+  return config

@@ -1,0 +1,45 @@
+"""Image augmentation inside jit: uint8 batches in, normalised float batches out. Pure functions of their key."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, UInt8
+
+
+def random_crop(images: UInt8[Array, "b h w c"], key: jax.Array, *, padding: int) -> UInt8[Array, "b h w c"]:
+  """A crop of the original size at a uniform place of the image framed by `padding` black pixels.
+
+  The frame is zero before normalisation, as in every CIFAR-LT code base (torchvision `RandomCrop(32, padding=4)`).
+  """
+  b, h, w, c = images.shape
+  corners = jax.random.randint(key, (b, 2), 0, 2 * padding + 1)
+  framed = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+  return jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (h, w, c)))(
+      framed, corners)
+
+
+def random_flip(images: UInt8[Array, "b h w c"], key: jax.Array) -> UInt8[Array, "b h w c"]:
+  """A left-right flip of each image with probability 1/2."""
+  flipped = jax.random.bernoulli(key, 0.5, (len(images), 1, 1, 1))
+  return jnp.where(flipped, images[:, :, ::-1], images)
+
+
+def normalize(images: UInt8[Array, "b h w c"], mean: Float[Array, "c"], std: Float[Array, "c"]) -> Float[
+    Array, "b h w c"]:
+  """(image / 255 - mean) / std in float32."""
+  return (images.astype(jnp.float32) / 255 - mean) / std
+
+
+def draw_mixup(key: jax.Array, batch_size: int, *, alpha: float) -> tuple[Float[Array, ""], Int[Array, "b"]]:
+  """One lambda ~ Beta(alpha, alpha) and one permutation for the whole batch (Zhang et al., mixup, 2018)."""
+  key_share, key_order = jax.random.split(key)
+  return jax.random.beta(key_share, alpha, alpha), jax.random.permutation(key_order, batch_size)
+
+
+def mixup(images: Float[Array, "b h w c"], labels: Int[Array, "b"], share: Float[Array, ""],
+          order: Int[Array, "b"]) -> tuple[Float[Array, "b h w c"], tuple]:
+  """lambda x + (1 - lambda) x[order], with the two (labels, share) pairs whose criteria the step adds up.
+
+  The criterion is called once a pair, as the released codes do, so a random criterion draws fresh noise for each.
+  """
+  mixed = share * images + (1 - share) * images[order]
+  return mixed, ((labels, share), (labels[order], 1 - share))

@@ -1,0 +1,138 @@
+"""Where images come from. Every source is a function of its config block that returns a `Dataset` held in memory."""
+
+import hashlib
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from ltjax.data import longtail
+from ltjax.errors import ConfigError, DataError
+
+__all__ = ["cifar10", "cifar100", "digits"]
+
+CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # the field uses these for CIFAR-100 too
+_CIFAR10_FILES = (tuple(f"data_batch_{k}.bin" for k in range(1, 6)), ("test_batch.bin",))
+_CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+class Dataset(NamedTuple):
+  """A long-tailed training set and its balanced test set.
+
+  `train` and `test` are (images uint8 [n h w c], labels int64 [n]); `selected` are the training images' indices in the
+  balanced set they were taken from; `mean` and `std` are per channel, for images in [0, 1].
+  """
+
+  train: tuple[np.ndarray, np.ndarray]
+  test: tuple[np.ndarray, np.ndarray]
+  selected: np.ndarray
+  class_names: tuple[str, ...]
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+
+  @property
+  def class_counts(self) -> np.ndarray:
+    """int64 [c]: training images a class."""
+    return np.bincount(self.train[1], minlength=len(self.class_names))
+
+  @property
+  def fingerprint(self) -> str:
+    """SHA-256 of the selected indices as little-endian int64, in order."""
+    return hashlib.sha256(self.selected.astype("<i8").tobytes()).hexdigest()
+
+
+def _counts(profile: str, num_classes: int, max_count: int, imbalance: float) -> np.ndarray:
+  profiles = dict(exponential=longtail.exponential_counts, step=longtail.step_counts, pareto=longtail.pareto_counts)
+  if profile not in profiles:
+    raise ConfigError(f"dataset.profile: no long-tail profile is called {profile!r}; there are {sorted(profiles)}")
+  counts = profiles[profile](num_classes, max_count, imbalance)
+  if empty := [int(c) for c in np.flatnonzero(counts < 1)]:
+    raise ConfigError(f"dataset.imbalance: {imbalance:g} leaves classes {empty} without a training image "
+                      f"(largest class {max_count}); choose an imbalance of at most {max_count}")
+  return counts
+
+
+def digits(*, imbalance: float, profile: str, subset_seed: int) -> Dataset:
+  """scikit-learn's handwritten digits (1,797 real 8x8 scans), made long-tailed; the test set is 40 images a class."""
+  from sklearn.datasets import load_digits
+
+  images, labels = load_digits(return_X_y=True)
+  images = (images * 15).astype(np.uint8).reshape(-1, 8, 8, 1)  # 16 grey levels and black: x15 is lossless in uint8
+  test = longtail.long_tailed_subset(labels, np.full(10, 40), seed=subset_seed)
+  rest = np.setdiff1d(np.arange(len(labels)), test)
+  counts = _counts(profile, 10, int(np.bincount(labels[rest]).min()), imbalance)
+  train = rest[longtail.long_tailed_subset(labels[rest], counts, seed=subset_seed)]
+  unit = images[train] / 255
+  return Dataset((images[train], labels[train]), (images[test], labels[test]), train, tuple("0123456789"),
+                 (float(unit.mean()),), (float(unit.std()),))
+
+
+def cifar10(*, imbalance: float, profile: str, subset_seed: int, dir: str) -> Dataset:
+  """CIFAR-10-LT from the official binary files in `dir`, or from TFDS where `dir` is empty."""
+  return _cifar_lt(10, imbalance, profile, subset_seed, dir)
+
+
+def cifar100(*, imbalance: float, profile: str, subset_seed: int, dir: str) -> Dataset:
+  """CIFAR-100-LT (fine labels) from the official binary files in `dir`, or from TFDS where `dir` is empty."""
+  return _cifar_lt(100, imbalance, profile, subset_seed, dir)
+
+
+def _cifar_lt(classes: int, imbalance: float, profile: str, subset_seed: int, folder: str) -> Dataset:
+  # The counts come first: a bad imbalance should not cost a download.
+  counts = _counts(profile, classes, 50000 // classes, imbalance)
+  (images, labels), test, names = _cifar_binary(classes, folder) if folder else _cifar_tfds(classes)
+  selected = longtail.long_tailed_subset(labels, counts, seed=subset_seed)
+  return Dataset((images[selected], labels[selected]), test, selected, names, CIFAR_MEAN, CIFAR_STD)
+
+
+def _cifar_binary(classes: int, folder: str):
+  root = pathlib.Path(folder).expanduser()
+  inner = root / ("cifar-10-batches-bin" if classes == 10 else "cifar-100-binary")
+  root = inner if inner.is_dir() else root
+  if not root.is_dir():
+    raise DataError(f"dataset.dir: no folder {folder!r}; give the one that holds {inner.name}/, or leave it empty for TFDS")
+  train_files, test_files = _CIFAR10_FILES if classes == 10 else (("train.bin",), ("test.bin",))
+  records = 10000 if classes == 10 else 50000
+  train = [_cifar_file(root / name, records, classes) for name in train_files]
+  images, labels = (np.concatenate(part) for part in zip(*train, strict=True))
+  names_file = root / "fine_label_names.txt"
+  names = _CIFAR10_NAMES if classes == 10 else (
+      tuple(names_file.read_text().split()) if names_file.is_file() else tuple(map(str, range(100))))
+  return (images, labels), _cifar_file(root / test_files[0], 10000, classes), names
+
+
+def _cifar_file(path: pathlib.Path, records: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+  """Images and labels of one official file: <label> or <coarse><fine>, then 3 planes of 32x32, a record."""
+  label_bytes = 1 if classes == 10 else 2
+  expected = records * (label_bytes + 3072)
+  if not path.is_file():
+    raise DataError(f"{path}: missing; expected a CIFAR-{classes} binary file of {expected:,} bytes")
+  raw = np.fromfile(path, np.uint8)
+  if len(raw) != expected:
+    raise DataError(f"{path}: {len(raw):,} bytes, expected {expected:,} ({records:,} records of {label_bytes + 3072}); "
+                    "the file is truncated or of another data set: fetch it again")
+  raw = raw.reshape(records, -1)
+  labels = raw[:, label_bytes - 1].astype(np.int64)
+  if labels.max() >= classes:
+    raise DataError(f"{path}: record {int(labels.argmax())} has label {labels.max()}, expected 0..{classes - 1}")
+  return raw[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
+
+
+def _cifar_tfds(classes: int):
+  import tensorflow as tf
+  import tensorflow_datasets as tfds
+
+  tf.config.set_visible_devices([], "GPU")  # TensorFlow would take all of the accelerator's memory
+  try:
+    builder = tfds.builder(f"cifar{classes}")
+    builder.download_and_prepare()
+  except Exception as error:
+    raise DataError(f"dataset: CIFAR-{classes} could not be had from TFDS ({type(error).__name__}: {str(error)[:200]}); "
+                    "give the official binary files with --config.dataset.dir=DIR") from error
+  splits = {}
+  for split in ("train", "test"):
+    rows = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1))
+    # TFDS shuffles on disk; its ids carry the official order, on which the field's selection depends.
+    order = np.argsort(rows["id"], kind="stable")
+    splits[split] = rows["image"][order], rows["label"][order].astype(np.int64)
+  return splits["train"], splits["test"], tuple(builder.info.features["label"].names)

@@ -1,0 +1,97 @@
+"""Trains and evaluates one config.
+
+python -m ltjax.main --config=configs/gcl_digits.py --workdir=runs/digits
+
+Every value of the config can be set on the command line (--config.representation.epochs=10). Rerunning the same command
+continues the run where it stopped. Exit codes: 0 finished, 1 the numbers went wrong, 2 bad input, 75 stopped by a signal
+with everything saved.
+"""
+
+import pathlib
+import signal
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from ltjax import build, report, sharding
+from ltjax import config as configs
+from ltjax.errors import ConfigError, LtjaxError, TrainingError
+from ltjax.train import Interrupted, run_stage
+
+EXIT_WRONG_NUMBERS, EXIT_BAD_INPUT, EXIT_STOPPED = 1, 2, 75
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file; its argument may follow a colon, as in configs/gcl_cifar10.py:50.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run: made where it is missing, continued where it is not.")
+
+
+def run(config, workdir: pathlib.Path, stop=lambda: False) -> dict:
+  """Runs all stages of `config`, or what is left of them, and writes the report; returns what `results.json` holds.
+
+  Raises:
+    LtjaxError: anything wrong with the config, the data or the work folder, before anything is written.
+    Interrupted: `stop()` became true; everything is saved.
+  """
+  configs.check(config)
+  dataset = build.dataset(config)()
+  for name in config.stages:
+    sharding.check_batch(name, config[name].batch_size, sharding.data_mesh().devices.size, len(dataset.train[1]))
+  configs.open_workdir(config, workdir)
+
+  confusions, before, parameters = {}, None, 0
+  for name in config.stages:
+    result = run_stage(config, name, dataset, workdir, before=before, stop=stop)
+    confusions[name], parameters, before = result.confusion, result.parameters, name
+  return report.write(config, dataset, workdir, confusions, parameters)
+
+
+class StopRequest:
+  """Turns the first SIGINT or SIGTERM into a request to stop after the current step; a second one ends at once."""
+
+  def __init__(self):
+    self._signal = None
+    for number in (signal.SIGINT, signal.SIGTERM):
+      signal.signal(number, self._handle)
+
+  def _handle(self, number, frame):
+    del frame
+    signal.signal(number, signal.SIG_DFL)
+    self._signal = number
+    print(f"\n{signal.Signals(number).name}: saving after this step ...", file=sys.stderr, flush=True)
+
+  def __call__(self) -> bool:
+    return self._signal is not None
+
+
+def _main(argv) -> None:
+  if not flags.FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it writes
+  try:
+    if len(argv) > 1:
+      raise ConfigError(f"unexpected argument {argv[1]!r}; options are written --config=FILE --workdir=DIR")
+    for flag in (_CONFIG, _WORKDIR):
+      if flag.value is None:
+        raise ConfigError(f"--{flag.name} is missing; try --config=configs/gcl_digits.py --workdir=runs/digits")
+    workdir = pathlib.Path(_WORKDIR.value)
+    results = run(_CONFIG.value, workdir, StopRequest())
+  except LtjaxError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(EXIT_WRONG_NUMBERS if isinstance(error, TrainingError) else EXIT_BAD_INPUT)
+  except Interrupted:
+    print(f"stopped; everything is saved in {workdir}: run the same command to continue", file=sys.stderr)
+    sys.exit(EXIT_STOPPED)
+  print(f"\n{report.table(results)}\n\nwritten: {workdir / 'results.json'}, {workdir / 'report' / 'README.md'}")
+
+
+def _parse(argv):
+  try:
+    return configs.parse_flags(argv)
+  except ConfigError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(EXIT_BAD_INPUT)
+
+
+if __name__ == "__main__":
+  app.run(_main, flags_parser=_parse)

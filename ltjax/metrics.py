@@ -1,0 +1,115 @@
+"""Accuracies from an integer confusion matrix: rows are true classes, columns predictions. NumPy only.
+
+Accuracies are fractions, not percent. Integer counts add up exactly over batches, devices and processes, in any order.
+"""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ltjax.data.longtail import shot_groups
+from ltjax.errors import DataError
+
+__all__ = ["confusion_matrix", "group_accuracy", "overall_accuracy", "per_class_accuracy"]
+
+
+def confusion_matrix(
+    labels: Int[np.ndarray, "n"], predictions: Int[np.ndarray, "n"], num_classes: int
+) -> Int[np.ndarray, "c c"]:
+  """How often an example of class i was taken for class j.
+
+  Args:
+    labels: true classes in [0, c), [n].
+    predictions: predicted classes in [0, c), [n].
+    num_classes: c.
+
+  Returns:
+    Counts, int64 [c, c]. Matrices of parts of a test set add up to that of the whole.
+
+  Raises:
+    DataError: arrays of different shapes, or a class out of range.
+
+  >>> confusion_matrix(np.array([0, 0, 1]), np.array([0, 1, 1]), 2).tolist()
+  [[1, 1], [0, 1]]
+  """
+  labels, predictions = np.asarray(labels), np.asarray(predictions)
+  if labels.ndim != 1 or labels.shape != predictions.shape:
+    raise DataError(f"labels and predictions must be lists of one length, got {labels.shape} and {predictions.shape}.")
+  for name, classes in (("labels", labels), ("predictions", predictions)):
+    outside = np.flatnonzero((classes < 0) | (classes >= num_classes))
+    if outside.size:
+      raise DataError(f"{name}[{outside[0]}] is {classes[outside[0]]}, but classes go from 0 to {num_classes - 1}.")
+  pairs = labels.astype(np.int64) * num_classes + predictions
+  return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def overall_accuracy(confusion: Int[np.ndarray, "c c"]) -> float:
+  """The share of examples predicted right.
+
+  sum_c confusion_cc / sum confusion
+
+  Args:
+    confusion: counts, [c, c].
+
+  Returns:
+    A fraction.
+
+  Raises:
+    DataError: no examples at all.
+
+  >>> overall_accuracy(np.array([[3, 1], [2, 2]]))
+  0.625
+  """
+  confusion = np.asarray(confusion)
+  if not confusion.sum():
+    raise DataError("the confusion matrix is empty: there was no test example to measure an accuracy on.")
+  return float(np.trace(confusion) / confusion.sum())
+
+
+def per_class_accuracy(confusion: Int[np.ndarray, "c c"]) -> Float[np.ndarray, "c"]:
+  """The share of each class's examples predicted right.
+
+  confusion_cc / sum_j confusion_cj, and 0 for a class without test examples
+
+  Args:
+    confusion: counts, [c, c].
+
+  Returns:
+    Fractions, float64 [c].
+
+  >>> per_class_accuracy(np.array([[3, 1], [0, 0]])).tolist()
+  [0.75, 0.0]
+  """
+  confusion = np.asarray(confusion)
+  return np.diagonal(confusion) / np.maximum(confusion.sum(axis=1), 1)
+
+
+def group_accuracy(confusion: Int[np.ndarray, "c c"], class_counts: Int[np.ndarray, "c"]) -> dict[str, float]:
+  """Overall accuracy, and the mean class accuracy of the many-, medium- and few-shot classes.
+
+  Args:
+    confusion: counts, [c, c].
+    class_counts: training images of each class, in any order, [c].
+
+  Returns:
+    {"overall", "many", "medium", "few"} -> fractions. A class without test examples does not enter its group's mean,
+    and a group without classes scores 0, as in the reference.
+
+  Raises:
+    DataError: no examples at all, or a different number of classes in the two arguments.
+
+  References:
+    Liu et al., `Large-Scale Long-Tailed Recognition in an Open World <https://arxiv.org/abs/1904.05160>`_, 2019;
+    `shot_acc` in the code of Kang et al., 2020.
+
+  >>> group_accuracy(np.array([[3, 1], [2, 2]]), np.array([500, 50]))
+  {'overall': 0.625, 'many': 0.75, 'medium': 0.5, 'few': 0.0}
+  """
+  confusion, class_counts = np.asarray(confusion), np.asarray(class_counts)
+  if confusion.shape != (len(class_counts),) * 2:
+    raise DataError(f"class_counts has {len(class_counts)} classes, but the confusion matrix is {confusion.shape}.")
+  accuracy, tested = per_class_accuracy(confusion), confusion.sum(axis=1) > 0
+  scores = {"overall": overall_accuracy(confusion)}
+  for name, classes in shot_groups(class_counts).items():
+    members = classes[tested[classes]]
+    scores[name] = float(accuracy[members].mean()) if members.size else 0.0
+  return scores

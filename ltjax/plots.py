@@ -1,0 +1,83 @@
+"""The report's pictures. Each function takes numbers and a path, and writes one PNG."""
+
+import pathlib
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from ltjax import metrics
+from ltjax.data import longtail
+
+GROUP_COLORS = dict(many="#2166ac", medium="#4d9221", few="#b2182b")
+
+
+def _save(figure: Figure, path: pathlib.Path) -> None:
+  figure.savefig(path, dpi=120)
+
+
+def training_curves(logs: dict[str, list[dict]], groups: tuple[str, ...], path: pathlib.Path) -> None:
+  """Loss and accuracy against the epoch, the stages side by side; `logs` are the lines of each stage's metrics.jsonl."""
+  figure = Figure(figsize=(5.2 * len(logs), 6), layout="constrained")
+  axes = figure.subplots(2, len(logs), squeeze=False, sharex="col")
+  for (name, lines), (top, bottom) in zip(logs.items(), axes.T, strict=True):
+    train = [line for line in lines if "loss" in line]
+    test = [line for line in lines if "test" in line]
+    epochs = [line["epoch"] for line in train]
+    top.plot(epochs, [line["loss"] for line in train], color="black")
+    top.set(title=name, ylabel="training loss", ylim=(0, None))
+    bottom.plot(epochs, [line["accuracy"] for line in train], color="grey", label="training")
+    bottom.plot([line["epoch"] for line in test], [line["test"]["overall"] for line in test], color="black", label="test")
+    for group in groups:
+      bottom.plot([line["epoch"] for line in test], [line["test"][group] for line in test],
+                  color=GROUP_COLORS[group], linestyle="--", label=f"test, {group}")
+    bottom.set(xlabel="epoch", ylabel="accuracy", ylim=(0, 1.02))
+    bottom.yaxis.set_major_formatter(PercentFormatter(1))
+    bottom.legend(fontsize="small")
+    for axis in (top, bottom):
+      axis.grid(alpha=0.3)
+  _save(figure, path)
+
+
+def accuracy_by_class_size(confusions: dict[str, np.ndarray], class_counts: np.ndarray, class_names: tuple[str, ...],
+                           path: pathlib.Path) -> None:
+  """Test accuracy of every class against its number of training images; a stage before the last is drawn hollow."""
+  figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+  axis = figure.subplots()
+  for name, confusion in confusions.items():
+    last = name == list(confusions)[-1]
+    accuracy = metrics.per_class_accuracy(confusion)
+    for group, classes in longtail.shot_groups(class_counts).items():
+      if len(classes):
+        color = GROUP_COLORS[group]
+        axis.scatter(class_counts[classes], accuracy[classes], s=36, edgecolors=color,
+                     facecolors=color if last else "none", label=f"{group}, {name}")
+    if last and len(class_names) <= 20:
+      for x, y, label in zip(class_counts, accuracy, class_names, strict=True):
+        axis.annotate(label, (x, y), xytext=(5, -11), textcoords="offset points", fontsize="small")
+  axis.set(xscale="log", xlabel="training images of the class", ylabel="test accuracy of the class", ylim=(-0.04, 1.04))
+  axis.yaxis.set_major_formatter(PercentFormatter(1))
+  axis.grid(alpha=0.3)
+  axis.legend(fontsize="small")
+  _save(figure, path)
+
+
+def confusion_matrix(confusion: np.ndarray, class_counts: np.ndarray, class_names: tuple[str, ...],
+                     path: pathlib.Path) -> None:
+  """Rows are true classes, columns predictions, in per cent of the row; classes from the largest to the smallest."""
+  order = np.argsort(-class_counts, kind="stable")
+  shares = 100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+  shares, names = shares[order][:, order], [class_names[c] for c in order]
+  figure = Figure(figsize=(6.6, 5.8), layout="constrained")
+  axis = figure.subplots()
+  image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+  figure.colorbar(image, label="% of the class's test images", shrink=0.85)
+  axis.set(xlabel="predicted (largest class first)", ylabel="true")
+  if len(names) <= 20:
+    axis.set_xticks(range(len(names)), names, rotation=90)
+    axis.set_yticks(range(len(names)), names)
+    for (row, column), share in np.ndenumerate(shares):
+      if share >= 0.5:
+        axis.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize="x-small",
+                  color="white" if share > 60 else "black")
+  _save(figure, path)

@@ -1,0 +1,143 @@
+"""What a finished run leaves behind: `results.json`, and `report/` with a page and its pictures."""
+
+import json
+import os
+import pathlib
+import platform
+import subprocess
+from importlib import metadata
+
+import jax
+import numpy as np
+
+import ltjax
+from ltjax import journal, metrics, plots
+from ltjax.data import longtail
+
+GROUPS = ("many", "medium", "few")
+
+
+def write(config, dataset, workdir: pathlib.Path, confusions: dict[str, np.ndarray], parameters: int) -> dict:
+  """Writes the results and the report of a finished run and returns the content of `results.json`.
+
+  `confusions` holds every stage's confusion matrix on the test set, in the order of the stages.
+  """
+  counts = dataset.class_counts
+  stages = {name: _stage(config[name], workdir / name, confusion, counts) for name, confusion in confusions.items()}
+  sizes = {group: len(classes) for group, classes in longtail.shot_groups(counts).items()}
+  results = dict(
+      final=stages[config.stages[-1]]["test"], stages=stages, groups=sizes, parameters=parameters,
+      data=dict(name=config.dataset.name, imbalance=config.dataset.imbalance, train_images=int(counts.sum()),
+                test_images=len(dataset.test[1]), class_counts=counts.tolist(), class_names=list(dataset.class_names),
+                selected_sha256=dataset.fingerprint),
+      augmentation=dict(config.augment.to_dict(), mixup={name: config[name].mixup for name in config.stages}),
+      seed=config.seed, precision=config.precision, commit=commit(), hardware=hardware(), versions=versions())
+  folder = workdir / "report"
+  folder.mkdir(exist_ok=True)
+  present = tuple(group for group in GROUPS if sizes[group])
+  plots.training_curves({name: journal.read(workdir / name / "metrics.jsonl") for name in confusions}, present,
+                        folder / "training_curves.png")
+  plots.accuracy_by_class_size(confusions, counts, dataset.class_names, folder / "accuracy_by_class_size.png")
+  plots.confusion_matrix(confusions[config.stages[-1]], counts, dataset.class_names, folder / "confusion_matrix.png")
+  (folder / "README.md").write_text(_page(config, results))
+  partial = workdir / "results.tmp"
+  partial.write_text(json.dumps(results, indent=1) + "\n")
+  partial.replace(workdir / "results.json")
+  return results
+
+
+def _stage(block, folder: pathlib.Path, confusion: np.ndarray, counts: np.ndarray) -> dict:
+  tests = [line for line in journal.read(folder / "metrics.jsonl") if "test" in line]
+  best = max(tests, key=lambda line: line["test"]["overall"])
+  timing = journal.read(folder / "timing.jsonl")
+  seconds, steps = sum(line["seconds"] for line in timing), sum(line["step"] - line["start"] for line in timing)
+  return dict(
+      test=metrics.group_accuracy(confusion, counts), per_class=metrics.per_class_accuracy(confusion).tolist(),
+      # Named for what it is: a number chosen on the test set is not the result.
+      best_selected_on_test=dict(epoch=best["epoch"], overall=best["test"]["overall"]),
+      epochs=block.epochs, batch_size=block.batch_size, steps=timing[-1]["step"], seconds=seconds,
+      images_per_second=steps * block.batch_size / seconds)
+
+
+def table(results: dict) -> str:
+  """The accuracies of every stage in per cent, as text; a dash stands for a group without classes."""
+  sizes = results["groups"]
+  header = [f"{group} ({sizes[group]})" for group in GROUPS]
+  width = max(map(len, (*results["stages"], "test accuracy, %")))
+  lines = [f"{'test accuracy, %':{width}}  {'overall':>8}" + "".join(f"  {text:>12}" for text in header)]
+  for name, stage in results["stages"].items():
+    cells = [f"{100 * stage['test'][group]:12.2f}" if sizes[group] else f"{'-':>12}" for group in GROUPS]
+    lines.append(f"{name:{width}}  {100 * stage['test']['overall']:8.2f}  " + "  ".join(cells))
+  return "\n".join(lines)
+
+
+def _page(config, results: dict) -> str:
+  data, last = results["data"], results["stages"][config.stages[-1]]
+  rows = "\n".join(
+      f"| {name} | {count} | {100 * accuracy:.1f} |"
+      for name, count, accuracy in zip(data["class_names"], data["class_counts"], last["per_class"], strict=True))
+  stages = "\n".join(
+      f"- `{name}`: {stage['epochs']} epochs of batch {stage['batch_size']}, {stage['seconds']:.0f} s, "
+      f"{stage['images_per_second']:.0f} images/s; best epoch {stage['best_selected_on_test']['epoch']:.4g} with "
+      f"{100 * stage['best_selected_on_test']['overall']:.2f} (selected on the test set, not the result)"
+      for name, stage in results["stages"].items())
+  return f"""# {data['name']}, imbalance {data['imbalance']:g}
+
+```
+{table(results)}
+```
+
+Classes by training images: many > 100, medium 20 to 100, few < 20; the numbers of classes stand in brackets. The result
+is the last epoch's.
+
+{stages}
+
+![training curves](training_curves.png)
+
+![accuracy of each class against its size](accuracy_by_class_size.png)
+
+![confusion matrix](confusion_matrix.png)
+
+| class | training images | test accuracy, % |
+| --- | ---: | ---: |
+{rows}
+
+{data['train_images']:,} training and {data['test_images']:,} test images; SHA-256 of the selected indices
+`{data['selected_sha256']}`. {results['parameters']:,} parameters, seed {results['seed']}, {results['precision']}, commit
+{results['commit']}, {results['hardware']['device']}.
+"""
+
+
+def commit() -> str:
+  """The git commit of the code that runs, with '+changes' where files differ from it; 'unknown' outside a checkout."""
+  folder = pathlib.Path(ltjax.__file__).parent
+  git = ["git", "-C", str(folder)]
+  try:
+    # Files git does not know (an installed copy, say) must not borrow the commit of the repository around them.
+    subprocess.run([*git, "ls-files", "--error-unmatch", ltjax.__file__], check=True, capture_output=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run([*git, "status", "--porcelain", "-uno"], check=True, capture_output=True, text=True).stdout
+  except (OSError, subprocess.CalledProcessError):
+    return "unknown"
+  return head + ("+changes" if changed else "")
+
+
+def hardware() -> dict:
+  """The devices and the host."""
+  device = jax.devices()[0]
+  cpu = platform.processor() or platform.machine()
+  cpuinfo = pathlib.Path("/proc/cpuinfo")
+  if cpuinfo.is_file():
+    cpu = next((line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line), cpu)
+  kind = cpu if device.platform == "cpu" else device.device_kind
+  return dict(device=f"{jax.device_count()} x {kind} ({device.platform})", host=f"{os.cpu_count()} cores, {cpu}",
+              processes=jax.process_count())
+
+
+def versions() -> dict[str, str]:
+  """Versions of Python and of the libraries that numbers depend on."""
+  names = ("ltjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+  found = dict(python=platform.python_version(), ltjax=ltjax.__version__)
+  for name in names[1:]:
+    found[name] = metadata.version(name)
+  return found

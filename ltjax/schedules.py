@@ -1,0 +1,66 @@
+"""Schedules: clock -> number. Any hyper-parameter in a config may be one of these instead of a number.
+
+A schedule is evaluated on the host and enters the compiled step as an array, so nothing recompiles when it moves.
+Epochs count from 0 and every schedule is constant inside an epoch, as in all the released code.
+"""
+
+import math
+from typing import NamedTuple
+
+__all__ = ["constant", "cosine", "linear", "multi_step", "parabolic", "switch"]
+
+
+class Clock(NamedTuple):
+  """Where a stage stands."""
+
+  step: int
+  steps_per_epoch: int
+  epochs: int
+
+  @property
+  def epoch(self) -> int:
+    """Epochs completed."""
+    return self.step // self.steps_per_epoch
+
+
+def _warm(clock: Clock, warmup: float) -> float:
+  return min(1.0, (clock.epoch + 1) / warmup) if warmup > 0 else 1.0
+
+
+def constant(clock: Clock, *, value: float) -> float:
+  """The same `value` at every step."""
+  del clock
+  return value
+
+
+def multi_step(clock: Clock, *, base: float, at: tuple, factors: tuple, warmup: float = 0) -> float:
+  """`base * factors[k]` from epoch `at[k]` on, after a linear warm-up base * (e + 1) / warmup over the first epochs.
+
+  Factors are relative to `base`, not to each other. LDAM-DRW and FBL use (0.01, 1e-4), GCL, KPS and MiSLAS (0.1, 0.01),
+  all at (160, 180) of 200 epochs with 5 epochs of warm-up.
+
+  >>> multi_step(Clock(step=170, steps_per_epoch=1, epochs=200), base=0.1, at=(160, 180), factors=(0.1, 0.01))
+  0.010000000000000002
+  """
+  passed = sum(clock.epoch >= epoch for epoch in at)
+  return base * (factors[passed - 1] if passed else _warm(clock, warmup))
+
+
+def cosine(clock: Clock, *, base: float, warmup: float = 0) -> float:
+  """base * (1 + cos(pi e / epochs)) / 2: the last epoch is small but not zero (GCL stage 2, MiSLAS)."""
+  return _warm(clock, warmup) * base * 0.5 * (1 + math.cos(math.pi * clock.epoch / clock.epochs))
+
+
+def linear(clock: Clock, *, start: float = 0.0, end: float = 1.0) -> float:
+  """From `start` in the first epoch to `end` in the last (progressively-balanced sampling)."""
+  return start + (end - start) * clock.epoch / max(clock.epochs - 1, 1)
+
+
+def parabolic(clock: Clock, *, start: float = 0.0, end: float = 1.0, shorten: float = 0) -> float:
+  """start + (end - start) (e / (epochs - shorten))^2: FBL's curriculum with shorten=10, BBN's alpha from 1 to 0."""
+  return start + (end - start) * (clock.epoch / (clock.epochs - shorten)) ** 2
+
+
+def switch(clock: Clock, *, at: float, before: float = 0.0, after: float = 1.0) -> float:
+  """`before` until epoch `at`, `after` from then on (deferred re-weighting, the KPS gradient adjustment)."""
+  return after if clock.epoch >= at else before

@@ -1,0 +1,33 @@
+"""One mesh axis, "data": the state is on every device, a batch is split over them."""
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ltjax.errors import ConfigError
+
+
+def data_mesh() -> Mesh:
+  """A mesh over all devices of all processes."""
+  return Mesh(np.array(jax.devices()), ("data",))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The same array on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
+  """Dimension `axis` split over the devices."""
+  return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+
+
+def check_batch(where: str, batch_size: int, devices: int, examples: int) -> None:
+  """Raises where a batch does not fit the data or the devices."""
+  if not 1 <= batch_size <= examples:
+    raise ConfigError(f"{where}.batch_size: {batch_size} does not fit {examples} training images; give 1 to {examples}")
+  if batch_size % devices:
+    nearest = [size for size in (batch_size - batch_size % devices, batch_size - batch_size % devices + devices)
+               if 1 <= size <= examples]
+    raise ConfigError(f"{where}.batch_size: {batch_size} is not divisible by {devices} devices; "
+                      f"valid are its multiples, the nearest {' and '.join(map(str, nearest)) or 'none that fits'}")

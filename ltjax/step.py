@@ -1,0 +1,81 @@
+"""The only jitted training code: one step, written once for every method."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from ltjax import optim
+from ltjax.augment.images import normalize
+
+
+class TrainState(struct.PyTreeNode):
+  """Everything that changes in a stage. `window` sums what the log reports, since the last line of the log."""
+
+  step: jax.Array
+  params: dict
+  batch_stats: dict
+  opt_state: optax.OptState
+  window: dict
+
+
+def init_window() -> dict:
+  """The sums at the start of a window."""
+  return dict(loss=np.zeros((), np.float32), correct=np.zeros((), np.float32), examples=np.zeros((), np.float32))
+
+
+def make_train_step(model, tx, factors, objective, load, *, batch_norm: str):
+  """train_step(state, data, indices [b], scalars) -> state.
+
+  `data` are the stage's constant arrays and its random key, `scalars` the scheduled values at this step. Only the
+  parameters that `factors` trains are differentiated, so a frozen backbone costs no backward pass.
+  """
+
+  def train_step(state: TrainState, data, indices, scalars) -> TrainState:
+    key_load, key_loss = jax.random.split(jax.random.fold_in(data["key"], state.step))
+    images, targets = load(data, indices, key_load)
+    trained, frozen = optim.split(state.params, factors)
+
+    def loss_fn(trained):
+      variables = dict(params=optim.join(trained, frozen), batch_stats=state.batch_stats)
+      (logits, features), updates = model.apply(variables, images, train=batch_norm != "eval", mutable=["batch_stats"])
+      loss = 0.0
+      for (labels, share), key in zip(targets, jax.random.split(key_loss, len(targets)), strict=True):
+        loss += share * objective(logits, labels, features=features, key=key, scalars=scalars, data=data)
+      return loss, (logits, updates["batch_stats"])
+
+    (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained)
+    updates, opt_state = tx.update(grads, state.opt_state, trained, lr=scalars["lr"])
+    predictions = jnp.argmax(logits, axis=-1)
+    correct = sum(share * jnp.sum(predictions == labels) for labels, share in targets)
+    sums = dict(loss=loss * len(indices), correct=correct, examples=jnp.float32(len(indices)))
+    return state.replace(
+        step=state.step + 1, params=optim.join(optax.apply_updates(trained, updates), frozen), batch_stats=batch_stats,
+        opt_state=opt_state, window=jax.tree.map(jnp.add, state.window, sums))
+
+  return train_step
+
+
+def repeat(train_step, steps: int, *, unroll: bool):
+  """train_step over `steps` batches in one call: indices [steps b], scalars [steps].
+
+  XLA runs convolutions inside a loop about fifty times slower on a CPU, so there the loop is unrolled.
+  """
+
+  def train_steps(state: TrainState, data, indices, scalars) -> TrainState:
+    body = lambda state, batch: (train_step(state, data, *batch), None)
+    return jax.lax.scan(body, state, (indices, scalars), unroll=steps if unroll else 1)[0]
+
+  return train_steps
+
+
+def make_eval_step(model):
+  """eval_step(variables, data, indices [b], valid [b], confusion [c c]) -> confusion with the valid examples added."""
+
+  def eval_step(variables, data, indices, valid, confusion):
+    images = normalize(data["images"][indices], data["mean"], data["std"])
+    logits, _ = model.apply(variables, images, train=False)
+    return confusion.at[data["labels"][indices], jnp.argmax(logits, axis=-1)].add(valid.astype(jnp.int32))
+
+  return eval_step
