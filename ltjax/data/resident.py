@@ -10,7 +10,7 @@ from ltjax.augment import images as augment
 def make_load(*, crop_padding: int, flip: bool, mixup: float):
   """load(data, indices, key) -> (images float [b h w c], ((labels [b], share), ...)), to be called inside jit.
 
-  `data` holds `images` uint8 [n h w c], `labels` int [n], `mean` and `std` [c]. The shares of the target pairs sum to 1.
+  `data` holds `images` uint8 [n h w c], `labels` int [n], `mean` and `std` [c]. The shares of the pairs sum to 1.
   """
 
   def load(data, indices, key):

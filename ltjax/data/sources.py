@@ -90,7 +90,8 @@ def _cifar_binary(classes: int, folder: str):
   inner = root / ("cifar-10-batches-bin" if classes == 10 else "cifar-100-binary")
   root = inner if inner.is_dir() else root
   if not root.is_dir():
-    raise DataError(f"dataset.dir: no folder {folder!r}; give the one that holds {inner.name}/, or leave it empty for TFDS")
+    raise DataError(f"dataset.dir: no folder {folder!r}; give the one that holds {inner.name}/, "
+                    "or leave it empty for TFDS")
   train_files, test_files = _CIFAR10_FILES if classes == 10 else (("train.bin",), ("test.bin",))
   records = 10000 if classes == 10 else 50000
   train = [_cifar_file(root / name, records, classes) for name in train_files]
@@ -127,8 +128,8 @@ def _cifar_tfds(classes: int):
     builder = tfds.builder(f"cifar{classes}")
     builder.download_and_prepare()
   except Exception as error:
-    raise DataError(f"dataset: CIFAR-{classes} could not be had from TFDS ({type(error).__name__}: {str(error)[:200]}); "
-                    "give the official binary files with --config.dataset.dir=DIR") from error
+    raise DataError(f"dataset: CIFAR-{classes} could not be had from TFDS ({type(error).__name__}: "
+                    f"{str(error)[:200]}); give the official binary files with --config.dataset.dir=DIR") from error
   splits = {}
   for split in ("train", "test"):
     rows = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1))

@@ -1,0 +1,85 @@
+"""Cross entropy and the losses that reshape it: logits and labels in, one loss per example out."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ltjax.losses.arguments import at_least_float32
+
+__all__ = ["cross_entropy", "focal"]
+
+
+def cross_entropy(
+    logits: Float[Array, "b c"],
+    labels: Int[Array, "b"] | Float[Array, "b c"],
+    *,
+    label_smoothing: float | Float[Array, ""] = 0.0,
+) -> Float[Array, "b"]:
+  """Softmax cross entropy.
+
+  loss_i = -sum_c t'_ic log softmax(z_i)_c with t' = (1 - e) t + e / C
+
+  A logit of -inf takes its class out of the softmax.
+
+  Args:
+    logits: z, [b, c].
+    labels: class indices in [0, c), or target probabilities t that sum to 1, [b, c].
+    label_smoothing: e in [0, 1].
+
+  Returns:
+    One loss per example, [b], float32 or better.
+
+  References:
+    Szegedy et al., `Rethinking the Inception Architecture <https://arxiv.org/abs/1512.00567>`_, 2016, section 7, for
+    the smoothing. Same numbers as `torch.nn.functional.cross_entropy(reduction="none")`.
+
+  >>> cross_entropy(jnp.array([[0.0, 0.0], [200.0, 0.0]]), jnp.array([0, 1])).tolist()
+  [0.6931471824645996, 200.0]
+  """
+  log_p = jax.nn.log_softmax(at_least_float32(logits), axis=-1)
+  labels = jnp.asarray(labels)
+  if labels.ndim == log_p.ndim:
+    t = at_least_float32(labels)
+    # 0 log 0 = 0: an excluded class (logit -inf) with no target must not make a NaN.
+    target = -jnp.sum(t * jnp.where((t == 0) & jnp.isneginf(log_p), 0.0, log_p), axis=-1)
+  else:
+    target = -jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
+  smooth = jnp.where(label_smoothing == 0, 0.0, label_smoothing * -jnp.mean(log_p, axis=-1))
+  return (1 - label_smoothing) * target + smooth
+
+
+def focal(
+    logits: Float[Array, "b c"],
+    labels: Int[Array, "b"],
+    *,
+    gamma: float | Float[Array, ""] = 1.0,
+    detach: bool = False,
+) -> Float[Array, "b"]:
+  """Focal loss in its softmax form.
+
+  loss_i = (1 - p_i)^gamma l_i with l_i the cross entropy of example i and p_i = exp(-l_i)
+
+  Args:
+    logits: z, [b, c].
+    labels: class indices in [0, c), [b].
+    gamma: focusing parameter, >= 0; 0 is cross entropy.
+    detach: stop the gradient through the modulator (1 - p)^gamma. True is what the GCL, KPS and FBL codes do, False
+      what the LDAM-DRW code does.
+
+  Returns:
+    One loss per example, [b], float32 or better.
+
+  References:
+    Lin et al., `Focal Loss for Dense Object Detection <https://arxiv.org/abs/1708.02002>`_, 2017, equation 4, on the
+    softmax probability of the label. With class weights w, the released codes compute p = exp(-w l), so the weight
+    leaks into the modulator, and divide by the batch size; here a weight multiplies the result (`weighted_mean`).
+
+  >>> focal(jnp.zeros((1, 2)), jnp.array([0]), gamma=2.0).tolist()
+  [0.1732867956161499]
+  """
+  loss = cross_entropy(logits, labels)
+  miss = -jnp.expm1(-loss)
+  # The power has no finite derivative at 0 for gamma < 1, and confident examples are exactly there.
+  positive = miss > 0
+  modulator = jnp.where(positive, jnp.where(positive, miss, 1.0) ** gamma, jnp.where(jnp.equal(gamma, 0), 1.0, 0.0))
+  return (jax.lax.stop_gradient(modulator) if detach else modulator) * loss

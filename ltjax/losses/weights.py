@@ -1,0 +1,70 @@
+"""Class weights from class counts, for `weighted_mean(losses, weights[labels])`."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Real
+
+from ltjax.errors import ConfigError
+from ltjax.losses.arguments import positive_counts
+
+__all__ = ["effective_number", "inverse_frequency"]
+
+
+def _sum_to_classes(weights: Float[Array, "c"]) -> Float[Array, "c"]:
+  return weights * (weights.shape[-1] / weights.sum())
+
+
+def effective_number(class_counts: Real[Array, "c"], *, beta: float | Float[Array, ""]) -> Float[Array, "c"]:
+  """Class-balanced weights: the inverse of a class's effective number of examples.
+
+  w_c proportional to (1 - beta) / (1 - beta^n_c), sum_c w_c = C
+
+  Args:
+    class_counts: training images n of each class, positive, in any order, [c].
+    beta: in [0, 1); 0 gives ones, and towards 1 it becomes `inverse_frequency`. A Python number keeps 1 - beta exact
+      in float32; an array that is already float32 has lost it near 1 (1.7e-4 relative at 0.9999).
+
+  Returns:
+    Weights that sum to C, [c], float32 or better.
+
+  Raises:
+    ConfigError: beta outside [0, 1).
+    DataError: a class with a count that is not positive.
+
+  References:
+    Cui et al., `Class-Balanced Loss Based on Effective Number of Samples <https://arxiv.org/abs/1901.05555>`_, 2019,
+    equation 2 and section 4.1. The authors' code forms 1 - beta^n, which cancels; here expm1 and log1p do not.
+
+  >>> effective_number(jnp.array([10, 10]), beta=0.9999).tolist()
+  [1.0, 1.0]
+  """
+  if not isinstance(beta, jax.core.Tracer) and not 0 <= float(beta) < 1:
+    raise ConfigError(f"effective_number: beta must be in [0, 1), got {beta}.")
+  counts = positive_counts(class_counts)
+  log_beta = jnp.log1p(jnp.asarray(beta - 1, counts.dtype))
+  return _sum_to_classes(-1 / jnp.expm1(counts * log_beta))
+
+
+def inverse_frequency(class_counts: Real[Array, "c"]) -> Float[Array, "c"]:
+  """Weights inversely proportional to the class counts.
+
+  w_c proportional to 1 / n_c, sum_c w_c = C
+
+  Args:
+    class_counts: training images n of each class, positive, in any order, [c].
+
+  Returns:
+    Weights that sum to C, [c], float32 or better.
+
+  Raises:
+    DataError: a class with a count that is not positive.
+
+  References:
+    Huang et al., `Learning Deep Representation for Imbalanced Classification
+    <https://openaccess.thecvf.com/content_cvpr_2016/html/Huang_Learning_Deep_Representation_CVPR_2016_paper.html>`_,
+    2016; the limit beta -> 1 of `effective_number`.
+
+  >>> inverse_frequency(jnp.array([4, 4, 2])).tolist()
+  [0.75, 0.75, 1.5]
+  """
+  return _sum_to_classes(1 / positive_counts(class_counts))

@@ -1,0 +1,65 @@
+import doctest
+
+import numpy as np
+import pytest
+
+from ltjax import metrics
+from ltjax.errors import DataError
+from tests import goldens
+
+
+def test_docstring_examples():
+  assert doctest.testmod(metrics).failed == 0
+
+
+@goldens.parametrize("shot_acc")
+def test_golden(case, hyper, inputs, outputs):
+  confusion = metrics.confusion_matrix(inputs["labels"], inputs["preds"], len(inputs["counts"]))
+  scores = metrics.group_accuracy(confusion, inputs["counts"])
+  for name in ("overall", "many", "medium", "few"):
+    np.testing.assert_allclose(scores[name], outputs[name], rtol=1e-12)
+  np.testing.assert_allclose(metrics.per_class_accuracy(confusion), outputs["per_class_acc"], rtol=1e-12)
+
+
+def test_confusion_counts_every_example_once_and_adds_up():
+  rng = np.random.RandomState(0)
+  labels, predictions = rng.randint(0, 7, 500), rng.randint(0, 7, 500)
+  confusion = metrics.confusion_matrix(labels, predictions, 7)
+  assert confusion.dtype == np.int64
+  np.testing.assert_array_equal(confusion.sum(axis=1), np.bincount(labels, minlength=7))
+  np.testing.assert_array_equal(confusion.sum(axis=0), np.bincount(predictions, minlength=7))
+  pieces = (slice(0, 3), slice(3, 77), slice(77, 500))
+  parts = sum(metrics.confusion_matrix(labels[piece], predictions[piece], 7) for piece in pieces)
+  np.testing.assert_array_equal(parts, confusion)
+  assert metrics.overall_accuracy(confusion) == (labels == predictions).mean()
+
+
+def test_narrow_integers_do_not_overflow():
+  labels = np.full(3, 199, np.uint8)
+  assert metrics.confusion_matrix(labels, labels, 200)[199, 199] == 3
+
+
+def test_groups_follow_the_training_counts_in_any_order():
+  confusion = np.diag([4, 3, 2, 1]) + np.array([[0, 0, 0, 0], [1, 0, 0, 0], [2, 0, 0, 0], [3, 0, 0, 0]])
+  scores = metrics.group_accuracy(confusion, np.array([5, 1000, 50, 101]))
+  assert scores == {"overall": 10 / 16, "many": 0.5, "medium": 0.5, "few": 1.0}
+
+
+def test_a_class_without_test_examples_scores_zero_and_leaves_its_group_s_mean():
+  confusion = np.array([[2, 0, 0], [0, 0, 0], [1, 0, 1]])
+  np.testing.assert_array_equal(metrics.per_class_accuracy(confusion), [1, 0, 0.5])
+  assert metrics.group_accuracy(confusion, np.array([500, 400, 5])) == {
+    "overall": 0.75, "many": 1.0, "medium": 0.0, "few": 0.5}
+
+
+def test_wrong_input_says_what_is_wrong():
+  with pytest.raises(DataError, match=r"predictions\[1\] is 2"):
+    metrics.confusion_matrix(np.array([0, 1]), np.array([0, 2]), 2)
+  with pytest.raises(DataError, match=r"labels\[0\] is -1"):
+    metrics.confusion_matrix(np.array([-1]), np.array([0]), 2)
+  with pytest.raises(DataError, match="one length"):
+    metrics.confusion_matrix(np.array([0, 1]), np.array([0]), 2)
+  with pytest.raises(DataError, match="no test example"):
+    metrics.overall_accuracy(np.zeros((2, 2), int))
+  with pytest.raises(DataError, match="3 classes"):
+    metrics.group_accuracy(np.eye(2, dtype=int), np.array([1, 2, 3]))
