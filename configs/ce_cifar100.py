@@ -1,10 +1,11 @@
-"""Cross entropy on CIFAR-100-LT, ResNet-32: the baseline of Cao et al. (LDAM-DRW, NeurIPS 2019) and of every table since.
+"""Cross entropy on CIFAR-100-LT, ResNet-32: the baseline of LDAM-DRW (Cao et al., NeurIPS 2019) and all since.
 
 python -m ltjax.main --config=configs/ce_cifar100.py --workdir=runs/ce_c100          imbalance 100
 python -m ltjax.main --config=configs/ce_cifar100.py:50 --workdir=runs/ce_c100_50    any other
-Published 38.43 (imbalance 100; 34.84 at 200, 43.90 at 50; thesis table 5.2). ltjax: see benchmarks/results.
-Deviations: the last N mod 128 images of an epoch's permutation are left out (static shapes); the last epoch is reported,
-not the best on the test set.
+Published 38.43 (imbalance 100; 34.84 at 200, 43.90 at 50; thesis table 5.2).
+ltjax: see benchmarks/results.
+Deviations: the last N mod 128 images of an epoch's permutation are left out (static shapes); the last epoch is
+reported, not the best on the test set.
 """
 from ltjax import recipes
 

@@ -1,9 +1,9 @@
-"""Gaussian clouded logit adjustment with CBEN re-training on CIFAR-10-LT (Li et al., CVPR 2022; thesis ch. 5), ResNet-32.
+"""Gaussian clouded logit adjustment with CBEN re-training (Li et al., CVPR 2022; thesis ch. 5) on CIFAR-10-LT.
 
 python -m ltjax.main --config=configs/gcl_cifar10.py --workdir=runs/gcl_c10          imbalance 100
 python -m ltjax.main --config=configs/gcl_cifar10.py:50 --workdir=runs/gcl_c10_50    any other
 Published 82.68 (imbalance 100; 79.03 at 200, 85.46 at 50; thesis table 5.2). ltjax: see benchmarks/results.
-The released code's schedule and constants, with the thesis's CBEN sampler in the second stage.
+ResNet-32; the released code's schedule and constants, with the thesis's CBEN sampler in the second stage.
 Deviations: the last N mod 64 images of an epoch's permutation are left out (static shapes); the last epoch is reported
 and bridged, not the best on the test set.
 """

@@ -1,9 +1,9 @@
-"""Gaussian clouded logit adjustment with CBEN re-training on CIFAR-100-LT (Li et al., CVPR 2022; thesis ch. 5), ResNet-32.
+"""Gaussian clouded logit adjustment with CBEN re-training (Li et al., CVPR 2022; thesis ch. 5) on CIFAR-100-LT.
 
 python -m ltjax.main --config=configs/gcl_cifar100.py --workdir=runs/gcl_c100          imbalance 100
 python -m ltjax.main --config=configs/gcl_cifar100.py:50 --workdir=runs/gcl_c100_50    any other
 Published 48.71 (imbalance 100; 44.88 at 200, 53.55 at 50; thesis table 5.2). ltjax: see benchmarks/results.
-The released code's schedule and constants, with the thesis's CBEN sampler in the second stage.
+ResNet-32; the released code's schedule and constants, with the thesis's CBEN sampler in the second stage.
 Deviations: the last N mod 64 images of an epoch's permutation are left out (static shapes); the last epoch is reported
 and bridged, not the best on the test set.
 """

@@ -1,8 +1,8 @@
 """Gaussian clouded logit adjustment with CBEN re-training (Li et al., CVPR 2022; thesis ch. 5) on long-tailed digits.
 
 python -m ltjax.main --config=configs/gcl_digits.py --workdir=runs/digits
-No published number: scikit-learn's digits are the embedded data set. ltjax: see README. Deviations from the CIFAR recipe
-of gcl_cifar10.py: a ResNet-8, fewer epochs, no flips (digits are not mirror images).
+No published number: scikit-learn's digits are the embedded data set. ltjax: see README.
+Deviations from the CIFAR recipe of gcl_cifar10.py: a ResNet-8, fewer epochs, no flips.
 """
 from ltjax import recipes
 

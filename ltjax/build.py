@@ -62,7 +62,8 @@ def bind(block: Mapping, choices: Mapping[str, Callable], where: str, *, given: 
     raise ConfigError(f"{where}: expected dict(name=..., hyper-parameters), got {block!r}; names are {sorted(choices)}")
   name, values = block["name"], {key: value for key, value in block.items() if key != "name"}
   if name not in choices:
-    raise ConfigError(f"{where}.name: there is no {name!r}{nearest(name, choices)}; there are {', '.join(sorted(choices))}")
+    raise ConfigError(f"{where}.name: there is no {name!r}{nearest(name, choices)}; "
+                      f"there are {', '.join(sorted(choices))}")
   allowed = {key: parameter for key, parameter in _parameters(choices[name]).items() if key not in given}
   for key in values:
     if key not in allowed:

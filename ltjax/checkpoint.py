@@ -45,7 +45,7 @@ class Checkpoints:
       self._manager.wait_until_finished()
 
   def restore(self, like: TrainState) -> TrainState:
-    """The newest state, with the shapes, types and shardings of `like`."""
+    """The newest state, with the shapes, types and shardings of `like`, which need not hold arrays."""
     model, training = _items(like)
     found = self._restore(model=model, training=training)
     return like.replace(**found.model, **found.training)
@@ -55,13 +55,12 @@ class Checkpoints:
     return self._restore(model=_items(like)[0]).model
 
   def _restore(self, **items):
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, items)
     try:
       return self._manager.restore(self.latest(), args=ocp.args.Composite(
-          **{name: ocp.args.StandardRestore(item) for name, item in abstract.items()}))
+          **{name: ocp.args.StandardRestore(item) for name, item in items.items()}))
     except (ValueError, KeyError, OSError) as error:
-      raise WorkdirError(f"{self._folder}/{self.latest()}: the checkpoint could not be read or does not fit the config's "
-                         f"model ({str(error)[:300]}); give another --workdir, or move this one away") from error
+      raise WorkdirError(f"{self._folder}/{self.latest()}: the checkpoint could not be read or does not fit the "
+                         f"config's model ({str(error)[:300]}); give another --workdir, or move it away") from error
 
 
 def _items(state: TrainState) -> tuple[dict, dict]:

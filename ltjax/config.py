@@ -16,9 +16,10 @@ from ltjax.errors import ConfigError, WorkdirError, nearest
 
 STAGE_KEYS = tuple(inspect.signature(recipes.stage).parameters)
 # key: (type, smallest value) of the plain numbers of a config and of a stage
-RUN_NUMBERS = dict(seed=(int, 0), steps_per_call=(int, 0), eval_every_epochs=(int, 1), checkpoint_every_epochs=(int, 1),
-                   log_every_steps=(int, 1), eval_batch_size=(int, 1))
-STAGE_NUMBERS = dict(epochs=(int, 1), batch_size=(int, 1), weight_decay=(float, 0), mixup=(float, 0), momentum=(float, 0))
+RUN_NUMBERS = dict(seed=(int, 0), steps_per_call=(int, 0), eval_every_epochs=(int, 1),
+                   checkpoint_every_epochs=(int, 1), log_every_steps=(int, 1), eval_batch_size=(int, 1))
+STAGE_NUMBERS = dict(epochs=(int, 1), batch_size=(int, 1), weight_decay=(float, 0), mixup=(float, 0),
+                     momentum=(float, 0))
 AUGMENT_TYPES = dict(crop_padding=int, flip=bool)
 
 
@@ -100,13 +101,15 @@ def _check_stage(block, name: str) -> None:
     raise ConfigError(f"{name}: expected a stage block (recipes.stage), got {block!r}")
   for key in block:
     if key not in STAGE_KEYS:
-      raise ConfigError(f"{name}.{key}: not a key of a stage{nearest(key, STAGE_KEYS)}; there are {', '.join(STAGE_KEYS)}")
+      raise ConfigError(f"{name}.{key}: not a key of a stage{nearest(key, STAGE_KEYS)}; "
+                        f"there are {', '.join(STAGE_KEYS)}")
   for key in STAGE_KEYS:
     if key not in block:
       raise ConfigError(f"{name}.{key}: missing; write stages with recipes.stage(...), which fills in the defaults")
   _check_numbers(block, STAGE_NUMBERS, f"{name}.")
   if block.batch_norm not in build.BATCH_NORM_MODES:
-    raise ConfigError(f"{name}.batch_norm: expected one of {', '.join(build.BATCH_NORM_MODES)}, got {block.batch_norm!r}")
+    raise ConfigError(f"{name}.batch_norm: expected one of {', '.join(build.BATCH_NORM_MODES)}, "
+                      f"got {block.batch_norm!r}")
   for key in ("train", "reset", "lr_factors"):
     if not isinstance(block[key], tuple | list):
       raise ConfigError(f"{name}.{key}: expected a tuple, got {block[key]!r}")

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 class LtjaxError(ValueError):
-  """Base of all errors that ltjax raises on purpose; the command line prints it without a traceback and exits with 2."""
+  """Base of all errors that ltjax raises on purpose; the command line prints them without a traceback, exit code 2."""
 
 
 class ConfigError(LtjaxError):

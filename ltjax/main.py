@@ -2,9 +2,9 @@
 
 python -m ltjax.main --config=configs/gcl_digits.py --workdir=runs/digits
 
-Every value of the config can be set on the command line (--config.representation.epochs=10). Rerunning the same command
-continues the run where it stopped. Exit codes: 0 finished, 1 the numbers went wrong, 2 bad input, 75 stopped by a signal
-with everything saved.
+Every value of the config can be set on the command line (--config.representation.epochs=10). Rerunning the same
+command continues the run where it stopped. Exit codes: 0 finished, 1 the numbers went wrong, 2 bad input, 75 stopped by
+a signal with everything saved.
 """
 
 import pathlib
@@ -62,6 +62,7 @@ class StopRequest:
     print(f"\n{signal.Signals(number).name}: saving after this step ...", file=sys.stderr, flush=True)
 
   def __call__(self) -> bool:
+    """Whether a signal has come."""
     return self._signal is not None
 
 

@@ -12,7 +12,7 @@ from ltjax.errors import ConfigError
 def sgd(*, momentum: float, weight_decay: float, factors) -> optax.GradientTransformationExtraArgs:
   """v <- momentum v + (g + weight_decay p); p <- p - lr factor v, with `lr` given at every update.
 
-  The decay is coupled and falls on every trainable parameter, BatchNorm's and biases included, as in the released codes.
+  The decay is coupled and falls on every trained parameter, BatchNorm's and biases included, as in the released codes.
   """
 
   def scale(updates, params=None, *, lr, **extra):

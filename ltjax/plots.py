@@ -17,7 +17,7 @@ def _save(figure: Figure, path: pathlib.Path) -> None:
 
 
 def training_curves(logs: dict[str, list[dict]], groups: tuple[str, ...], path: pathlib.Path) -> None:
-  """Loss and accuracy against the epoch, the stages side by side; `logs` are the lines of each stage's metrics.jsonl."""
+  """Loss and accuracy against the epoch, stages side by side; `logs` are the lines of each stage's metrics.jsonl."""
   figure = Figure(figsize=(5.2 * len(logs), 6), layout="constrained")
   axes = figure.subplots(2, len(logs), squeeze=False, sharex="col")
   for (name, lines), (top, bottom) in zip(logs.items(), axes.T, strict=True):
@@ -27,10 +27,10 @@ def training_curves(logs: dict[str, list[dict]], groups: tuple[str, ...], path: 
     top.plot(epochs, [line["loss"] for line in train], color="black")
     top.set(title=name, ylabel="training loss", ylim=(0, None))
     bottom.plot(epochs, [line["accuracy"] for line in train], color="grey", label="training")
-    bottom.plot([line["epoch"] for line in test], [line["test"]["overall"] for line in test], color="black", label="test")
-    for group in groups:
+    for group in ("overall", *groups):
       bottom.plot([line["epoch"] for line in test], [line["test"][group] for line in test],
-                  color=GROUP_COLORS[group], linestyle="--", label=f"test, {group}")
+                  color=GROUP_COLORS.get(group, "black"), linestyle="--" if group in groups else "-",
+                  label=f"test, {group}")
     bottom.set(xlabel="epoch", ylabel="accuracy", ylim=(0, 1.02))
     bottom.yaxis.set_major_formatter(PercentFormatter(1))
     bottom.legend(fontsize="small")

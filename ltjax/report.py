@@ -87,8 +87,8 @@ def _page(config, results: dict) -> str:
 {table(results)}
 ```
 
-Classes by training images: many > 100, medium 20 to 100, few < 20; the numbers of classes stand in brackets. The result
-is the last epoch's.
+Classes by training images: many > 100, medium 20 to 100, few < 20; the numbers of classes stand in brackets. The
+result is the last epoch's.
 
 {stages}
 
@@ -103,8 +103,9 @@ is the last epoch's.
 {rows}
 
 {data['train_images']:,} training and {data['test_images']:,} test images; SHA-256 of the selected indices
-`{data['selected_sha256']}`. {results['parameters']:,} parameters, seed {results['seed']}, {results['precision']}, commit
-{results['commit']}, {results['hardware']['device']}.
+`{data['selected_sha256']}`.
+{results['parameters']:,} parameters, seed {results['seed']}, {results['precision']}, {results['hardware']['device']},
+commit {results['commit']}.
 """
 
 

@@ -64,7 +64,9 @@ def repeat(train_step, steps: int, *, unroll: bool):
   """
 
   def train_steps(state: TrainState, data, indices, scalars) -> TrainState:
-    body = lambda state, batch: (train_step(state, data, *batch), None)
+    def body(state, batch):
+      return train_step(state, data, *batch), None
+
     return jax.lax.scan(body, state, (indices, scalars), unroll=steps if unroll else 1)[0]
 
   return train_steps

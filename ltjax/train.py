@@ -61,13 +61,17 @@ def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str 
                         batch_size=config.eval_batch_size, mesh=mesh)
 
   # -- state: restore, or bridge from the stage before, or initialise --------------------------------------------------
-  state, tx, factors = init_state(config, name, model, dataset.train[0][:1].shape, whole)
+  make_state, init, tx, factors = state_makers(config, name, model, dataset.train[0][:1].shape)
+  like = abstract(jax.eval_shape(lambda: make_state(init())), whole)
   checkpoints = Checkpoints(folder / "checkpoints")
   if checkpoints.latest() is not None:
-    state = checkpoints.restore(state)
+    state = checkpoints.restore(like)
   elif before:
     with Checkpoints(workdir / before / "checkpoints") as earlier:
-      state = bridge(state, earlier.restore_model(state), block.reset, where=f"{name}.reset")
+      variables = earlier.restore_model(like)
+    state = jax.device_put(make_state(reset(variables, init, block.reset, where=f"{name}.reset")), whole)
+  else:
+    state = jax.device_put(make_state(init()), whole)
   done = start = int(jax.device_get(state.step))
   journal, timing = Journal(folder / "metrics.jsonl", upto=done), Journal(folder / "timing.jsonl", upto=done)
 
@@ -112,43 +116,54 @@ def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str 
   return StageResult(state, parameters, evaluator(state) if confusion is None else confusion)
 
 
-def init_state(config, name: str, model, image_shape: tuple, sharding_):
-  """A fresh state of stage `name`, its optimiser, and the learning-rate factors that say what is trained."""
+def state_makers(config, name: str, model, image_shape: tuple):
+  """(make_state, init, tx, factors) of stage `name`.
+
+  `init()` draws {"params", "batch_stats"}; `make_state` wraps such variables in a state at step 0; `factors` say what the
+  optimiser `tx` trains. Nothing here is compiled as a whole: XLA takes longer over one program that draws every kernel
+  than the draws take one by one.
+  """
   block = config[name]
 
-  def init(key):
-    variables = model.init(key, jnp.zeros(image_shape), train=False)
-    return variables["params"], variables.get("batch_stats", {})
+  def init():
+    variables = model.init(prng.stream(config.seed, name, "init"), jnp.zeros(image_shape), train=False)
+    return dict(params=variables["params"], batch_stats=variables.get("batch_stats", {}))
 
-  key = prng.stream(config.seed, name, "init")
-  factors = optim.learning_rate_factors(jax.eval_shape(init, key)[0], block.train, block.lr_factors, where=f"{name}.train")
-  if block.batch_norm == "shift" and any("bn" in path[-2].lower() for path, factor in
-                                         flax.traverse_util.flatten_dict(factors).items() if factor is not None):
+  factors = optim.learning_rate_factors(
+      jax.eval_shape(init)["params"], block.train, block.lr_factors, where=f"{name}.train")
+  trained = [path for path, factor in flax.traverse_util.flatten_dict(factors).items() if factor is not None]
+  if block.batch_norm == "shift" and any("norm" in path[-2] for path in trained):
     raise ConfigError(f"{name}.batch_norm: 'shift' moves the statistics of a frozen backbone, but {name}.train trains "
                       "BatchNorm's parameters; use 'train', or freeze them")
   tx = optim.sgd(momentum=block.momentum, weight_decay=block.weight_decay, factors=factors)
 
-  def fresh(key):
-    params, batch_stats = init(key)
-    return steps.TrainState(step=jnp.zeros((), jnp.int32), params=params, batch_stats=batch_stats,
-                            opt_state=tx.init(optim.split(params, factors)[0]), window=steps.init_window())
+  def make_state(variables):
+    opt_state = tx.init(optim.split(variables["params"], factors)[0])
+    return steps.TrainState(step=jnp.zeros((), jnp.int32), opt_state=opt_state, window=steps.init_window(), **variables)
 
-  return jax.jit(fresh, out_shardings=sharding_)(key), tx, factors
+  return make_state, init, tx, factors
 
 
-def bridge(state: steps.TrainState, model: dict, reset: tuple, *, where: str) -> steps.TrainState:
-  """`state` with the model of the stage before, but for the parameters that `reset` names."""
-  fresh, earlier = (flax.traverse_util.flatten_dict(params, sep="/") for params in (state.params, model["params"]))
-  for pattern in reset:
+def abstract(tree, sharding_):
+  """Shapes, types and shardings in place of arrays."""
+  return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding_), tree)
+
+
+def reset(variables: dict, init, patterns: tuple, *, where: str) -> dict:
+  """`variables` of the stage before, with the parameters that `patterns` name drawn afresh by `init`."""
+  if not patterns:
+    return variables
+  fresh, earlier = (flax.traverse_util.flatten_dict(tree["params"], sep="/") for tree in (init(), variables))
+  for pattern in patterns:
     if not any(re.fullmatch(pattern, path) for path in fresh):
       raise ConfigError(f"{where}: {pattern!r} matches no parameter; there are {', '.join(sorted(fresh)[-3:])} ...")
-  params = {path: fresh[path] if any(re.fullmatch(pattern, path) for pattern in reset) else earlier[path]
+  params = {path: fresh[path] if any(re.fullmatch(pattern, path) for pattern in patterns) else earlier[path]
             for path in fresh}
-  return state.replace(params=flax.traverse_util.unflatten_dict(params, sep="/"), batch_stats=model["batch_stats"])
+  return dict(variables, params=flax.traverse_util.unflatten_dict(params, sep="/"))
 
 
 def _batches(order: Order, objective: build.Objective, counts: np.ndarray, first: int, count: int, mesh):
-  """Indices and scheduled values of `count` steps from `first`, on the devices: [b] for one step, [count b] for more."""
+  """Indices and scheduled values of `count` steps from `first`, on the devices: [b] for one step, else [count b]."""
   indices = [order.batch(step) for step in range(first, first + count)]
   scalars = [objective.scalars(order.clock(step), counts) for step in range(first, first + count)]
   if count == 1:
