@@ -8,6 +8,7 @@ a signal with everything saved.
 """
 
 import pathlib
+import shlex
 import signal
 import sys
 
@@ -27,8 +28,10 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run: made where it is missing, continued where it is not.")
 
 
-def run(config, workdir: pathlib.Path, stop=lambda: False) -> dict:
+def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "") -> dict:
   """Runs all stages of `config`, or what is left of them, and writes the report; returns what `results.json` holds.
+
+  `stop` says whether the run has been asked to stop; `command` is the command line, for the record.
 
   Raises:
     LtjaxError: anything wrong with the config, the data or the work folder, before anything is written.
@@ -44,7 +47,7 @@ def run(config, workdir: pathlib.Path, stop=lambda: False) -> dict:
   for name in config.stages:
     result = run_stage(config, name, dataset, workdir, before=before, stop=stop)
     confusions[name], parameters, before = result.confusion, result.parameters, name
-  return report.write(config, dataset, workdir, confusions, parameters)
+  return report.write(config, dataset, workdir, confusions, parameters, command)
 
 
 class StopRequest:
@@ -76,7 +79,8 @@ def _main(argv) -> None:
       if flag.value is None:
         raise ConfigError(f"--{flag.name} is missing; try --config=configs/gcl_digits.py --workdir=runs/digits")
     workdir = pathlib.Path(_WORKDIR.value)
-    results = run(_CONFIG.value, workdir, StopRequest())
+    command = shlex.join(["python", "-m", "ltjax.main", *sys.argv[1:]])
+    results = run(_CONFIG.value, workdir, StopRequest(), command)
   except LtjaxError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(EXIT_WRONG_NUMBERS if isinstance(error, TrainingError) else EXIT_BAD_INPUT)

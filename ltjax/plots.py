@@ -4,7 +4,7 @@ import pathlib
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from ltjax import metrics
 from ltjax.data import longtail
@@ -25,7 +25,7 @@ def training_curves(logs: dict[str, list[dict]], groups: tuple[str, ...], path: 
     test = [line for line in lines if "test" in line]
     epochs = [line["epoch"] for line in train]
     top.plot(epochs, [line["loss"] for line in train], color="black")
-    top.set(title=name, ylabel="training loss", ylim=(0, None))
+    top.set(title=name, ylabel="training loss", ylim=(0, 1.05 * max(line["loss"] for line in train)))
     bottom.plot(epochs, [line["accuracy"] for line in train], color="grey", label="training")
     for group in ("overall", *groups):
       bottom.plot([line["epoch"] for line in test], [line["test"][group] for line in test],
@@ -55,7 +55,11 @@ def accuracy_by_class_size(confusions: dict[str, np.ndarray], class_counts: np.n
     if last and len(class_names) <= 20:
       for x, y, label in zip(class_counts, accuracy, class_names, strict=True):
         axis.annotate(label, (x, y), xytext=(5, -11), textcoords="offset points", fontsize="small")
-  axis.set(xscale="log", xlabel="training images of the class", ylabel="test accuracy of the class", ylim=(-0.04, 1.04))
+  axis.set_xscale("log")
+  axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+  axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+  axis.xaxis.set_minor_formatter(NullFormatter())
+  axis.set( xlabel="training images of the class", ylabel="test accuracy of the class", ylim=(-0.04, 1.04))
   axis.yaxis.set_major_formatter(PercentFormatter(1))
   axis.grid(alpha=0.3)
   axis.legend(fontsize="small")

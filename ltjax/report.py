@@ -17,10 +17,12 @@ from ltjax.data import longtail
 GROUPS = ("many", "medium", "few")
 
 
-def write(config, dataset, workdir: pathlib.Path, confusions: dict[str, np.ndarray], parameters: int) -> dict:
+def write(config, dataset, workdir: pathlib.Path, confusions: dict[str, np.ndarray], parameters: int,
+          command: str = "") -> dict:
   """Writes the results and the report of a finished run and returns the content of `results.json`.
 
-  `confusions` holds every stage's confusion matrix on the test set, in the order of the stages.
+  `confusions` holds every stage's confusion matrix on the test set, in the order of the stages; `command` is how the
+  run was started.
   """
   counts = dataset.class_counts
   stages = {name: _stage(config[name], workdir / name, confusion, counts) for name, confusion in confusions.items()}
@@ -31,7 +33,7 @@ def write(config, dataset, workdir: pathlib.Path, confusions: dict[str, np.ndarr
                 test_images=len(dataset.test[1]), class_counts=counts.tolist(), class_names=list(dataset.class_names),
                 selected_sha256=dataset.fingerprint),
       augmentation=dict(config.augment.to_dict(), mixup={name: config[name].mixup for name in config.stages}),
-      seed=config.seed, precision=config.precision, commit=commit(), hardware=hardware(), versions=versions())
+      seed=config.seed, precision=config.precision, command=command, commit=commit(), hardware=hardware(), versions=versions())
   folder = workdir / "report"
   folder.mkdir(exist_ok=True)
   present = tuple(group for group in GROUPS if sizes[group])
