@@ -1,0 +1,137 @@
+"""Time per training step and images/s of ResNet-32 on CIFAR-10-LT: ltjax's whole step beside a bare flax step.
+
+python benchmarks/cifar.py --dir=DIR [--batch-size=128] [--rounds=5] [--calls=4] [--steps-per-call=1] [--precision=bf16]
+
+DIR holds the official binary files. The whole step gathers, crops, flips, normalises, mixes, trains and sums the log;
+the bare one is cross entropy on a batch that is already normalised on the device. The rows take turns (A B C A B C ...),
+each turn times `--calls` calls, and the medians over the rounds are printed and written to benchmarks/results/.
+"""
+
+import argparse
+import pathlib
+import statistics
+import sys
+import time
+
+import jax
+import numpy as np
+import optax
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from configs import ce_cifar10, gcl_cifar10  # noqa: E402
+from ltjax import build, report, sharding, train  # noqa: E402
+from ltjax import step as steps  # noqa: E402
+from ltjax.data import resident  # noqa: E402
+from ltjax.data.order import Order  # noqa: E402
+
+
+def whole_step(module, stage: str, args):
+  """A function that runs `steps_per_call` steps of a config's stage, exactly as the loop does."""
+  config = module.get_config()
+  config.dataset.dir, config.precision = args.dir, args.precision
+  block, dataset = config[stage], build.dataset(config)()
+  block.batch_size = args.batch_size
+  counts, mesh = dataset.class_counts, sharding.data_mesh()
+  whole = sharding.replicated(mesh)
+  model, objective = build.model(config, len(counts)), build.Objective(block, stage)
+  order = Order(dataset.train[1], len(counts), batch_size=block.batch_size, epochs=block.epochs, seed=0, stage=stage,
+                probabilities=build.sampler(block.sampler, stage, counts))
+  make_state, init, tx, factors = train.state_makers(config, stage, model, dataset.train[0][:1].shape)
+  data = jax.device_put(resident.arrays(dataset, "train") | dict(
+      class_counts=counts.astype(np.float32), key=train.prng.stream(0, stage)), whole)
+  load = resident.make_load(**config.augment, mixup=block.mixup)
+  step = steps.make_train_step(model, tx, factors, objective, load, batch_norm=block.batch_norm)
+  if args.steps_per_call > 1:
+    step = steps.repeat(step, args.steps_per_call, unroll=jax.default_backend() == "cpu")
+  step = jax.jit(step, donate_argnums=0, out_shardings=whole)
+  box = dict(state=jax.device_put(make_state(init()), whole), done=0)
+
+  def call():
+    batches = train._batches(order, objective, counts, box["done"], args.steps_per_call, mesh)
+    box.update(state=step(box["state"], data, *batches), done=box["done"] + args.steps_per_call)
+    return box["state"].step
+
+  return call
+
+
+def bare_step(args):
+  """The least that trains: flax, optax and cross entropy on one batch, again and again."""
+  config = ce_cifar10.get_config()
+  config.precision = args.precision
+  model, tx = build.model(config, 10), optax.chain(optax.add_decayed_weights(2e-4), optax.sgd(0.1, momentum=0.9))
+  rng = np.random.default_rng(0)
+  images = jax.device_put(rng.standard_normal((args.batch_size, 32, 32, 3), np.float32))
+  labels = jax.device_put(rng.integers(0, 10, args.batch_size))
+  variables = model.init(jax.random.key(0), images[:1], train=False)
+
+  def step(params, batch_stats, opt_state):
+    def loss_fn(params):
+      (logits, _), updates = model.apply(
+          dict(params=params, batch_stats=batch_stats), images, train=True, mutable=["batch_stats"])
+      return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), updates["batch_stats"]
+
+    grads, batch_stats_new = jax.grad(loss_fn, has_aux=True)(params)
+    updates, opt_state = tx.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), batch_stats_new, opt_state
+
+  step = jax.jit(step, donate_argnums=(0, 1, 2))
+  box = [variables["params"], variables["batch_stats"], tx.init(variables["params"])]
+
+  def call():
+    for _ in range(args.steps_per_call):
+      box[:] = step(*box)
+    return jax.tree.leaves(box[0])[0]
+
+  return call
+
+
+def measure(calls: dict, rounds: int, per_round: int, steps_per_call: int) -> dict[str, tuple[float, float]]:
+  """{row: (seconds to the first step's end, median seconds a step)}."""
+  first, times = {}, {name: [] for name in calls}
+  for name, call in calls.items():
+    began = time.perf_counter()
+    jax.block_until_ready(call())
+    first[name] = time.perf_counter() - began
+  for _ in range(rounds):
+    for name, call in calls.items():
+      began = time.perf_counter()
+      for _ in range(per_round):
+        result = call()
+      jax.block_until_ready(result)
+      times[name].append((time.perf_counter() - began) / per_round / steps_per_call)
+  return {name: (first[name], statistics.median(times[name])) for name in calls}
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--dir", required=True)
+  parser.add_argument("--batch-size", type=int, default=128)
+  parser.add_argument("--rounds", type=int, default=5)
+  parser.add_argument("--calls", type=int, default=4)
+  parser.add_argument("--steps-per-call", type=int, default=1)
+  parser.add_argument("--precision", choices=sorted(build.PRECISIONS), default="float32")
+  args = parser.parse_args()
+  rows = measure({
+      "bare flax step, cross entropy": bare_step(args),
+      "ce_cifar10": whole_step(ce_cifar10, "representation", args),
+      "gcl_cifar10, representation": whole_step(gcl_cifar10, "representation", args),
+      "gcl_cifar10, classifier (frozen backbone)": whole_step(gcl_cifar10, "classifier", args),
+  }, args.rounds, args.calls, args.steps_per_call)
+  bare = rows["bare flax step, cross entropy"][1]
+  versions = ", ".join(f"{name} {version}" for name, version in report.versions().items())
+  lines = [
+      f"# ResNet-32 on CIFAR-10-LT, batch {args.batch_size}, {args.precision}, {args.steps_per_call} steps a call", "",
+      "| step | ms a step | images/s | of the bare step | first call, s |", "| --- | ---: | ---: | ---: | ---: |",
+      *(f"| {name} | {1e3 * seconds:.1f} | {args.batch_size / seconds:.0f} | {seconds / bare:.2f} | {first:.1f} |"
+        for name, (first, seconds) in rows.items()), "",
+      f"Medians of {args.rounds} rounds of {args.calls} calls, the rows in turn. {report.hardware()['device']};",
+      f"{versions}; commit {report.commit()}.", "", f"`python benchmarks/cifar.py {' '.join(sys.argv[1:])}`", ""]
+  name = f"step_{jax.devices()[0].platform}_{args.precision}_{args.batch_size}.md"
+  (ROOT / "benchmarks" / "results" / name).write_text("\n".join(lines))
+  print("\n".join(lines))
+
+
+if __name__ == "__main__":
+  main()
