@@ -1,5 +1,6 @@
 """One stage of training: the loop, read top to bottom. It names no method."""
 
+import collections
 import pathlib
 import re
 import time
@@ -86,6 +87,7 @@ def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str 
   # -- the loop: {step, log, evaluate, checkpoint}, in this order, on which resuming relies ----------------------------
   confusion, log_every, epoch, began = None, config.log_every_steps, order.steps_per_epoch, time.perf_counter()
   evaluate_every, save_every = config.eval_every_epochs * epoch, config.checkpoint_every_epochs * epoch
+  ahead = collections.deque()
   bar = tqdm(total=order.steps * block.batch_size, initial=done * block.batch_size, unit="img", unit_scale=True,
              desc=name, dynamic_ncols=True)
   with checkpoints, bar, jax.transfer_guard("disallow"):
@@ -93,6 +95,10 @@ def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str 
       boundary = min(order.steps, *((done // every + 1) * every for every in (log_every, evaluate_every, save_every)))
       count = chunk if boundary - done >= chunk else 1
       state = compiled[count](state, data, *_batches(order, objective, counts, done, count, mesh))
+      # At most two calls ahead of the device: a signal is answered soon, and the bar shows what is done.
+      ahead.append(jnp.copy(state.step))
+      if len(ahead) > 2:
+        jax.block_until_ready(ahead.popleft())
       done += count
       bar.update(count * block.batch_size)
       last, stopping, now = done == order.steps, stop(), dict(step=done, epoch=done / epoch)
