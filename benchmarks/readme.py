@@ -17,7 +17,8 @@ def methods() -> str:
   for path in sorted((ROOT / "configs").glob("*.py")):
     text = ast.get_docstring(ast.parse(path.read_text()))
     published = re.search(r"Published ([^;.]*(?:\.\d+[^;.]*)*)", text)
-    numbers = published[1].strip() + (")" if "(" in published[1] and ")" not in published[1] else "") if published else "-"
+    numbers = published[1].strip() if published else "-"
+    numbers += ")" if "(" in numbers and ")" not in numbers else ""
     rows.append(f"| [{path.stem}](configs/{path.name}) | {text.splitlines()[0].rstrip('.')} | {numbers} |")
   return "\n".join(rows)
 
@@ -30,8 +31,8 @@ def digits() -> str:
 def filled(readme: str) -> str:
   """`readme` with its generated blocks up to date."""
   for name, content in (("digits", digits()), ("methods", methods())):
-    readme = re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda match, text=content: match[1] + text + "\n" + match[2],
-                    readme, flags=re.DOTALL)
+    before, rest = readme.split(f"<!-- {name} -->\n")
+    readme = f"{before}<!-- {name} -->\n{content}\n<!-- end -->{rest.split('<!-- end -->', 1)[1]}"
   return readme
 
 

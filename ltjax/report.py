@@ -33,7 +33,8 @@ def write(config, dataset, workdir: pathlib.Path, confusions: dict[str, np.ndarr
                 test_images=len(dataset.test[1]), class_counts=counts.tolist(), class_names=list(dataset.class_names),
                 selected_sha256=dataset.fingerprint),
       augmentation=dict(config.augment.to_dict(), mixup={name: config[name].mixup for name in config.stages}),
-      seed=config.seed, precision=config.precision, command=command, commit=commit(), hardware=hardware(), versions=versions())
+      seed=config.seed, precision=config.precision, command=command, commit=commit(), hardware=hardware(),
+      versions=versions())
   folder = workdir / "report"
   folder.mkdir(exist_ok=True)
   present = tuple(group for group in GROUPS if sizes[group])

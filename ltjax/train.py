@@ -125,9 +125,9 @@ def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str 
 def state_makers(config, name: str, model, image_shape: tuple):
   """(make_state, init, tx, factors) of stage `name`.
 
-  `init()` draws {"params", "batch_stats"}; `make_state` wraps such variables in a state at step 0; `factors` say what the
-  optimiser `tx` trains. Nothing here is compiled as a whole: XLA takes longer over one program that draws every kernel
-  than the draws take one by one.
+  `init()` draws {"params", "batch_stats"}; `make_state` wraps such variables in a state at step 0; `factors` say what
+  the optimiser `tx` trains. Nothing here is compiled as a whole: XLA takes longer over one program that draws every
+  kernel than the draws take one by one.
   """
   block = config[name]
 
