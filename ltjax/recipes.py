@@ -31,7 +31,7 @@ RUN_KEYS = tuple(_run(dataset={}, augment={}, backbone={}))
 
 def stage(*, epochs: int, batch_size: int, lr, loss: dict, weight_decay: float, adjust: dict | None = None,
           sampler: dict | None = None, mixup: float = 0.0, class_weights: dict | None = None, train: tuple = (".*",),
-          lr_factors: tuple = (), reset: tuple = (), batch_norm: str = "train", momentum: float = 0.9) -> ConfigDict:
+          lr_factors: tuple = (), reset: tuple = (), batch_norm: str = "", momentum: float = 0.9) -> ConfigDict:
   """One stage: a fresh optimiser and a trainable set.
 
   Args:
@@ -48,10 +48,11 @@ def stage(*, epochs: int, batch_size: int, lr, loss: dict, weight_decay: float, 
     lr_factors: (regular expression, factor on the learning rate) pairs.
     reset: regular expressions of parameters that start afresh instead of from the stage before.
     batch_norm: train: batch statistics, running ones move; eval: running statistics, fixed; shift: as train, with the
-      affine parameters frozen.
+      affine parameters frozen. Where none is given, train if everything is trained, else eval.
     momentum: of SGD.
   """
   return ConfigDict(dict(
       epochs=epochs, batch_size=batch_size, lr=lr, loss=loss, weight_decay=weight_decay, adjust=adjust,
       sampler=sampler or dict(name="instance"), mixup=mixup, class_weights=class_weights, train=train,
-      lr_factors=lr_factors, reset=reset, batch_norm=batch_norm, momentum=momentum))
+      lr_factors=lr_factors, reset=reset, batch_norm=batch_norm or ("train" if train == (".*",) else "eval"),
+      momentum=momentum))

@@ -120,9 +120,12 @@ def _cifar_file(path: pathlib.Path, records: int, classes: int) -> tuple[np.ndar
 
 
 def _cifar_tfds(classes: int):
-  import tensorflow as tf
-  import tensorflow_datasets as tfds
-
+  try:
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+  except ImportError as error:
+    raise DataError(f"dataset: CIFAR-{classes} without a dataset.dir comes from TFDS, which could not be imported "
+                    f"({error}); install tensorflow-datasets and tensorflow, or give --config.dataset.dir=DIR") from error
   tf.config.set_visible_devices([], "GPU")  # TensorFlow would take all of the accelerator's memory
   try:
     builder = tfds.builder(f"cifar{classes}")
