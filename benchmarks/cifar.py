@@ -21,37 +21,22 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from configs import ce_cifar10, gcl_cifar10  # noqa: E402
-from ltjax import build, report, sharding, train  # noqa: E402
-from ltjax import step as steps  # noqa: E402
-from ltjax.data import resident  # noqa: E402
-from ltjax.data.order import Order  # noqa: E402
+from ltjax import build, report, train  # noqa: E402
 
 
-def whole_step(module, stage: str, args):
+def whole_step(module, stage_name: str, args):
   """A function that runs `steps_per_call` steps of a config's stage, exactly as the loop does."""
   config = module.get_config()
-  config.dataset.dir, config.precision = args.dir, args.precision
-  block, dataset = config[stage], build.dataset(config)()
-  block.batch_size = args.batch_size
-  counts, mesh = dataset.class_counts, sharding.data_mesh()
-  whole = sharding.replicated(mesh)
-  model, objective = build.model(config, len(counts)), build.Objective(block, stage)
-  order = Order(dataset.train[1], len(counts), batch_size=block.batch_size, epochs=block.epochs, seed=0, stage=stage,
-                probabilities=build.sampler(block.sampler, stage, counts))
-  make_state, init, tx, factors = train.state_makers(config, stage, model, dataset.train[0][:1].shape)
-  data = jax.device_put(resident.arrays(dataset, "train") | dict(
-      class_counts=counts.astype(np.float32), key=train.prng.stream(0, stage)), whole)
-  load = resident.make_load(**config.augment, mixup=block.mixup)
-  step = steps.make_train_step(model, tx, factors, objective, load, batch_norm=block.batch_norm)
-  if args.steps_per_call > 1:
-    step = steps.repeat(step, args.steps_per_call, unroll=jax.default_backend() == "cpu")
-  step = jax.jit(step, donate_argnums=0, out_shardings=whole)
-  box = dict(state=jax.device_put(make_state(init()), whole), done=0)
+  config.dataset.dir, config.precision, config.steps_per_call = args.dir, args.precision, args.steps_per_call
+  config[stage_name].batch_size = args.batch_size
+  stage = train.prepare(config, stage_name, build.dataset(config)())
+  step, state, done = stage.train_steps[args.steps_per_call], stage.make_state(stage.init()), 0
 
   def call():
-    batches = train._batches(order, objective, counts, box["done"], args.steps_per_call, mesh)
-    box.update(state=step(box["state"], data, *batches), done=box["done"] + args.steps_per_call)
-    return box["state"].step
+    nonlocal state, done
+    state = step(state, stage.data, *stage.batches(done, args.steps_per_call))
+    done += args.steps_per_call
+    return state.step
 
   return call
 

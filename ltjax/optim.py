@@ -37,9 +37,7 @@ def learning_rate_factors(params, train: tuple, lr_factors: tuple = (), *, where
     ConfigError: an expression that matches nothing, or nothing to train.
   """
   paths = flax.traverse_util.flatten_dict(params, sep="/")
-  for pattern in (*train, *(pattern for pattern, _ in lr_factors)):
-    if not any(re.fullmatch(pattern, path) for path in paths):
-      raise ConfigError(f"{where}: {pattern!r} matches no parameter; there are {_summary(paths)}")
+  check_patterns((*train, *(pattern for pattern, _ in lr_factors)), params, where=where)
   if not train:
     raise ConfigError(f"{where}: nothing is trained; give at least one regular expression, such as 'head/.*'")
 
@@ -49,6 +47,15 @@ def learning_rate_factors(params, train: tuple, lr_factors: tuple = (), *, where
     return float(next((value for pattern, value in lr_factors if re.fullmatch(pattern, path)), 1.0))
 
   return flax.traverse_util.unflatten_dict({path: factor(path) for path in paths}, sep="/")
+
+
+def check_patterns(patterns: tuple, params, *, where: str) -> None:
+  """Raises a `ConfigError` for a regular expression that matches the path of no parameter."""
+  paths = sorted(flax.traverse_util.flatten_dict(params, sep="/"))
+  for pattern in patterns:
+    if not any(re.fullmatch(pattern, path) for path in paths):
+      some = paths if len(paths) <= 6 else [*paths[:3], f"... ({len(paths)} in all) ...", *paths[-3:]]
+      raise ConfigError(f"{where}: {pattern!r} matches no parameter; there are {', '.join(some)}")
 
 
 def split(params, factors):
@@ -65,8 +72,3 @@ def join(trained, frozen):
 
 def _is_none(value) -> bool:
   return value is None
-
-
-def _summary(paths) -> str:
-  paths = sorted(paths)
-  return ", ".join(paths if len(paths) <= 6 else [*paths[:3], f"... ({len(paths)} in all) ...", *paths[-3:]])

@@ -4,6 +4,7 @@ import collections
 import pathlib
 import re
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.traverse_util
@@ -34,6 +35,60 @@ class StageResult(NamedTuple):
   confusion: np.ndarray
 
 
+class Stage(NamedTuple):
+  """A stage made ready to run: order, arrays on the devices, compiled functions."""
+
+  order: Order
+  objective: build.Objective
+  class_counts: np.ndarray
+  mesh: jax.sharding.Mesh
+  data: dict  # constant arrays of the training set, and the stage's random key
+  init: Callable[[], dict]  # draws {"params", "batch_stats"}
+  make_state: Callable[[dict], steps.TrainState]  # such variables at step 0, on the devices
+  like: steps.TrainState  # shapes, types and shardings of a state
+  train_steps: dict[int, Callable]  # steps a call: the compiled function
+  chunk: int  # the larger number of steps a call
+  evaluator: Evaluator
+
+  def batches(self, first: int, count: int):
+    """Indices and scheduled values of `count` steps from `first`, on the devices: [b] for one step, else [count b]."""
+    indices = [self.order.batch(step) for step in range(first, first + count)]
+    clocks = [self.order.clock(step) for step in range(first, first + count)]
+    scalars = [self.objective.scalars(clock, self.class_counts) for clock in clocks]
+    whole, axis = sharding.replicated(self.mesh), 0
+    if count == 1:
+      indices, scalars = indices[0], scalars[0]
+    else:
+      indices, scalars, axis = np.stack(indices), jax.tree.map(lambda *values: np.stack(values), *scalars), 1
+    return jax.device_put((indices, scalars), (sharding.split(self.mesh, axis), whole))
+
+
+def prepare(config, name: str, dataset) -> Stage:
+  """Everything that stage `name` runs with; compiles nothing yet."""
+  block, counts, mesh = config[name], dataset.class_counts, sharding.data_mesh()
+  whole, on_cpu = sharding.replicated(mesh), jax.default_backend() == "cpu"
+  model, objective = build.model(config, len(counts)), build.Objective(block, name)
+  order = Order(dataset.train[1], len(counts), batch_size=block.batch_size, epochs=block.epochs, seed=config.seed,
+                stage=name, probabilities=build.sampler(block.sampler, f"{name}.sampler", counts))
+  data = jax.device_put(resident.arrays(dataset, "train") | dict(
+      class_counts=counts.astype(np.float32), key=prng.stream(config.seed, name)), whole)
+  evaluator = Evaluator(model, jax.device_put(resident.arrays(dataset, "test"), whole), len(counts),
+                        batch_size=config.eval_batch_size, mesh=mesh)
+  make_state, init, tx, factors = state_makers(config, name, model, dataset.train[0][:1].shape)
+  like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+                      jax.eval_shape(lambda: make_state(init())))
+  load = resident.make_load(**config.augment, mixup=block.mixup)
+  train_step = steps.make_train_step(model, tx, factors, objective, load, batch_norm=block.batch_norm)
+  chunk = config.steps_per_call or (1 if on_cpu else 50)
+  train_steps = {count: jax.jit(step, donate_argnums=0, out_shardings=whole) for count, step in (
+      (chunk, steps.repeat(train_step, chunk, unroll=on_cpu)), (1, train_step))}
+
+  def place(variables):
+    return jax.device_put(make_state(variables), whole)
+
+  return Stage(order, objective, counts, mesh, data, init, place, like, train_steps, chunk, evaluator)
+
+
 def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str | None, stop) -> StageResult:
   """Trains stage `name` to its end, from its newest checkpoint, from stage `before`'s model, or from scratch.
 
@@ -49,40 +104,22 @@ def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str 
     Interrupted: after `stop()`, with the state saved.
     TrainingError: a loss that is not finite.
   """
-  # -- order, model, arrays on the devices ---------------------------------------------------------------------------
   block, counts, folder = config[name], dataset.class_counts, workdir / name
-  mesh = sharding.data_mesh()
-  whole = sharding.replicated(mesh)
-  model, objective = build.model(config, len(counts)), build.Objective(block, name)
-  order = Order(dataset.train[1], len(counts), batch_size=block.batch_size, epochs=block.epochs, seed=config.seed,
-                stage=name, probabilities=build.sampler(block.sampler, f"{name}.sampler", counts))
-  data = jax.device_put(resident.arrays(dataset, "train") | dict(
-      class_counts=counts.astype(np.float32), key=prng.stream(config.seed, name)), whole)
-  evaluator = Evaluator(model, jax.device_put(resident.arrays(dataset, "test"), whole), len(counts),
-                        batch_size=config.eval_batch_size, mesh=mesh)
+  stage = prepare(config, name, dataset)
+  order, objective, whole = stage.order, stage.objective, sharding.replicated(stage.mesh)
 
   # -- state: restore, or bridge from the stage before, or initialise --------------------------------------------------
-  make_state, init, tx, factors = state_makers(config, name, model, dataset.train[0][:1].shape)
-  like = abstract(jax.eval_shape(lambda: make_state(init())), whole)
   checkpoints = Checkpoints(folder / "checkpoints")
   if checkpoints.latest() is not None:
-    state = checkpoints.restore(like)
+    state = checkpoints.restore(stage.like)
   elif before:
     with Checkpoints(workdir / before / "checkpoints") as earlier:
-      variables = earlier.restore_model(like)
-    state = jax.device_put(make_state(reset(variables, init, block.reset, where=f"{name}.reset")), whole)
+      variables = earlier.restore_model(stage.like)
+    state = stage.make_state(reset(variables, stage.init, block.reset))
   else:
-    state = jax.device_put(make_state(init()), whole)
+    state = stage.make_state(stage.init())
   done = start = int(jax.device_get(state.step))
   journal, timing = Journal(folder / "metrics.jsonl", upto=done), Journal(folder / "timing.jsonl", upto=done)
-
-  # -- compiled steps --------------------------------------------------------------------------------------------------
-  on_cpu = jax.default_backend() == "cpu"
-  chunk = config.steps_per_call or (1 if on_cpu else 50)
-  load = resident.make_load(**config.augment, mixup=block.mixup)
-  train_step = steps.make_train_step(model, tx, factors, objective, load, batch_norm=block.batch_norm)
-  compiled = {count: jax.jit(step, donate_argnums=0, out_shardings=whole) for count, step in (
-      (chunk, steps.repeat(train_step, chunk, unroll=on_cpu)), (1, train_step))}
 
   # -- the loop: {step, log, evaluate, checkpoint}, in this order, on which resuming relies ----------------------------
   confusion, log_every, epoch, began = None, config.log_every_steps, order.steps_per_epoch, time.perf_counter()
@@ -93,8 +130,8 @@ def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str 
   with checkpoints, bar, jax.transfer_guard("disallow"):
     while done < order.steps:
       boundary = min(order.steps, *((done // every + 1) * every for every in (log_every, evaluate_every, save_every)))
-      count = chunk if boundary - done >= chunk else 1
-      state = compiled[count](state, data, *_batches(order, objective, counts, done, count, mesh))
+      count = stage.chunk if boundary - done >= stage.chunk else 1
+      state = stage.train_steps[count](state, stage.data, *stage.batches(done, count))
       # At most two calls ahead of the device: a signal is answered soon, and the bar shows what is done.
       ahead.append(jnp.copy(state.step))
       if len(ahead) > 2:
@@ -104,22 +141,22 @@ def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str 
       last, stopping, now = done == order.steps, stop(), dict(step=done, epoch=done / epoch)
 
       if done % log_every == 0 or last:
-        loss, accuracy = _window(state, name, done)
+        loss, accuracy = mean_since_log(state, name, done)
         journal.write(**now, loss=loss, accuracy=accuracy, lr=float(objective.lr(order.clock(done - 1))))
         bar.set_postfix(loss=f"{loss:.3f}", acc=f"{accuracy:.1%}")
         state = state.replace(window=jax.device_put(steps.init_window(), whole))
       if done % evaluate_every == 0 or last:
-        confusion = evaluator(state)
+        confusion = stage.evaluator(state)
         journal.write(**now, test=metrics.group_accuracy(confusion, counts))
       if done % save_every == 0 or last or stopping:
-        _window(state, name, done)
+        mean_since_log(state, name, done)
         timing.write(step=done, start=start, seconds=time.perf_counter() - began)
         checkpoints.save(state, wait=last or stopping)
         start, began = done, time.perf_counter()
         if stopping and not last:
           raise Interrupted
   parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-  return StageResult(state, parameters, evaluator(state) if confusion is None else confusion)
+  return StageResult(state, parameters, stage.evaluator(state) if confusion is None else confusion)
 
 
 def state_makers(config, name: str, model, image_shape: tuple):
@@ -135,8 +172,9 @@ def state_makers(config, name: str, model, image_shape: tuple):
     variables = model.init(prng.stream(config.seed, name, "init"), jnp.zeros(image_shape), train=False)
     return dict(params=variables["params"], batch_stats=variables.get("batch_stats", {}))
 
-  factors = optim.learning_rate_factors(
-      jax.eval_shape(init)["params"], block.train, block.lr_factors, where=f"{name}.train")
+  shapes = jax.eval_shape(init)["params"]
+  optim.check_patterns(block.reset, shapes, where=f"{name}.reset")
+  factors = optim.learning_rate_factors(shapes, block.train, block.lr_factors, where=f"{name}.train")
   trained = [path for path, factor in flax.traverse_util.flatten_dict(factors).items() if factor is not None]
   if block.batch_norm == "shift" and any("norm" in path[-2] for path in trained):
     raise ConfigError(f"{name}.batch_norm: 'shift' moves the statistics of a frozen backbone, but {name}.train trains "
@@ -150,35 +188,17 @@ def state_makers(config, name: str, model, image_shape: tuple):
   return make_state, init, tx, factors
 
 
-def abstract(tree, sharding_):
-  """Shapes, types and shardings in place of arrays."""
-  return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding_), tree)
-
-
-def reset(variables: dict, init, patterns: tuple, *, where: str) -> dict:
+def reset(variables: dict, init: Callable[[], dict], patterns: tuple) -> dict:
   """`variables` of the stage before, with the parameters that `patterns` name drawn afresh by `init`."""
   if not patterns:
     return variables
   fresh, earlier = (flax.traverse_util.flatten_dict(tree["params"], sep="/") for tree in (init(), variables))
-  for pattern in patterns:
-    if not any(re.fullmatch(pattern, path) for path in fresh):
-      raise ConfigError(f"{where}: {pattern!r} matches no parameter; there are {', '.join(sorted(fresh)[-3:])} ...")
   params = {path: fresh[path] if any(re.fullmatch(pattern, path) for pattern in patterns) else earlier[path]
             for path in fresh}
   return dict(variables, params=flax.traverse_util.unflatten_dict(params, sep="/"))
 
 
-def _batches(order: Order, objective: build.Objective, counts: np.ndarray, first: int, count: int, mesh):
-  """Indices and scheduled values of `count` steps from `first`, on the devices: [b] for one step, else [count b]."""
-  indices = [order.batch(step) for step in range(first, first + count)]
-  scalars = [objective.scalars(order.clock(step), counts) for step in range(first, first + count)]
-  if count == 1:
-    return jax.device_put((indices[0], scalars[0]), (sharding.split(mesh), sharding.replicated(mesh)))
-  stacked = jax.tree.map(lambda *values: np.stack(values), *scalars)
-  return jax.device_put((np.stack(indices), stacked), (sharding.split(mesh, axis=1), sharding.replicated(mesh)))
-
-
-def _window(state: steps.TrainState, name: str, done: int) -> tuple[float, float]:
+def mean_since_log(state: steps.TrainState, name: str, done: int) -> tuple[float, float]:
   """Mean loss and accuracy since the last line of the log; raises where the loss is not finite."""
   window = jax.device_get(state.window)
   loss, accuracy = (float(window[key] / max(window["examples"], 1)) for key in ("loss", "correct"))

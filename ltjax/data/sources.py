@@ -125,7 +125,7 @@ def _cifar_tfds(classes: int):
     import tensorflow_datasets as tfds
   except ImportError as error:
     raise DataError(f"dataset: CIFAR-{classes} without a dataset.dir comes from TFDS, which could not be imported "
-                    f"({error}); install tensorflow-datasets and tensorflow, or give --config.dataset.dir=DIR") from error
+                    f"({error}); install it, or give --config.dataset.dir=DIR") from error
   tf.config.set_visible_devices([], "GPU")  # TensorFlow would take all of the accelerator's memory
   try:
     builder = tfds.builder(f"cifar{classes}")
