@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
@@ -146,14 +147,23 @@ class Objective:
     self.weights = (bind(stage.class_weights, public(losses, ".weights"), f"{where}.class_weights")
                     if stage.class_weights else None)
     self.lr = schedule(stage.lr, f"{where}.lr")
+    self._weights = None
 
   def scalars(self, clock: Clock, class_counts: np.ndarray) -> dict:
     """Every scheduled value at `clock`, as the float32 arrays that enter the compiled step."""
     values = dict(lr=self.lr(clock), loss=self.loss.at(clock), adjust=self.adjust.at(clock) if self.adjust else {})
     if self.weights:
-      values["class_weights"] = self.weights.function(class_counts, **self.weights.constants, **self.weights.at(clock))
+      values["class_weights"] = self._class_weights(class_counts, self.weights.at(clock))
     return {key: {k: np.float32(v) for k, v in value.items()} if isinstance(value, dict) else np.float32(value)
             for key, value in values.items()}
+
+  def _class_weights(self, class_counts: np.ndarray, scheduled: dict) -> np.ndarray:
+    """The weights [c], computed on the host once for each value of their schedules."""
+    if self._weights is None or self._weights[0] != scheduled:
+      with jax.transfer_guard("allow"):
+        weights = self.weights.function(class_counts, **self.weights.constants, **scheduled)
+        self._weights = scheduled, np.asarray(weights)
+    return self._weights[1]
 
   def __call__(self, logits, labels, *, features, key, scalars, data):
     """The mean loss of a batch."""
