@@ -45,11 +45,10 @@ def _counts(profile: str, num_classes: int, max_count: int, imbalance: float) ->
   profiles = dict(exponential=longtail.exponential_counts, step=longtail.step_counts, pareto=longtail.pareto_counts)
   if profile not in profiles:
     raise ConfigError(f"dataset.profile: no long-tail profile is called {profile!r}; there are {sorted(profiles)}")
-  counts = profiles[profile](num_classes, max_count, imbalance)
-  if empty := [int(c) for c in np.flatnonzero(counts < 1)]:
-    raise ConfigError(f"dataset.imbalance: {imbalance:g} leaves classes {empty} without a training image "
-                      f"(largest class {max_count}); choose an imbalance of at most {max_count}")
-  return counts
+  try:
+    return profiles[profile](num_classes, max_count, imbalance)
+  except ConfigError as error:
+    raise ConfigError(f"dataset.imbalance: {error}") from error
 
 
 def digits(*, imbalance: float, profile: str, subset_seed: int) -> Dataset:

@@ -1,0 +1,158 @@
+import time
+
+import numpy as np
+import pytest
+
+from ltjax import build, prng
+from ltjax.data import samplers
+from ltjax.data.order import Order
+from ltjax.schedules import Clock
+
+COUNTS = np.array([30, 400, 1, 250, 7])  # in no order, one class with a single image
+LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(5), COUNTS))
+
+
+def order(name="instance", *, labels=LABELS, classes=5, batch_size=64, epochs=4, seed=0, stage="representation",
+          **hyper):
+  probabilities = build.sampler(dict(name=name, **hyper), "test", np.bincount(labels, minlength=classes))
+  return Order(labels, classes, batch_size=batch_size, epochs=epochs, seed=seed, stage=stage,
+               probabilities=probabilities)
+
+
+def epoch_of(found, epoch):
+  return np.concatenate([found.batch(epoch * found.steps_per_epoch + place) for place in range(found.steps_per_epoch)])
+
+
+def check_frequencies(found, probabilities, total):
+  """No class further from its share than five standard deviations."""
+  bound = 5 * np.sqrt(total * probabilities * (1 - probabilities)) + 1
+  assert (np.abs(found - total * probabilities) < bound).all(), (found, total * probabilities)
+
+
+EVERY = ["instance", "class_balanced", "cben", "progressive"]
+HYPER = {"progressive": dict(progress=dict(name="linear"))}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_batch_depends_on_seed_stage_and_step_only(name):
+  hyper = HYPER.get(name, {})
+  first = order(name, **hyper)
+  batches = [first.batch(step) for step in range(first.steps)]
+  assert first.steps == 4 * (len(LABELS) // 64) == len(batches)
+  for batch in batches:
+    assert batch.dtype == np.int32
+    assert batch.shape == (64,)
+    assert batch.min() >= 0 and batch.max() < len(LABELS)
+  again = order(name, **hyper)
+  for step in (first.steps - 1, 0, 17, 17, 5, 30, 6):  # backwards, skipping, twice
+    np.testing.assert_array_equal(again.batch(step), batches[step])
+  np.testing.assert_array_equal(order(name, **hyper).batch(20), batches[20])
+  for other in (order(name, seed=1, **hyper), order(name, stage="classifier", **hyper)):
+    assert all((other.batch(step) != batches[step]).any() for step in (0, 20))
+  assert len({batch.tobytes() for batch in batches}) == len(batches)
+
+
+def test_the_order_does_not_change_from_one_version_to_the_next():
+  labels = np.array([0, 1, 0, 2, 0, 1, 0, 0])
+  assert order(labels=labels, classes=3, batch_size=4).batch(1).tolist() == [5, 3, 0, 1]
+  assert order("class_balanced", labels=labels, classes=3, batch_size=8).batch(1).tolist() == [7, 4, 1, 1, 5, 3, 3, 6]
+
+
+@pytest.mark.parametrize("batch_size", [1, 64, 100, 687, 688])
+def test_an_epoch_of_instance_sampling_is_without_replacement(batch_size):
+  found = order(batch_size=batch_size, epochs=2)
+  visited = [epoch_of(found, epoch) for epoch in range(2)]
+  for examples in visited:
+    assert len(np.unique(examples)) == len(examples) == len(LABELS) - len(LABELS) % batch_size
+  assert (visited[0] != visited[1]).any()
+  if batch_size == 100:
+    assert len(np.union1d(*visited)) > len(visited[0])  # what one epoch leaves out the next may bring
+
+
+def test_the_permutation_is_uniform():
+  found = order(labels=np.zeros(4, int), classes=1, batch_size=4, epochs=4000)
+  places = np.stack([found.batch(step) for step in range(4000)])
+  for place in places.T:
+    check_frequencies(np.bincount(place, minlength=4), np.full(4, 1 / 4), 4000)
+  assert (np.abs(np.corrcoef(places.T)[np.triu_indices(4, 1)] + 1 / 3) < 0.06).all()  # without replacement: -1/(n-1)
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+  ("class_balanced", np.full(5, 0.2)),
+  ("cben", samplers.cben(COUNTS)),
+  ("reverse", samplers.reverse(COUNTS)),
+])
+def test_classes_come_by_their_probabilities_and_their_examples_uniformly(name, expected):
+  found = order(name, batch_size=500, epochs=100)
+  drawn = np.concatenate([found.batch(step) for step in range(100)])
+  check_frequencies(np.bincount(LABELS[drawn], minlength=5), expected, len(drawn))
+  examples = np.bincount(drawn, minlength=len(LABELS))
+  check_frequencies(examples, (expected / COUNTS)[LABELS], len(drawn))
+  for c in range(5):
+    inside = examples[c == LABELS]
+    chi_square = ((inside - inside.mean()) ** 2 / inside.mean()).sum()
+    assert chi_square <= (len(inside) - 1) + 5 * np.sqrt(2 * (len(inside) - 1)), c
+
+
+def test_draws_are_independent_of_their_place_and_their_neighbour():
+  found = order("class_balanced", batch_size=1000, epochs=50)
+  classes = np.stack([LABELS[found.batch(step)] for step in range(50)])
+  check_frequencies(np.bincount((5 * classes[:, :-1] + classes[:, 1:]).ravel(), minlength=25), np.full(25, 1 / 25),
+                    classes[:, 1:].size)
+  check_frequencies(np.bincount((5 * classes[:-1] + classes[1:]).ravel(), minlength=25), np.full(25, 1 / 25),
+                    classes[1:].size)
+
+
+def test_a_progressive_sampler_goes_from_the_data_to_balance_with_the_epochs():
+  found = order("progressive", batch_size=344, epochs=201, progress=dict(name="linear"))
+  assert found.steps_per_epoch == 2
+  probabilities = build.sampler(dict(name="progressive", progress=dict(name="linear")), "test", COUNTS)
+  for epoch, progress in ((0, 0.0), (100, 0.5), (200, 1.0)):
+    expected = samplers.progressive(COUNTS, progress=progress)
+    np.testing.assert_allclose(probabilities(Clock(epoch * 2 + 1, 2, 201)), expected, rtol=1e-12)
+  for epochs in (range(20), range(181, 201)):
+    drawn = np.concatenate([epoch_of(found, epoch) for epoch in epochs])
+    expected = np.mean([samplers.progressive(COUNTS, progress=epoch / 200) for epoch in epochs], axis=0)
+    check_frequencies(np.bincount(LABELS[drawn], minlength=5), expected, len(drawn))
+
+
+def test_instance_sampling_is_the_permutation():
+  assert build.sampler(dict(name="instance"), "test", COUNTS) is None
+
+
+@pytest.mark.parametrize("draw", [0.0, 1 - 2.0**-53])
+def test_the_ends_of_the_unit_interval_are_examples_too(monkeypatch, draw):
+  monkeypatch.setattr(prng, "host_uniform", lambda *names, counter, size: np.full(size, draw))
+  for count in (1, 2, 3, 5, 8, 1000, 4097):
+    labels = np.repeat(np.arange(3), [2, 1, count])
+    found = order("square_root", labels=labels, classes=3, batch_size=1).batch(0)
+    assert found.tolist() == [len(labels) - 1 if draw else 0]
+
+
+@pytest.mark.parametrize(("draw", "drawn"), [(0.0, 1), (0.5, 2), (1 - 2.0**-53, 2)])
+def test_a_class_without_probability_is_never_drawn(monkeypatch, draw, drawn):
+  monkeypatch.setattr(prng, "host_uniform", lambda *names, counter, size: np.full(size, draw))
+  found = Order(np.arange(4), 4, batch_size=2, epochs=1, seed=0, stage="classifier",
+                probabilities=lambda clock: np.array([0.0, 0.5, 0.5, 0.0]))
+  assert found.batch(0).tolist() == [drawn, drawn]
+
+
+def test_a_large_set_costs_two_integer_arrays_and_no_time():
+  classes, examples = 8142, 437_513  # iNaturalist 2018
+  counts = np.geomspace(1, 1000, classes)
+  counts = np.maximum(1, (counts * examples / counts.sum()).astype(int))
+  counts[-1] += examples - counts.sum()
+  labels = np.random.default_rng(0).permutation(np.repeat(np.arange(classes), counts))
+  for name in ("cben", "instance"):
+    began = time.perf_counter()
+    found = order(name, labels=labels, classes=classes, batch_size=256)
+    assert time.perf_counter() - began < 2
+    found.batch(0)  # instance sampling draws its permutation once an epoch
+    seconds = []
+    for step in range(1, 8):
+      began = time.perf_counter()
+      found.batch(step)
+      seconds.append(time.perf_counter() - began)
+    assert min(seconds) < 0.02
+    held = [value for value in vars(found).values() if isinstance(value, np.ndarray)]
+    assert sum(value.nbytes for value in held) < 2 * 4 * examples + 64 * classes
