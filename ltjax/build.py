@@ -5,8 +5,12 @@ the hyper-parameters are bound by the function's signature, so a misspelt name o
 what exists, before any data are read.
 """
 
+import difflib
 import inspect
-from collections.abc import Callable, Mapping
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,12 +20,19 @@ from ml_collections import ConfigDict
 
 from ltjax import losses, models, schedules
 from ltjax.data import samplers, sources
-from ltjax.errors import ConfigError, nearest
+from ltjax.errors import ConfigError, DataError, LtjaxError, nearest
 from ltjax.models import heads
 from ltjax.schedules import Clock
 
 PRECISIONS = {"float32": jnp.float32, "bf16": jnp.bfloat16}
 BATCH_NORM_MODES = ("train", "eval", "shift")
+COSINE_HEADS = ("Cosine",)  # what adjustments whose first argument is `cosines` can follow
+# Where a hyper-parameter makes sense, as a number and at every value of its schedule. One name means one thing in all
+# functions; a name that is not here may be any finite number.
+LIMITS = dict(
+    at="[0, inf)", base="[0, inf)", beta="[0, 1)", factors="[0, inf)", gamma="[0, inf)", imbalance="[1, inf)",
+    label_smoothing="[0, 1]", lr="[0, inf)", margin="[0, inf)", max_margin="[0, inf)", noise_scale="[0, inf)",
+    scale="(0, inf)", shorten="[0, inf)", subset_seed="[0, 4294967295]", warmup="[0, inf)")
 
 
 def public(module, family: str = "") -> dict[str, Callable]:
@@ -60,7 +71,11 @@ def bind(block: Mapping, choices: Mapping[str, Callable], where: str, *, given: 
   """
   block = block.to_dict() if isinstance(block, ConfigDict) else block
   if not isinstance(block, Mapping) or not isinstance(block.get("name"), str):
-    raise ConfigError(f"{where}: expected dict(name=..., hyper-parameters), got {block!r}; names are {sorted(choices)}")
+    misspelt = difflib.get_close_matches("name", block, n=1, cutoff=0.7) if isinstance(block, Mapping) else []
+    if misspelt and misspelt != ["name"]:
+      raise ConfigError(f"{where}.{misspelt[0]}: not a key here (did you mean 'name'?)")
+    raise ConfigError(f"{where}: expected dict(name=..., hyper-parameters), got {show(block)}; "
+                      f"names are {', '.join(sorted(choices))}")
   name, values = block["name"], {key: value for key, value in block.items() if key != "name"}
   if name not in choices:
     raise ConfigError(f"{where}.name: there is no {name!r}{nearest(name, choices)}; "
@@ -75,7 +90,7 @@ def bind(block: Mapping, choices: Mapping[str, Callable], where: str, *, given: 
   call = Call(choices[name], {}, {})
   for key, value in values.items():
     if isinstance(value, Mapping):
-      if not may_change:
+      if not may_change or _kind(allowed[key]) is not float:
         raise ConfigError(f"{where}.{key}: {name} takes a fixed value here, not a schedule")
       call.schedules[key] = schedule(value, f"{where}.{key}")
     else:
@@ -92,39 +107,113 @@ def _parameters(function: Callable) -> dict[str, inspect.Parameter]:
   return {p.name: p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
 
+def _members(annotation) -> tuple:
+  """The types that a union joins; any other annotation as it is."""
+  is_union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
+  return typing.get_args(annotation) if is_union else (annotation,)
+
+
+def _kind(parameter: inspect.Parameter) -> type:
+  """The type that a config gives a parameter, from its annotation or else its default; `object` where neither tells."""
+  members = [typing.get_origin(member) or member for member in _members(parameter.annotation)]
+  members.append(type(parameter.default))
+  known = {bool: bool, str: str, tuple: tuple, list: tuple, Sequence: tuple, float: float, int: int}
+  return next((kind for annotated, kind in known.items() if annotated in members), object)
+
+
 def _check_type(value, parameter: inspect.Parameter, where: str) -> None:
-  wanted = parameter.annotation if parameter.annotation in (bool, int, float, str, tuple) else type(parameter.default)
-  number = isinstance(value, (int, float)) and not isinstance(value, bool)
-  fits = {bool: isinstance(value, bool), int: number and value == int(value), float: number,
-          str: isinstance(value, str), tuple: isinstance(value, (tuple, list))}
-  if not fits.get(wanted, True):
-    raise ConfigError(f"{where}: expected {wanted.__name__}, got {value!r} ({type(value).__name__})")
+  kind, limits = _kind(parameter), LIMITS.get(parameter.name, "(-inf, inf)")
+  if value is None and parameter.default is None:
+    return
+  if kind in (int, float):
+    check_number(value, where, kind, limits)
+  elif kind is tuple and isinstance(value, tuple | list):
+    of = {entry for member in _members(parameter.annotation) for entry in typing.get_args(member)}
+    for place, entry in enumerate(value):
+      if str in of:
+        check_kind(entry, str, f"{where}[{place}]")
+      else:
+        check_number(entry, f"{where}[{place}]", int if int in of else float, limits)
+  elif kind is not object:
+    check_kind(value, kind, where)
+
+
+def show(value) -> str:
+  """A config value as one line for a message; a ConfigDict would print itself as many."""
+  text = repr(value.to_dict() if isinstance(value, ConfigDict) else value)
+  return text if len(text) <= 120 else f"{text[:120]} ..."
+
+
+def check_kind(value, kind: type, where: str) -> None:
+  """Raises unless `value` is of type `kind`."""
+  if not isinstance(value, kind):
+    raise ConfigError(f"{where}: expected {kind.__name__}, got {show(value)} ({type(value).__name__})")
+
+
+def check_number(value, where: str, kind: type = float, limits: str = "(-inf, inf)") -> None:
+  """Raises unless `value` is a finite number (an integer where `kind` is int) inside `limits`, such as "[0, 1)"."""
+  low, high = map(float, limits[1:-1].split(","))
+  is_number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+  inside = is_number and math.isfinite(value) and (
+      low < value < high or (value == low and limits[0] == "[") or (value == high and limits[-1] == "]"))
+  if not inside:
+    wanted = "an integer" if kind is int else "a number"
+    extent = f" in {limits}" if math.isfinite(high) else (
+        f" of at least {low:g}" if limits[0] == "[" else f" above {low:g}" if math.isfinite(low) else "")
+    raise ConfigError(f"{where}: expected {wanted}{extent}, got {show(value)}")
+
+
+def named(where: str, function: Callable, *args, **kwargs):
+  """function(*args, **kwargs), with the config path `where` in front of what it finds wrong."""
+  try:
+    return function(*args, **kwargs)
+  except LtjaxError as error:
+    raise ConfigError(f"{where}: {error}") from error
 
 
 def schedule(block, where: str) -> Callable[[Clock], float]:
   """A schedule block, or a plain number, as a function of the clock."""
-  if isinstance(block, (int, float)) and not isinstance(block, bool):
+  choices = public(schedules)
+  if isinstance(block, int | float):
+    check_number(block, where, float, LIMITS.get(where.rsplit(".", 1)[-1], "(-inf, inf)"))
     return lambda clock: block
-  call = bind(block, public(schedules), where, may_change=False)
+  if not isinstance(block, Mapping | ConfigDict):
+    raise ConfigError(f"{where}: expected a number or a schedule, dict(name=...), got {show(block)}; "
+                      f"schedules are {', '.join(sorted(choices))}")
+  call = bind(block, choices, where, may_change=False)
+  lists = {key: value for key, value in call.constants.items() if isinstance(value, tuple | list)}
+  if len({len(value) for value in lists.values()}) > 1:
+    raise ConfigError(f"{where}: {' and '.join(lists)} belong together, entry by entry, but have "
+                      f"{' and '.join(str(len(value)) for value in lists.values())} entries")
+  if any(later <= earlier for earlier, later in zip(lists.get("at", ()), lists.get("at", ())[1:], strict=False)):
+    raise ConfigError(f"{where}.at: expected epochs that rise, got {lists['at']!r}")
   return lambda clock: call.function(clock, **call.constants)
 
 
 def dataset(config) -> Callable[[], sources.Dataset]:
   """The config's data set, checked; call the result to read it."""
   call = bind(config.dataset, public(sources), "dataset", may_change=False)
-  return lambda: call.function(**call.constants)
+
+  def read() -> sources.Dataset:
+    try:
+      return call.function(**call.constants)
+    except OSError as error:
+      raise DataError(f"dataset: {error.filename or call.constants} cannot be read "
+                      f"({error.strerror or error})") from error
+
+  return read
 
 
 def model(config, num_classes: int) -> models.Classifier:
   """The network: backbone and head."""
-  if config.precision not in PRECISIONS:
-    raise ConfigError(f"precision: expected one of {sorted(PRECISIONS)}, got {config.precision!r}")
+  if not isinstance(config.precision, str) or config.precision not in PRECISIONS:
+    raise ConfigError(f"precision: expected one of {sorted(PRECISIONS)}, got {show(config.precision)}")
   backbones = {name: value for name, value in public(models).items() if name != "Classifier"}
   backbone = bind(config.backbone, backbones, "backbone", given=("dtype",), may_change=False)
   head = bind(config.head, public(heads), "head", given=("num_classes",), may_change=False)
   return models.Classifier(
-      backbone=backbone.function(**backbone.constants, dtype=PRECISIONS[config.precision]),
-      head=head.function(**head.constants, num_classes=num_classes))
+      backbone=named("backbone", backbone.function, **backbone.constants, dtype=PRECISIONS[config.precision]),
+      head=named("head", head.function, **head.constants, num_classes=num_classes))
 
 
 def sampler(block, where: str, class_counts: np.ndarray) -> Callable[[Clock], np.ndarray] | None:
@@ -142,10 +231,13 @@ class Objective:
 
   def __init__(self, stage, where: str):
     adjustments, criteria = public(losses, ".margins"), public(losses, ".cross_entropy")
-    self.adjust = bind(stage.adjust, adjustments, f"{where}.adjust", given=self.inputs) if stage.adjust else None
+    self.adjust = None
+    if stage.adjust is not None:
+      self.adjust = bind(stage.adjust, adjustments, f"{where}.adjust", given=self.inputs)
     self.loss = bind(stage.loss, criteria, f"{where}.loss", given=self.inputs)
-    self.weights = (bind(stage.class_weights, public(losses, ".weights"), f"{where}.class_weights")
-                    if stage.class_weights else None)
+    self.weights = None
+    if stage.class_weights is not None:
+      self.weights = bind(stage.class_weights, public(losses, ".weights"), f"{where}.class_weights")
     self.lr = schedule(stage.lr, f"{where}.lr")
     self._weights = None
 

@@ -18,7 +18,7 @@ from ml_collections import config_flags
 from ltjax import build, report, sharding
 from ltjax import config as configs
 from ltjax.errors import ConfigError, LtjaxError, TrainingError
-from ltjax.train import Interrupted, run_stage, state_makers
+from ltjax.train import Interrupted, run_stage
 
 EXIT_WRONG_NUMBERS, EXIT_BAD_INPUT, EXIT_STOPPED = 1, 2, 75
 
@@ -38,11 +38,10 @@ def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "") ->
     Interrupted: `stop()` became true; everything is saved.
   """
   configs.check(config)
+  configs.check_workdir(config, workdir)  # before the data, which may be a long download
   dataset = build.dataset(config)()
   for name in config.stages:
     sharding.check_batch(name, config[name].batch_size, sharding.data_mesh().devices.size, len(dataset.train[1]))
-    # A regular expression of the last stage should not fail after days of the first.
-    state_makers(config, name, build.model(config, len(dataset.class_names)), dataset.train[0][:1].shape)
   configs.open_workdir(config, workdir)
 
   confusions, before, parameters = {}, None, 0

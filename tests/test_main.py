@@ -1,0 +1,265 @@
+"""The command line as a user meets it: a mistake costs one line and leaves nothing behind, a signal costs nothing."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ltjax import config as configs
+from ltjax import main
+from ltjax.errors import LtjaxError
+from tests import tiny
+
+ROOT = pathlib.Path(__file__).parents[1]
+DIGITS = "--config=configs/ce_digits.py"
+CIFAR10_FILE, CIFAR100_FILE = 10000 * 3073, 50000 * 3074  # bytes
+
+
+def start(*arguments, **environment) -> subprocess.Popen:
+  return subprocess.Popen(
+      [sys.executable, "-m", "ltjax.main", *map(str, arguments)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE, env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment)
+
+
+def finished(process: subprocess.Popen, timeout: float = 120) -> tuple[int, str, str]:
+  """(exit code, stdout, stderr)."""
+  try:
+    out, err = process.communicate(timeout=timeout)
+  finally:
+    process.kill()
+  return process.returncode, out, err
+
+
+def sparse_file(path: pathlib.Path, size: int, first_bytes: bytes = b"") -> pathlib.Path:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with path.open("wb") as file:
+    file.write(first_bytes)
+    file.truncate(size)
+  return path
+
+
+# -- one line, exit code 2, nothing written ----------------------------------------------------------------------------
+
+
+def another_run(tmp_path):
+  configs.open_workdir(tiny.config("ce_digits"), tmp_path / "run")
+  return [DIGITS], "was written by another config: ", "representation.epochs was 2, is 60", "dataset.imbalance was 5.0"
+
+
+def a_file_as_workdir(tmp_path):
+  (tmp_path / "run").write_text("x")
+  return [DIGITS], "--workdir: ", "run is a file"
+
+
+def a_broken_config_file(tmp_path):
+  (tmp_path / "broken.py").write_text("from ltjax import recipes\n\ndef get_config():\n  return recipes.cifarlt()\n")
+  return [f"--config={tmp_path}/broken.py"], "broken.py: the config file could not be built: line 4", "cifarlt"
+
+
+def a_config_file_of_something_else(tmp_path):
+  (tmp_path / "other.py").write_text("def get_config():\n  return 3\n")
+  return [f"--config={tmp_path}/other.py"], "other.py: get_config gives 3, expected a ConfigDict"
+
+
+def a_truncated_cifar_file(tmp_path):
+  sparse_file(tmp_path / "data/cifar-10-batches-bin/data_batch_1.bin", CIFAR10_FILE - 1)
+  return ["--config=configs/gcl_cifar10.py", f"--config.dataset.dir={tmp_path}/data"], "data_batch_1.bin: ", \
+      "30,729,999 bytes, expected 30,730,000"
+
+
+COMMANDS = {
+    "misspelt key": [DIGITS, "--config.representation.epoch=3"],
+    "key of no block": [DIGITS, "--config.representation.adjust.scale=3"],
+    "a number as a block": [DIGITS, "--config.representation.lr=0.1"],
+    "wrong type": [DIGITS, "--config.representation.epochs=1.5"],
+    "out of range": [DIGITS, "--config.dataset.imbalance=0.5"],
+    "not in the list": [DIGITS, "--config.representation.loss.name=focall"],
+    "misspelt config file": ["--config=configs/ce_digit.py"],
+    "wrong argument of the config file": ["--config=configs/ce_digits.py:many"],
+    "stray argument": [DIGITS, "now"],
+    "no config": [],
+}
+SAYS = {
+    "misspelt key": ["--config.representation.epoch: ", "did you mean 'representation.epochs'?"],
+    "key of no block": ["--config.representation.adjust.scale: the config has no such key"],
+    "a number as a block": ["--config.representation.lr: expected a dict, got '0.1'", "--config.representation.lr.at="],
+    "wrong type": ["--config.representation.epochs=1.5", "int()"],
+    "out of range": ["dataset.imbalance: expected a number of at least 1, got 0.5"],
+    "not in the list": ["representation.loss.name: ", "did you mean 'focal'?", "there are cross_entropy, focal"],
+    "misspelt config file": ["no file 'configs/ce_digit.py' (did you mean 'configs/ce_digits.py'?)"],
+    "wrong argument of the config file": ["ce_digits.py:many: ", "built: line", "ValueError: ", "'many'"],
+    "stray argument": ["unexpected argument 'now'"],
+    "no config": ["--config is missing; try --config="],
+}
+FOUND_IN_THE_FOLDER = [
+    another_run, a_file_as_workdir, a_broken_config_file, a_config_file_of_something_else, a_truncated_cifar_file]
+
+
+@pytest.mark.parametrize("case", [*COMMANDS, *FOUND_IN_THE_FOLDER], ids=lambda case: getattr(case, "__name__", case))
+def test_one_line_and_exit_code_2(case, tmp_path):
+  command, *parts = (COMMANDS[case], *SAYS[case]) if case in COMMANDS else case(tmp_path)
+  before = contents(tmp_path)
+  code, out, err = finished(start(*command, f"--workdir={tmp_path / 'run'}"))
+  assert (code, out) == (2, ""), err
+  assert err.startswith("error: ") and err.count("\n") == 1
+  for part in parts:
+    assert part in err
+  assert contents(tmp_path) == before
+
+
+def contents(folder):
+  return {path: path.is_file() and path.stat().st_size < 10**6 and path.read_bytes() for path in folder.rglob("*")}
+
+
+def test_misspelt_flag():
+  code, out, err = finished(start(DIGITS, "--workdri=runs/x"))
+  assert (code, out) == (2, "")
+  assert err.startswith("error: ") and err.count("\n") == 1
+  assert "workdri" in err and "Did you mean: workdir" in err
+
+
+def test_a_batch_that_the_devices_cannot_share(tmp_path):
+  code, _, err = finished(start(DIGITS, "--config.representation.batch_size=36", f"--workdir={tmp_path / 'run'}",
+                                XLA_FLAGS="--xla_force_host_platform_device_count=8"))
+  assert code == 2
+  assert err == ("error: representation.batch_size: 36 is not divisible by 8 devices; valid are its multiples, "
+                 "the nearest 32 and 40\n")
+  assert not contents(tmp_path)
+
+
+def test_help_says_what_there_is():
+  code, out, _ = finished(start("--help"))
+  assert code in (0, 1)
+  for part in ("python -m ltjax.main --config=configs/gcl_digits.py --workdir=", "--config: Config file", "--workdir:",
+               "Exit codes: 0 finished"):
+    assert part in out
+
+
+# -- what only the data can tell, in this process ----------------------------------------------------------------------
+
+
+def refused(tmp_path, config) -> str:
+  with pytest.raises(LtjaxError) as caught:
+    main.run(config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+  return str(caught.value)
+
+
+@pytest.mark.parametrize(("overrides", "message"), [
+    (dict(representation__batch_size=10**6), "representation.batch_size: 1000000 does not fit"),
+    (dict(classifier__batch_size=2000), "classifier.batch_size: 2000 does not fit"),
+    (dict(dataset__imbalance=200.0), "class 9 would have 0 images"),
+    (dict(dataset__profile="step", dataset__imbalance=1000.0), "class 5 would have 0 images (5 such classes of 10)"),
+    (dict(dataset__profile="exponentiel"), "no long-tail profile is called 'exponentiel'; there are ['exponential',"),
+])
+def test_what_does_not_fit_the_data(tmp_path, overrides, message):
+  assert message in refused(tmp_path, tiny.config(**overrides))
+
+
+@pytest.mark.parametrize(("name", "file", "size", "first", "message"), [
+    ("cifar10", None, 0, b"", "no folder"),
+    ("cifar10", "cifar-10-batches-bin/test_batch.bin", CIFAR10_FILE, b"",
+     "data_batch_1.bin: missing; expected a CIFAR-10 binary file of 30,730,000 bytes"),
+    ("cifar10", "cifar-10-batches-bin/data_batch_1.bin", 0, b"", "data_batch_1.bin: 0 bytes, expected 30,730,000"),
+    ("cifar10", "cifar-10-batches-bin/data_batch_1.bin", CIFAR10_FILE, b"\x0a", "record 0 has label 10, expected 0..9"),
+    ("cifar10", "data_batch_1.bin", CIFAR10_FILE // 2, b"", "data_batch_1.bin: 15,365,000 bytes, expected 30,730,000"),
+    ("cifar100", "cifar-100-binary/train.bin", CIFAR100_FILE + 1, b"",
+     "train.bin: 153,700,001 bytes, expected 153,700,000"),
+    ("cifar100", "cifar-100-binary/test.bin", 1, b"", "train.bin: missing; expected a CIFAR-100 binary file of "),
+])
+def test_cifar_files(tmp_path, name, file, size, first, message):
+  if file:
+    sparse_file(tmp_path / "data" / file, size, first)
+  block = dict(name=name, dir=str(tmp_path / "data"), imbalance=10.0, profile="exponential", subset_seed=0)
+  said = refused(tmp_path, tiny.config(dataset=block))
+  assert message in said and str(tmp_path / "data") in said
+
+
+def test_a_cifar_file_that_may_not_be_read(tmp_path, monkeypatch):
+  path = sparse_file(tmp_path / "data" / "train.bin", CIFAR100_FILE)
+
+  def refuse(file, *args):
+    raise PermissionError(13, "Permission denied", str(file))
+
+  monkeypatch.setattr("numpy.fromfile", refuse)
+  block = dict(name="cifar100", dir=str(path.parent), imbalance=10.0, profile="exponential", subset_seed=0)
+  assert f"dataset: {path} cannot be read (Permission denied)" in refused(tmp_path, tiny.config(dataset=block))
+
+
+def test_a_wrong_work_folder_is_refused_before_the_data_are_read(tmp_path, monkeypatch):
+  configs.open_workdir(tiny.config(), tmp_path)
+  monkeypatch.setattr("ltjax.build.dataset", lambda config: lambda: pytest.fail("the data were read"))
+  with pytest.raises(LtjaxError, match="seed was 0, is 1"):
+    main.run(tiny.config(seed=1), tmp_path)
+
+
+# -- signals -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_second_signal_is_not_caught():
+  handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+  try:
+    stop = main.StopRequest()
+    assert not stop()
+    signal.raise_signal(signal.SIGTERM)
+    assert stop()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+  finally:
+    for number, handler in handlers.items():
+      signal.signal(number, handler)
+
+
+def lines(workdir):
+  log = workdir / "representation" / "metrics.jsonl"
+  return log.read_text().splitlines() if log.exists() else []
+
+
+def interrupted(number, command, workdir, **environment):
+  """Runs `command` until it has written another line of its log, sends the signal, and returns what it then says."""
+  there, process = len(lines(workdir)), start(*command, **environment)
+  deadline = time.monotonic() + 120
+  while len(lines(workdir)) <= there and process.poll() is None and time.monotonic() < deadline:
+    time.sleep(0.02)
+  process.send_signal(number)
+  code, _, err = finished(process, timeout=30)
+  assert code == 75, err
+  assert signal.Signals(number).name in err and "run the same command to continue" in err and str(workdir) in err
+  assert "Traceback" not in err
+  assert not (workdir / "results.json").exists()
+
+
+def test_stopped_twice_and_continued_is_as_never_stopped(tmp_path):
+  cache = dict(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "cache"), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
+  options = [DIGITS, "--config.dataset.imbalance=134", "--config.representation.epochs=12",
+             "--config.log_every_steps=5"]
+  whole, parts = tmp_path / "whole", tmp_path / "in Stücken"
+  code, out, err = finished(start(*options, f"--workdir={whole}", **cache))
+  assert code == 0, err
+  assert "test accuracy, %" in out and str(whole / "results.json") in out
+
+  command = [*options, f"--workdir={parts}"]
+  for number in (signal.SIGINT, signal.SIGTERM):
+    interrupted(number, command, parts, **cache)
+  code, _, err = finished(start(*command, **cache))
+  assert code == 0, err
+  expected, found = (json.loads((folder / "results.json").read_text()) for folder in (whole, parts))
+  assert found["final"] == expected["final"]
+  for key in ("test", "per_class", "steps", "best_selected_on_test"):
+    assert found["stages"]["representation"][key] == expected["stages"]["representation"][key]
+  assert lines(parts) == lines(whole)
+
+  # The run is finished: once more is no training, and the same answer.
+  code, again, err = finished(start(*command, **cache))
+  assert code == 0, err
+  assert again.split("written")[0] == out.split("written")[0]
+  assert lines(parts) == lines(whole)
+
+  options += ["--config.representation.lr.base=1e30", f"--workdir={tmp_path / 'nan'}"]
+  code, _, err = finished(start(*options, **cache))
+  assert code == 1, err
+  assert err.splitlines()[-1].startswith("error: representation: the ") and "lower the learning rate" in err

@@ -1,0 +1,102 @@
+"""results.json and the page hold every figure and everything that is needed to get it again."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ltjax import build, report
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """(config, data set, work folder, results) of a tiny run of both stages."""
+  workdir = tmp_path_factory.mktemp("run")
+  config = tiny.config(epochs=1)
+  return config, build.dataset(config)(), workdir, tiny.run(config, workdir)
+
+
+def test_results_hold_every_fingerprint(finished):
+  config, dataset, workdir, results = finished
+  assert json.loads((workdir / "results.json").read_text()) == results
+  assert not list(workdir.glob("*.tmp"))
+  parameters = tiny.parts(config, "classifier").state().params
+  assert results["parameters"] == sum(leaf.size for leaf in tiny.jax.tree.leaves(parameters))
+  assert results["data"] == dict(
+      name="digits", imbalance=5.0, train_images=len(dataset.selected), test_images=400,
+      class_counts=dataset.class_counts.tolist(), class_names=list("0123456789"),
+      selected_sha256=hashlib.sha256(np.asarray(dataset.selected, "<i8").tobytes()).hexdigest())
+  assert results["augmentation"] == dict(crop_padding=1, flip=False, mixup=dict(representation=1.0, classifier=1.0))
+  assert (results["seed"], results["precision"]) == (0, "float32")
+  assert all(results["hardware"][key] for key in ("device", "host", "processes"))
+  assert {"python", "ltjax", "jax", "flax", "optax", "numpy"} <= set(results["versions"])
+  assert results["commit"] == "unknown" or len(results["commit"].removesuffix("+changes")) == 40
+
+
+def test_results_hold_every_figure(finished):
+  config, dataset, workdir, results = finished
+  assert list(results["stages"]) == list(config.stages)
+  assert results["final"] == results["stages"]["classifier"]["test"]
+  assert results["groups"] == {group: len(classes) for group, classes in
+                               report.longtail.shot_groups(dataset.class_counts).items()}
+  for name, stage in results["stages"].items():
+    assert (stage["epochs"], stage["batch_size"]) == (1, 128)
+    assert stage["steps"] == len(dataset.selected) // 128
+    assert stage["test"] == [line["test"] for line in tiny.log(workdir, name) if "test" in line][-1]
+    assert len(stage["per_class"]) == 10
+    assert np.mean(stage["per_class"]) == pytest.approx(stage["test"]["overall"])  # 40 test images in every class
+    assert stage["best_selected_on_test"] == dict(epoch=1.0, overall=stage["test"]["overall"])
+    assert stage["seconds"] > 0
+    assert stage["images_per_second"] == pytest.approx(stage["steps"] * 128 / stage["seconds"])
+
+
+def test_the_page_has_all_classes_and_fingerprints(finished):
+  config, dataset, workdir, results = finished
+  page = (workdir / "report" / "README.md").read_text()
+  last = results["stages"]["classifier"]
+  for name, count, accuracy in zip("0123456789", dataset.class_counts, last["per_class"], strict=True):
+    assert f"| {name} | {count} | {100 * accuracy:.1f} |" in page
+  for part in (report.table(results), results["data"]["selected_sha256"], f"{results['parameters']:,} parameters",
+               "seed 0", results["commit"], results["hardware"]["device"], "selected on the test set, not the result"):
+    assert part in page
+  for picture in ("training_curves", "accuracy_by_class_size", "confusion_matrix"):
+    assert f"({picture}.png)" in page
+
+
+def test_the_pictures_show_something(finished):
+  pictures = sorted((finished[2] / "report").glob("*.png"))
+  assert len(pictures) == 3
+  for path in pictures:
+    with Image.open(path) as image:
+      pixels = np.asarray(image.convert("RGB"))
+    assert min(pixels.shape[:2]) > 300
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 10
+    assert 0.01 < (pixels != 255).any(axis=-1).mean() < 0.99
+
+
+def results_with(groups, **accuracies):
+  return dict(groups=groups, stages={name: dict(test=test) for name, test in accuracies.items()})
+
+
+def test_the_table_has_a_dash_for_a_group_without_classes():
+  test = dict(overall=0.5, many=0.75, medium=0.25, few=0.0)
+  text = report.table(results_with(dict(many=3, medium=1, few=0), representation=test, classifier=test))
+  header, *rows = text.splitlines()
+  assert header.split() == ["test", "accuracy,", "%", "overall", "many", "(3)", "medium", "(1)", "few", "(0)"]
+  assert [row.split() for row in rows] == [
+      ["representation", "50.00", "75.00", "25.00", "-"], ["classifier", "50.00", "75.00", "25.00", "-"]]
+  assert len({len(line) for line in text.splitlines()}) == 1  # columns stand under each other
+
+
+def test_a_class_that_is_never_right_counts_as_zero_and_is_no_dash():
+  test = dict(overall=0.5, many=0.75, medium=0.0, few=0.0)
+  text = report.table(results_with(dict(many=3, medium=1, few=1), only=test))
+  assert text.splitlines()[1].split() == ["only", "50.00", "75.00", "0.00", "0.00"]
+
+
+def test_the_commit_names_changes_and_is_unknown_outside_a_checkout(monkeypatch, tmp_path):
+  monkeypatch.setattr(report.ltjax, "__file__", str(tmp_path / "__init__.py"))
+  assert report.commit() == "unknown"
