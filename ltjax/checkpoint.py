@@ -6,6 +6,7 @@ A checkpoint has two items: `model` (parameters and BatchNorm statistics), which
 
 import pathlib
 
+import flax.traverse_util
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
@@ -22,7 +23,8 @@ class Checkpoints:
   def __init__(self, folder: pathlib.Path):
     self._folder = folder
     self._manager = ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(
-        preservation_policy=preservation_policy.LatestN(KEEP), cleanup_tmp_directories=True))
+        preservation_policy=preservation_policy.LatestN(KEEP), cleanup_tmp_directories=True),
+        item_handlers=dict(model=ocp.StandardCheckpointHandler(), training=ocp.StandardCheckpointHandler()))
 
   def __enter__(self):
     return self
@@ -56,12 +58,33 @@ class Checkpoints:
     return self._restore(model=_items(like)[0]).model
 
   def _restore(self, **items):
+    where = f"{self._folder}/{self.latest()}"
     try:
+      stored = _shapes(self._manager.item_metadata(self.latest()).model.tree)
+      _check_fit(_shapes(items["model"]), stored, where)
       return self._manager.restore(self.latest(), args=ocp.args.Composite(
           **{name: ocp.args.StandardRestore(item) for name, item in items.items()}))
-    except (ValueError, KeyError, OSError) as error:
-      raise WorkdirError(f"{self._folder}/{self.latest()}: the checkpoint could not be read or does not fit the "
-                         f"config's model ({str(error)[:300]}); give another --workdir, or move it away") from error
+    except WorkdirError:
+      raise
+    except Exception as error:  # Orbax raises a bare Exception for a file cut short
+      reason = " ".join(str(error).split()).split(". ")[0][:200]
+      raise WorkdirError(f"{where}: the checkpoint could not be read ({reason}); "
+                         "give another --workdir, or move it away") from error
+
+
+def _shapes(tree) -> dict[str, tuple]:
+  """{"params/head/kernel": (64, 10)} of a nested dict of arrays or of their descriptions."""
+  return {path: tuple(leaf.shape) for path, leaf in flax.traverse_util.flatten_dict(tree, sep="/").items()}
+
+
+def _check_fit(wanted: dict[str, tuple], stored: dict[str, tuple], where: str) -> None:
+  """Says what Orbax would say in a paragraph for each array."""
+  if different := sorted(path for path in {*wanted, *stored} if wanted.get(path) != stored.get(path)):
+    path = different[0]
+    raise WorkdirError(f"{where}: the checkpoint does not fit the config's model: {path} is "
+                       f"{stored.get(path, 'absent')}, expected {wanted.get(path, 'absent')}"
+                       f"{f', and {len(different) - 1} more differ' if different[1:] else ''}; "
+                       "give another --workdir, or move it away")
 
 
 def _items(state: TrainState) -> tuple[dict, dict]:

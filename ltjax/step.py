@@ -72,6 +72,12 @@ def repeat(train_step, steps: int, *, unroll: bool):
   return train_steps
 
 
+@jax.jit
+def all_finite(tree) -> jax.Array:
+  """Whether no number in `tree` is infinite or NaN."""
+  return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
+
+
 def make_eval_step(model):
   """eval_step(variables, data, indices [b], valid [b], confusion [c c]) -> confusion with the valid examples added."""
 

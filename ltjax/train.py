@@ -102,7 +102,7 @@ def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str 
 
   Raises:
     Interrupted: after `stop()`, with the state saved.
-    TrainingError: a loss that is not finite.
+    TrainingError: a loss, or a number of the state that is to be saved, that is not finite.
   """
   block, counts, folder = config[name], dataset.class_counts, workdir / name
   stage = prepare(config, name, dataset)
@@ -149,7 +149,7 @@ def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str 
         confusion = stage.evaluator(state)
         journal.write(**now, test=metrics.group_accuracy(confusion, counts))
       if done % save_every == 0 or last or stopping:
-        mean_since_log(state, name, done)
+        check_finite(state, name, done)
         timing.write(step=done, start=start, seconds=time.perf_counter() - began)
         checkpoints.save(state, wait=last or stopping)
         start, began = done, time.perf_counter()
@@ -206,3 +206,11 @@ def mean_since_log(state: steps.TrainState, name: str, done: int) -> tuple[float
     raise TrainingError(f"{name}: the loss became {loss} at most {int(window['examples'])} images before step {done}; "
                         "lower the learning rate or scale; the last good state is kept in the work folder")
   return loss, accuracy
+
+
+def check_finite(state: steps.TrainState, name: str, done: int) -> None:
+  """Raises where `state` must not be saved; the loss does not say it, being that of the parameters before the step."""
+  mean_since_log(state, name, done)
+  if not jax.device_get(steps.all_finite((state.params, state.batch_stats, state.opt_state))):
+    raise TrainingError(f"{name}: the parameters became infinite or NaN before step {done}; "
+                        "lower the learning rate or scale; the last good state is kept in the work folder")

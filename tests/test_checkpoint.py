@@ -1,0 +1,226 @@
+"""What a checkpoint keeps, what it refuses, and the bridge from one stage to the next."""
+
+import gc
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from ltjax import build, sharding, train
+from ltjax.checkpoint import Checkpoints
+from ltjax.errors import ConfigError, TrainingError, WorkdirError
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def stages():
+  """The parts of both stages of GCL: everything trained, then only the head."""
+  config = tiny.config("gcl_digits")
+  return {stage: tiny.parts(config, stage, tiny.one_conv) for stage in config.stages}
+
+
+@pytest.fixture
+def small(monkeypatch):
+  """Makes every run use the small network."""
+  monkeypatch.setattr(build, "model", tiny.one_conv)
+
+
+def filled(parts, *, step: int = 0):
+  """A state in which no two leaves are alike, on the devices."""
+  leaves, structure = jax.tree.flatten(parts.state())
+  rng = np.random.default_rng(0)
+  leaves = [rng.normal(size=leaf.shape).astype(leaf.dtype) if leaf.ndim else np.asarray(n, leaf.dtype)
+            for n, leaf in enumerate(leaves)]
+  state = jax.tree.unflatten(structure, leaves).replace(step=np.int32(step))
+  return jax.device_put(state, sharding.replicated(sharding.data_mesh()))
+
+
+@pytest.mark.parametrize("stage", ["representation", "classifier"])
+def test_round_trip(stages, tmp_path, stage):
+  state, like = filled(stages[stage], step=7), stages[stage].stage.like
+  with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    assert checkpoints.latest() is None
+    checkpoints.save(state, wait=True)
+    assert checkpoints.latest() == 7
+  with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    restored = checkpoints.restore(like)
+  tiny.assert_trees_equal(restored, state)
+  for leaf, wanted in zip(jax.tree.leaves(restored), jax.tree.leaves(like), strict=True):
+    assert (leaf.dtype, leaf.sharding) == (wanted.dtype, wanted.sharding)
+
+
+def test_a_frozen_backbone_has_no_optimiser_state(stages):
+  sizes = {stage: sum(leaf.size for leaf in jax.tree.leaves(parts.state().opt_state))
+           for stage, parts in stages.items()}
+  state = stages["classifier"].state()
+  assert sizes["classifier"] == state.params["head"]["kernel"].size
+  assert sizes["representation"] == sum(leaf.size for leaf in jax.tree.leaves(state.params))
+
+
+def test_saving_does_not_wait_yet_keeps_the_state_as_it_was(stages, tmp_path):
+  # The step donates its state: what is being written must not be overwritten by the steps that follow.
+  add = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)
+  state, parts = filled(stages["representation"]), stages["representation"]
+  with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    for _ in range(3):
+      state = add(state)
+      expected = jax.tree.map(lambda leaf: np.array(leaf), state)
+      checkpoints.save(state)
+      for _ in range(5):
+        state = add(state)
+    jax.block_until_ready(state)
+    checkpoints.save(state.replace(step=expected.step), wait=True)  # a committed step is kept as it is
+    tiny.assert_trees_equal(checkpoints.restore(parts.stage.like), expected)
+
+
+def test_the_last_two_are_kept(stages, tmp_path):
+  with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+    for step in (3, 5, 11, 12):
+      checkpoints.save(filled(stages["classifier"], step=step))
+  assert tiny.saved_steps(tmp_path / "run", "") == [11, 12]
+
+
+def test_saving_a_step_twice_is_harmless(stages, tmp_path):
+  state, like = filled(stages["classifier"], step=4), stages["classifier"].stage.like
+  for _ in range(2):
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+      checkpoints.save(state)
+      checkpoints.save(state, wait=True)
+      tiny.assert_trees_equal(checkpoints.restore(like), state)
+  assert tiny.saved_steps(tmp_path / "run", "") == [4]
+
+
+def test_what_a_crash_left_half_written_is_cleaned_up_and_never_restored(stages, tmp_path):
+  folder = tmp_path / "checkpoints"
+  with Checkpoints(folder) as checkpoints:
+    checkpoints.save(filled(stages["classifier"], step=4))
+  stale = folder / "9.orbax-checkpoint-tmp"
+  (stale / "model").mkdir(parents=True)
+  (stale / "model" / "half").write_text("a")
+  (folder / "8.orbax-checkpoint-tmp").mkdir()
+  with Checkpoints(folder) as checkpoints:
+    assert checkpoints.latest() == 4
+    checkpoints.save(filled(stages["classifier"], step=9), wait=True)
+  with Checkpoints(folder) as checkpoints:
+    assert int(checkpoints.restore(stages["classifier"].stage.like).step) == 9
+  assert sorted(path.name for path in folder.iterdir()) == ["4", "9"]
+
+
+def test_the_bridge_reads_the_model_whatever_the_optimiser(stages, tmp_path):
+  earlier = filled(stages["representation"], step=10)
+  with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    checkpoints.save(earlier, wait=True)
+    variables = checkpoints.restore_model(stages["classifier"].stage.like)
+  tiny.assert_trees_equal(variables, dict(params=earlier.params, batch_stats=earlier.batch_stats))
+  state = stages["classifier"].stage.make_state(variables)
+  assert int(state.step) == 0 and float(state.window["examples"]) == 0
+  assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(state.opt_state))
+
+
+@pytest.mark.parametrize(("patterns", "drawn"), [
+    ((), set()),
+    (("head/.*",), {"head/kernel"}),
+    (("head/.*", "backbone/norm/scale"), {"head/kernel", "backbone/norm/scale"}),
+    ((".*",), {"head/kernel", "backbone/conv/kernel", "backbone/conv/bias", "backbone/norm/scale",
+               "backbone/norm/bias"}),
+])
+def test_reset_draws_afresh_what_its_patterns_name_and_nothing_else(stages, patterns, drawn):
+  parts = stages["classifier"]
+  earlier, fresh = filled(parts), parts.stage.init()
+  variables = train.reset(
+      dict(params=earlier.params, batch_stats=earlier.batch_stats), parts.stage.init, patterns)
+  tiny.assert_trees_equal(variables["batch_stats"], earlier.batch_stats)
+  assert jax.tree.structure(variables["params"]) == jax.tree.structure(earlier.params)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
+    name = "/".join(key.key for key in path)
+    source = fresh["params"] if name in drawn else earlier.params
+    top, *rest = name.split("/")
+    wanted = source[top]
+    for key in rest:
+      wanted = wanted[key]
+    np.testing.assert_array_equal(leaf, wanted, err_msg=name)
+
+
+@pytest.mark.parametrize("pattern", ["haed/.*", "head", "kernel"])
+def test_a_reset_pattern_that_names_nothing_is_an_error_before_the_first_stage(small, tmp_path, pattern):
+  config = tiny.config("gcl_digits", classifier__reset=("head/.*", pattern))
+  with pytest.raises(ConfigError, match=re.escape(f"classifier.reset: {pattern!r} matches no parameter")):
+    tiny.run(config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def assert_one_sentence(error: Exception) -> None:
+  assert "\n" not in str(error) and len(str(error)) < 600, str(error)
+
+
+def test_a_checkpoint_of_other_classes_is_refused_in_one_sentence(stages, tmp_path):
+  with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    checkpoints.save(filled(stages["representation"], step=4), wait=True)
+    config = tiny.config("gcl_digits")
+    like = tiny.parts(config, "representation", lambda *args: tiny.one_conv(num_classes=7)).stage.like
+    for restore in (checkpoints.restore, checkpoints.restore_model):
+      with pytest.raises(WorkdirError, match=r"ts/4: .*head/kernel is \(4, 10\), expected \(4, 7\);") as info:
+        restore(like)
+      assert_one_sentence(info.value)
+
+
+def test_a_checkpoint_of_another_network_is_refused_in_one_sentence(stages, tmp_path):
+  with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+    checkpoints.save(filled(stages["representation"], step=4), wait=True)
+    like = tiny.parts(tiny.config("gcl_digits"), "representation").stage.like
+    with pytest.raises(WorkdirError, match="backbone/norm/mean is .*, expected absent, and .* more differ;") as info:
+      checkpoints.restore(like)
+    assert_one_sentence(info.value)
+
+
+def test_a_checkpoint_without_its_model_is_refused_in_one_sentence(stages, tmp_path):
+  folder = tmp_path / "checkpoints"
+  with Checkpoints(folder) as checkpoints:
+    checkpoints.save(filled(stages["representation"], step=4), wait=True)
+  (folder / "4" / "model").rename(tmp_path / "elsewhere")
+  with Checkpoints(folder) as checkpoints, pytest.raises(WorkdirError, match="could not be read") as info:
+    checkpoints.restore(stages["representation"].stage.like)
+  assert_one_sentence(info.value)
+
+
+# The first of Orbax's readers to fail leaves the others in the air.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_damaged_checkpoint_is_refused_in_one_sentence(stages, tmp_path):
+  folder = tmp_path / "checkpoints"
+  with Checkpoints(folder) as checkpoints:
+    checkpoints.save(filled(stages["representation"], step=4), wait=True)
+  data = [path for path in (folder / "4" / "model").rglob("*") if path.is_file() and path.parent.name == "d"]
+  assert data
+  for path in data:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  with Checkpoints(folder) as checkpoints, pytest.raises(WorkdirError, match="could not be read") as info:
+    checkpoints.restore(stages["representation"].stage.like)
+  assert_one_sentence(info.value)
+  del info
+  gc.collect()  # here, and not in the next test
+
+
+def all_finite(tree) -> bool:
+  return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(tree)))
+
+
+# The loss of a step is that of the parameters before it, so it is still finite at the first update that overflows
+# (which a weight decay of 1e10 brings about), and on request that very step is saved.
+@pytest.mark.parametrize(("weight_decay", "stop_after"), [(0.0, None), (0.0, 1), (1e10, None), (1e10, 1)])
+@pytest.mark.parametrize("log_every", [1, 1000])
+def test_numbers_that_are_not_finite_end_the_run_and_are_never_saved(
+    small, tmp_path, weight_decay, stop_after, log_every):
+  config = tiny.config(
+      "ce_digits", representation__lr=dict(name="constant", value=1e30), log_every_steps=log_every, steps_per_call=1,
+      representation__weight_decay=weight_decay)
+  first = train.Interrupted if (weight_decay, stop_after) == (0.0, 1) else TrainingError
+  with pytest.raises(first):
+    tiny.run(config, tmp_path, stop_after=stop_after)
+  with pytest.raises(TrainingError, match="representation: .*before step.* lower the learning rate") as info:
+    tiny.run(config, tmp_path)
+  assert_one_sentence(info.value)
+  for step in tiny.saved_steps(tmp_path, "representation"):
+    assert step == 1 and first is train.Interrupted
+    with Checkpoints(tmp_path / "representation" / "checkpoints") as checkpoints:
+      assert all_finite(checkpoints.restore(tiny.parts(config, "representation", tiny.one_conv).stage.like))
