@@ -1,4 +1,7 @@
-"""Classifier heads: features in, logits out. A head is chosen by its name in this module."""
+"""Classifier heads: features in, logits out. A head is chosen by its name in this module.
+
+Every head is called as `head(features, train=train)`; most compute the same in training and in tests.
+"""
 
 import flax.linen as nn
 import jax
@@ -23,8 +26,9 @@ class Linear(nn.Module):
   num_classes: int
 
   @nn.compact
-  def __call__(self, features: Float[Array, "b d"]) -> Float[Array, "b c"]:
+  def __call__(self, features: Float[Array, "b d"], *, train: bool = False) -> Float[Array, "b c"]:
     """Returns the logits [b c] of features [b d], in float32 (float64 for float64)."""
+    del train
     dim = features.shape[-1]
     kernel = self.param("kernel", _kaiming_normal, (dim, self.num_classes), jnp.float32)
     bias = self.param("bias", _symmetric_uniform(dim**-0.5), (self.num_classes,), jnp.float32)
@@ -47,8 +51,9 @@ class Cosine(nn.Module):
   num_classes: int
 
   @nn.compact
-  def __call__(self, features: Float[Array, "b d"]) -> Float[Array, "b c"]:
+  def __call__(self, features: Float[Array, "b d"], *, train: bool = False) -> Float[Array, "b c"]:
     """Returns the cosines [b c] of features [b d], in float32 (float64 for float64)."""
+    del train
     kernel = self.param("kernel", _unit_columns, (features.shape[-1], self.num_classes), jnp.float32)
     return _matmul(_normalize(_full_precision(features), axis=-1), _normalize(kernel, axis=0))
 
