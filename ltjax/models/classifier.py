@@ -24,7 +24,7 @@ class Classifier(nn.Module):
     """Returns (logits [b c], features [b d]), both float32 whatever the backbone's precision (float64 for float64).
 
     Args:
-      images: [b h w ch], normalised.
+      images: [b h w ch], normalised, or what else the backbone takes.
       train: the mode of the backbone's BatchNorm and of the head; True needs `mutable=["batch_stats"]`.
     """
     maps = self.backbone(images, train=train)

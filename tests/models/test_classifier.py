@@ -21,12 +21,22 @@ def variables(digits):
   return jax.jit(lambda: _model().init(jax.random.key(0), digits, train=False))()
 
 
-@pytest.mark.parametrize("head", [heads.Linear, heads.Cosine])
-def test_exactly_two_top_keys(digits, head):
+@pytest.mark.parametrize("head, stateful", [
+    (heads.Linear, False), (heads.Cosine, False), (heads.LearnableScale, False), (heads.TDE, True)])
+def test_exactly_two_top_keys(digits, head, stateful):
   variables = jax.eval_shape(lambda: _model(head).init(jax.random.key(0), digits, train=False))
   assert set(variables) == {"params", "batch_stats"}
   assert set(variables["params"]) == {"backbone", "head"}
-  assert set(variables["batch_stats"]) == {"backbone"}
+  assert set(variables["batch_stats"]) == ({"backbone", "head"} if stateful else {"backbone"})
+
+
+def test_head_is_told_whether_it_trains(digits):
+  model = _model(heads.TDE)
+  variables = model.init(jax.random.key(0), digits, train=False)
+  (_, features), updated = jax.jit(lambda v: model.apply(v, digits, train=True, mutable=["batch_stats"]))(variables)
+  np.testing.assert_allclose(updated["batch_stats"]["head"]["mean"], features.mean(axis=0), rtol=1e-5, atol=1e-6)
+  _, untouched = jax.jit(lambda v: model.apply(v, digits, train=False, mutable=["batch_stats"]))(variables)
+  jax.tree.map(np.testing.assert_array_equal, untouched["batch_stats"], variables["batch_stats"])
 
 
 @pytest.mark.parametrize("train", [False, True])
