@@ -225,8 +225,7 @@ class TDE(nn.Module):
     kernel = self.param("kernel", _symmetric_uniform(dim**-0.5), (dim, self.num_classes), jnp.float32)
     mean = self.variable("batch_stats", "mean", jnp.zeros, (dim,), jnp.float32)
     if train and not self.is_initializing():
-      now = jax.lax.stop_gradient(jnp.mean(features, axis=0))
-      mean.value = self.momentum * mean.value + now.astype(mean.value.dtype)
+      mean.value = self.momentum * mean.value + jnp.mean(features, axis=0).astype(mean.value.dtype)
 
     pieces = _normalize(features.reshape(-1, self.num_heads, dim // self.num_heads), axis=-1)
     if not train:

@@ -289,7 +289,8 @@ def test_disalign_is_the_form_of_the_paper_with_alpha_one_larger():
 def test_tde_keeps_a_running_mean_that_only_training_moves():
   head, features = heads.TDE(10), _features(4, 64)
   variables = _init(head)
-  assert not variables["batch_stats"]["mean"].any()
+  initialised_in_training = head.init(jax.random.key(0), features, train=True)
+  assert not variables["batch_stats"]["mean"].any() and not initialised_in_training["batch_stats"]["mean"].any()
   first, updated = _apply(head, variables, features, train=True)
   np.testing.assert_allclose(updated["batch_stats"]["mean"], features.mean(axis=0), rtol=1e-6, atol=1e-6)
   second, later = _apply(head, {**variables, **updated}, 2 * features, train=True)
@@ -325,7 +326,8 @@ def test_parameters_and_initial_values():
   assert jax.tree.map(jnp.shape, linear) == {"kernel": (400, 500), "bias": (500,)}
   for found in (cosine, normalized, tde):
     assert jax.tree.map(jnp.shape, found) == {"kernel": (400, 500)}
-  assert params("WeightNorm", shared=True)["scale"] == 1
+  shared = params("WeightNorm", shared=True)["scale"]
+  assert shared.shape == () and shared == 1
   for name in ("WeightNorm", "LearnableScale"):
     np.testing.assert_array_equal(params(name)["scale"], np.ones(500))
   assert (disalign["logit_scale"] == 1).all() and not disalign["logit_bias"].any()
