@@ -1,6 +1,6 @@
 """Flax (linen) models. A backbone is chosen by its name in this module, a head by its name in `heads`."""
 
 from ltjax.models.classifier import Classifier
-from ltjax.models.resnet_cifar import ResNetCIFAR
+from ltjax.models.resnet_cifar import ResNetBBN, ResNetCIFAR
 
-__all__ = ["Classifier", "ResNetCIFAR"]
+__all__ = ["Classifier", "ResNetBBN", "ResNetCIFAR"]

@@ -14,7 +14,7 @@ class Classifier(nn.Module):
 
   Args:
     backbone: module, `(images [b h w c], train) -> feature maps [b h' w' d]`.
-    head: module, `features [b d] -> logits [b c]`.
+    head: module, `(features [b d], train) -> logits [b c]`.
   """
   backbone: nn.Module
   head: nn.Module
@@ -24,9 +24,9 @@ class Classifier(nn.Module):
     """Returns (logits [b c], features [b d]), both float32 whatever the backbone's precision (float64 for float64).
 
     Args:
-      images: [b h w ch], normalised.
-      train: the mode of the backbone's BatchNorm; True needs `mutable=["batch_stats"]`.
+      images: [b h w ch], normalised, or what else the backbone takes.
+      train: the mode of the backbone's BatchNorm and of the head; True needs `mutable=["batch_stats"]`.
     """
     maps = self.backbone(images, train=train)
     features = jnp.mean(maps, axis=(1, 2), dtype=jnp.promote_types(maps.dtype, jnp.float32))
-    return self.head(features), features
+    return self.head(features, train=train), features

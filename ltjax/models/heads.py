@@ -1,14 +1,20 @@
-"""Classifier heads: features in, logits out. A head is chosen by its name in this module."""
+"""Classifier heads: features in, logits out. A head is chosen by its name in this module.
+
+Every head is called as `head(features, train=train)`; most compute the same in training and in tests.
+"""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-__all__ = ["Cosine", "Linear"]
+from ltjax.errors import ConfigError
+
+__all__ = ["Cosine", "DisAlign", "LearnableScale", "Linear", "NormalizedLinear", "TDE", "WeightNorm"]
 
 # PyTorch's kaiming_normal_; the initializer that jax calls kaiming_normal draws from a truncated normal.
 _kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+_normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")  # N(0, 1) / sqrt(d), untruncated
 
 
 class Linear(nn.Module):
@@ -23,8 +29,9 @@ class Linear(nn.Module):
   num_classes: int
 
   @nn.compact
-  def __call__(self, features: Float[Array, "b d"]) -> Float[Array, "b c"]:
+  def __call__(self, features: Float[Array, "b d"], *, train: bool = False) -> Float[Array, "b c"]:
     """Returns the logits [b c] of features [b d], in float32 (float64 for float64)."""
+    del train
     dim = features.shape[-1]
     kernel = self.param("kernel", _kaiming_normal, (dim, self.num_classes), jnp.float32)
     bias = self.param("bias", _symmetric_uniform(dim**-0.5), (self.num_classes,), jnp.float32)
@@ -47,10 +54,193 @@ class Cosine(nn.Module):
   num_classes: int
 
   @nn.compact
-  def __call__(self, features: Float[Array, "b d"]) -> Float[Array, "b c"]:
+  def __call__(self, features: Float[Array, "b d"], *, train: bool = False) -> Float[Array, "b c"]:
     """Returns the cosines [b c] of features [b d], in float32 (float64 for float64)."""
+    del train
     kernel = self.param("kernel", _unit_columns, (features.shape[-1], self.num_classes), jnp.float32)
     return _matmul(_normalize(_full_precision(features), axis=-1), _normalize(kernel, axis=0))
+
+
+class NormalizedLinear(nn.Module):
+  """NormFC, the linear classifier of unit class vectors with one fixed magnitude g, for both stages of CAMC.
+
+  z_c = g <x, w_c/|w_c|> as it stands, for learning the representation (the paper's equation 7, g = 0.5)
+  z_c = g <x/|x|, w_c/|w_c|> with `normalize_features`, for re-training the classifier (equation 8, g = 16)
+
+  There is no bias. The kernel starts as N(0, 1)/sqrt(d); the paper does not say how, and only its direction counts.
+
+  Args:
+    num_classes: c.
+    scale: g > 0.
+    normalize_features: chooses the second equation; never inferred from g.
+
+  References:
+    Zhang et al, `Calibrating Class Activation Maps for Long-Tailed Visual Recognition` (CAMC), 2021.
+  """
+  num_classes: int
+  scale: float
+  normalize_features: bool = False
+
+  @nn.compact
+  def __call__(self, features: Float[Array, "b d"], *, train: bool = False) -> Float[Array, "b c"]:
+    """Returns the logits [b c] of features [b d], in float32 (float64 for float64)."""
+    del train
+    features = _full_precision(features)
+    kernel = self.param("kernel", _normal, (features.shape[-1], self.num_classes), jnp.float32)
+    if self.normalize_features:
+      features = _normalize(features, axis=-1)
+    return self.scale * _matmul(features, _normalize(kernel, axis=0))
+
+
+class WeightNorm(nn.Module):
+  """Weight normalisation, NormFC with learned magnitudes: z_c = g_c <x, w_c/|w_c|>, without bias.
+
+  The parameter `scale` is g [c], or one number for all classes where `shared` (WN-g); it starts at 1, which for classes
+  of their own the CAMC paper leaves open (1 is about the length of the kernel's columns, N(0, 1)/sqrt(d), too).
+
+  Args:
+    num_classes: c.
+    shared: one magnitude for all classes.
+
+  References:
+    Salimans and Kingma, `Weight Normalization <https://arxiv.org/abs/1602.07868>`_, 2016; WN and WN-g of CAMC.
+  """
+  num_classes: int
+  shared: bool = False
+
+  @nn.compact
+  def __call__(self, features: Float[Array, "b d"], *, train: bool = False) -> Float[Array, "b c"]:
+    """Returns the logits [b c] of features [b d], in float32 (float64 for float64)."""
+    del train
+    kernel = self.param("kernel", _normal, (features.shape[-1], self.num_classes), jnp.float32)
+    scale = self.param("scale", nn.initializers.ones, () if self.shared else (self.num_classes,), jnp.float32)
+    return scale * _matmul(_full_precision(features), _normalize(kernel, axis=0))
+
+
+class LearnableScale(nn.Module):
+  """Learnable weight scaling (LWS): z'_c = f_c z_c, where z is what `Linear` (bias included) or `Cosine` gives.
+
+  The parameter `scale` is f [c] and starts at 1, where the head equals the wrapped one. The wrapped head's parameters
+  keep their names and places (`kernel`, and `bias` if it is linear), so that a stage can take them over from the stage
+  before; whether they are frozen (Kang et al) or go on learning slowly (MiSLAS) is the stage's to say.
+
+  Args:
+    num_classes: c.
+    cosine: wrap `Cosine` in place of `Linear`.
+
+  References:
+    Kang et al, `Decoupling Representation and Classifier for Long-Tailed Recognition
+    <https://arxiv.org/abs/1910.09217>`_, 2020: `DotProduct_Classifier` of facebookresearch/classifier-balancing.
+  """
+  num_classes: int
+  cosine: bool = False
+
+  @nn.compact
+  def __call__(self, features: Float[Array, "b d"], *, train: bool = False) -> Float[Array, "b c"]:
+    """Returns the logits [b c] of features [b d], in float32 (float64 for float64)."""
+    scale = self.param("scale", nn.initializers.ones, (self.num_classes,), jnp.float32)
+    return scale * _wrapped(self)(features, train=train)
+
+
+class DisAlign(nn.Module):
+  """Distribution alignment: a per-class affine map of the logits, mixed in by how much an example is trusted.
+
+  z'_c = (1 + conf a_c) z_c + conf b_c, conf = sigmoid(<v, x> + b0), where z is what `Linear` or `Cosine` gives
+
+  This is the released form. The paper writes conf (alpha_c z_c + beta_c) + (1 - conf) z_c, so alpha = a + 1, beta = b.
+  `logit_scale` a starts at 1 (the paper's alpha at 2), `logit_bias` b at 0, `confidence_kernel` v at 0.1 and
+  `confidence_bias` b0 as U(-1/sqrt(d), 1/sqrt(d)): at the start the logits are not the wrapped ones. The wrapped head's
+  parameters keep their names and places (`kernel`, and `bias` if it is linear); the method freezes them.
+
+  Args:
+    num_classes: c.
+    cosine: wrap `Cosine` in place of `Linear`.
+
+  References:
+    Zhang et al, `Distribution Alignment: A Unified Framework for Long-tail Visual Recognition
+    <https://arxiv.org/abs/2103.16370>`_, 2021: `DisAlignLinear` of Megvii-BaseDetection/cvpods.
+  """
+  num_classes: int
+  cosine: bool = False
+
+  @nn.compact
+  def __call__(self, features: Float[Array, "b d"], *, train: bool = False) -> Float[Array, "b c"]:
+    """Returns the logits [b c] of features [b d], in float32 (float64 for float64)."""
+    dim = features.shape[-1]
+    scale = self.param("logit_scale", nn.initializers.ones, (self.num_classes,), jnp.float32)
+    shift = self.param("logit_bias", nn.initializers.zeros, (self.num_classes,), jnp.float32)
+    direction = self.param("confidence_kernel", nn.initializers.constant(0.1), (dim, 1), jnp.float32)
+    offset = self.param("confidence_bias", _symmetric_uniform(dim**-0.5), (1,), jnp.float32)
+    confidence = jax.nn.sigmoid(_matmul(_full_precision(features), direction) + offset)
+    return (1 + confidence * scale) * _wrapped(self)(features, train=train) + confidence * shift
+
+
+class TDE(nn.Module):
+  """The de-confounded classifier: a multi-head cosine classifier that in tests takes out the direction of momentum.
+
+  Features and class vectors are cut into K pieces of d/K, x_k and w_kc; c_k is the running mean feature's.
+
+  training: z_c = (tau/K) sum_k <x_k/|x_k|, w_kc / (|w_kc| + gamma)>
+  tests: the same, with x_k/|x_k| - alpha cos(x_k, c_k) c_k/|c_k| in the place of x_k/|x_k|
+
+  The mean is `mean` [d] of the collection `batch_stats`: c <- mu c + mean(x) in every step, without a factor 1 - mu,
+  because only its directions count. It starts at zero, where tests and training agree. `train` chooses the equation, so
+  a stage whose BatchNorm evaluates learns with the second one and leaves the mean alone. There is no bias; the kernel
+  starts as U(-1/sqrt(d), 1/sqrt(d)).
+
+  Args:
+    num_classes: c.
+    alpha: how much is taken out; 3 in the released ImageNet-LT runs, 1.5 on CIFAR.
+    tau: the scale.
+    gamma: keeps short class vectors short.
+    num_heads: K, which divides d.
+    momentum: mu.
+
+  References:
+    Tang et al, `Long-Tailed Classification by Keeping the Good and Removing the Bad Momentum Causal Effect
+    <https://arxiv.org/abs/2009.12991>`_, 2020: `Causal_Norm_Classifier` of KaihuaTang/Long-Tailed-Recognition.pytorch.
+  """
+  num_classes: int
+  alpha: float = 3.0
+  tau: float = 16.0
+  gamma: float = 1 / 32
+  num_heads: int = 2
+  momentum: float = 0.9
+
+  @nn.compact
+  def __call__(self, features: Float[Array, "b d"], *, train: bool = False) -> Float[Array, "b c"]:
+    """Returns the logits [b c] of features [b d], in float32 (float64 for float64).
+
+    Args:
+      features: [b d].
+      train: compute the training logits and update `batch_stats` (which must then be mutable).
+
+    Raises:
+      ConfigError: d is not a multiple of K.
+    """
+    features, dim = _full_precision(features), features.shape[-1]
+    if dim % self.num_heads:
+      raise ConfigError(f"head: TDE cuts the features into num_heads equal pieces, but {dim} is not a multiple of "
+                        f"{self.num_heads}")
+    kernel = self.param("kernel", _symmetric_uniform(dim**-0.5), (dim, self.num_classes), jnp.float32)
+    mean = self.variable("batch_stats", "mean", jnp.zeros, (dim,), jnp.float32)
+    if train and not self.is_initializing():
+      mean.value = self.momentum * mean.value + jnp.mean(features, axis=0).astype(mean.value.dtype)
+
+    pieces = _normalize(features.reshape(-1, self.num_heads, dim // self.num_heads), axis=-1)
+    if not train:
+      confounder = _normalize(mean.value.reshape(self.num_heads, -1), axis=-1)
+      pieces -= self.alpha * jnp.sum(pieces * confounder, axis=-1, keepdims=True) * confounder
+    weights = kernel.reshape(self.num_heads, -1, self.num_classes)
+    weights = weights / (_length(weights, axis=1) + self.gamma)
+    return self.tau / self.num_heads * _matmul(pieces.reshape(features.shape), weights.reshape(kernel.shape))
+
+
+def _wrapped(head):
+  """The head around which `head` is built; its parameters lie among `head`'s own."""
+  inner = (Cosine if head.cosine else Linear)(head.num_classes)
+  nn.share_scope(head, inner)
+  return inner
 
 
 def _full_precision(x):
@@ -65,6 +255,10 @@ def _matmul(x, kernel):
 def _normalize(x, axis):
   # The clamp is inside the root, where the derivative of x/|x| at zero stays finite.
   return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=axis, keepdims=True), 1e-24))
+
+
+def _length(x, axis):
+  return jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=axis, keepdims=True), 1e-24))
 
 
 def _symmetric_uniform(bound):

@@ -1,16 +1,16 @@
-"""The CIFAR ResNets (6n+2 layers) that the long-tailed CIFAR benchmarks are run with."""
+"""The CIFAR ResNets (6n+2 layers) that the long-tailed CIFAR benchmarks are run with, plain and two-branched."""
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
 from ltjax.errors import ConfigError
 
-__all__ = ["ResNetCIFAR"]
+__all__ = ["Branches", "ResNetBBN", "ResNetCIFAR", "mix"]
 
 _PADDING = ((1, 1), (1, 1))  # "SAME" pads (0, 1) at stride 2, PyTorch and the paper pad (1, 1)
 # PyTorch's kaiming_normal_; the initializer that jax calls kaiming_normal draws from a truncated normal.
@@ -38,7 +38,7 @@ class ResNetCIFAR(nn.Module):
   dtype: Any = jnp.float32
 
   def __post_init__(self):
-    _check(self.depth, self.widths)
+    _check("ResNetCIFAR", 8, self.depth, self.widths)
     super().__post_init__()
 
   @nn.compact
@@ -49,16 +49,103 @@ class ResNetCIFAR(nn.Module):
       images: [b h w c], normalised.
       train: normalise with the statistics of the batch and update `batch_stats` (which must then be mutable).
     """
-    conv = partial(
-        nn.Conv, kernel_size=(3, 3), padding=_PADDING, use_bias=False, kernel_init=_kaiming_normal, dtype=self.dtype)
-    norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
-    x = conv(self.widths[0], name="stem_conv")(images)
-    x = nn.relu(norm(name="stem_norm")(x))
-    for stage, width in enumerate(self.widths, start=1):
-      for block in range(1, (self.depth - 2) // 6 + 1):
-        stride = 2 if stage > 1 and block == 1 else 1
-        x = _BasicBlock(width, stride, conv, norm, name=f"stage{stage}_block{block}")(x)
+    conv, norm = _layers(train, self.dtype)
+    n = (self.depth - 2) // 6
+    return _stages((n, n, n), self.widths, conv, norm)(images)
+
+
+class Branches(NamedTuple):
+  """What BBN learns from in one step: a batch for each branch, and how much each counts.
+
+  Args:
+    conventional: [b h w c], drawn by instance.
+    rebalancing: [b h w c], drawn by the reverse sampler.
+    share: a in [0, 1], of the conventional branch.
+  """
+
+  conventional: Float[Array, "b h w c"]
+  rebalancing: Float[Array, "b h w c"]
+  share: float | Float[Array, ""]
+
+
+class ResNetBBN(nn.Module):
+  """`ResNetCIFAR` whose last block is doubled: a conventional branch f_c and a re-balancing branch f_r, side by side.
+
+  [f_c(x) ; f_r(x)] of images x, which is how BBN predicts, and what the CIFAR networks of TDE and LADE are
+  2 [a f_c(x) ; (1-a) f_r(x')] of `Branches` (x, x', a), which is how BBN learns
+
+  A mean over h, w is linear, so a classifier of these maps computes BBN's z = W^T 2 [a f_c ; (1-a) f_r] + b; the loss
+  to follow is a CE(z, y) + (1-a) CE(z, y'). As in the released code the two batches pass the shared layers one after
+  the other: each is normalised by its own statistics, and the running ones move twice a step. In the place of stage 3's
+  last block are `cb_block` and `rb_block`; every other layer has its name in `ResNetCIFAR`.
+
+  Args:
+    depth: 6n + 2 from 14, so 14, 20, 26, 32, ...
+    widths: channels of the three stages; the maps have 2 `widths[2]`.
+    dtype: of the convolutions and the feature maps.
+
+  References:
+    Zhou et al, `BBN: Bilateral-Branch Network with Cumulative Learning for Long-Tailed Visual Recognition
+    <https://arxiv.org/abs/1912.02413>`_, 2020: `BBN_ResNet_Cifar` and `Combiner.bbn_mix` of megvii-research/BBN.
+  """
+  depth: int = 32
+  widths: Sequence[int] = (16, 32, 64)
+  dtype: Any = jnp.float32
+
+  def __post_init__(self):
+    _check("ResNetBBN", 14, self.depth, self.widths)
+    super().__post_init__()
+
+  @nn.compact
+  def __call__(self, images: Float[Array, "b h w c"] | Branches, *, train: bool) -> Float[Array, "b h2 w2 2d"]:
+    """Returns the feature maps before pooling, the conventional branch's channels first.
+
+    Args:
+      images: [b h w c], normalised, or `Branches` of such.
+      train: normalise with the statistics of the batch and update `batch_stats` (which must then be mutable).
+    """
+    conv, norm = _layers(train, self.dtype)
+    n = (self.depth - 2) // 6
+    shared = _stages((n, n, n - 1), self.widths, conv, norm)
+    conventional, rebalancing = (_BasicBlock(self.widths[-1], 1, conv, norm, name=f"{name}_block")
+                                 for name in ("cb", "rb"))
+    if isinstance(images, Branches):
+      x, others = shared(images.conventional), shared(images.rebalancing)
+      return mix(conventional(x), rebalancing(others), images.share)
+    x = shared(images)
+    return jnp.concatenate([conventional(x), rebalancing(x)], axis=-1)
+
+
+def mix(
+    conventional: Float[Array, "*b d"], rebalancing: Float[Array, "*b d"], share: float | Real[Array, ""],
+) -> Float[Array, "*b 2d"]:
+  """2 [a f_c ; (1-a) f_r] in float32 (float64 for float64), so that a keeps its digits; a = 1/2 is concatenation."""
+  conventional, rebalancing = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (conventional, rebalancing))
+  return 2 * jnp.concatenate([share * conventional, (1 - share) * rebalancing], axis=-1)
+
+
+def _layers(train, dtype):
+  """Convolution and BatchNorm as all blocks have them."""
+  conv = partial(
+      nn.Conv, kernel_size=(3, 3), padding=_PADDING, use_bias=False, kernel_init=_kaiming_normal, dtype=dtype)
+  return conv, partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype)
+
+
+def _stages(blocks, widths, conv, norm):
+  """The stem and three stages as a function; its layers belong to the module that is being called."""
+  stem_conv, stem_norm, residual = conv(widths[0], name="stem_conv"), norm(name="stem_norm"), []
+  for stage, (width, count) in enumerate(zip(widths, blocks, strict=True), start=1):
+    for block in range(1, count + 1):
+      stride = 2 if stage > 1 and block == 1 else 1
+      residual.append(_BasicBlock(width, stride, conv, norm, name=f"stage{stage}_block{block}"))
+
+  def apply(x):
+    x = nn.relu(stem_norm(stem_conv(x)))
+    for block in residual:
+      x = block(x)
     return x
+
+  return apply
 
 
 class _BasicBlock(nn.Module):
@@ -81,11 +168,12 @@ def _shortcut(x, width, stride):
   return jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (pad, pad)))
 
 
-def _check(depth, widths):
-  if depth < 8 or depth % 6 != 2:
-    raise ConfigError(f"ResNetCIFAR: depth must be 6n+2 (8, 14, 20, 26, 32, 38, 44, 50, 56, ...), got {depth}")
+def _check(name, least, depth, widths):
+  if depth < least or depth % 6 != 2:
+    valid = ", ".join(str(depth) for depth in range(least, 57, 6))
+    raise ConfigError(f"{name}: depth must be 6n+2 ({valid}, ...), got {depth}")
   grows = all(new >= old and (new - old) % 2 == 0 for old, new in zip(widths, widths[1:], strict=False))
   if len(widths) != 3 or widths[0] < 1 or not grows:
     raise ConfigError(
-        "ResNetCIFAR: widths must be three channel counts, each equal to the one before or larger by an even number "
+        f"{name}: widths must be three channel counts, each equal to the one before or larger by an even number "
         f"(zeros are padded evenly on both sides), got {tuple(widths)}")

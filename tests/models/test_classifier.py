@@ -21,12 +21,23 @@ def variables(digits):
   return jax.jit(lambda: _model().init(jax.random.key(0), digits, train=False))()
 
 
-@pytest.mark.parametrize("head", [heads.Linear, heads.Cosine])
-def test_exactly_two_top_keys(digits, head):
+@pytest.mark.parametrize("head, stateful", [
+    (heads.Linear, False), (heads.Cosine, False), (heads.LearnableScale, False), (heads.TDE, True)])
+def test_exactly_two_top_keys(digits, head, stateful):
   variables = jax.eval_shape(lambda: _model(head).init(jax.random.key(0), digits, train=False))
   assert set(variables) == {"params", "batch_stats"}
   assert set(variables["params"]) == {"backbone", "head"}
-  assert set(variables["batch_stats"]) == {"backbone"}
+  assert set(variables["batch_stats"]) == ({"backbone", "head"} if stateful else {"backbone"})
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_head_is_told_whether_it_trains(digits, variables, train):
+  params = {**variables["params"], "head": {"kernel": variables["params"]["head"]["kernel"]}}
+  batch_stats = {**variables["batch_stats"], "head": {"mean": jnp.ones(64)}}
+  (_, features), updated = jax.jit(lambda v: _model(heads.TDE).apply(v, digits, train=train, mutable=["batch_stats"]))(
+      {"params": params, "batch_stats": batch_stats})
+  expected = 0.9 + features.mean(axis=0) if train else jnp.ones(64)
+  np.testing.assert_allclose(updated["batch_stats"]["head"]["mean"], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("train", [False, True])
