@@ -19,14 +19,18 @@ from ltjax.errors import ConfigError, nearest
 from ltjax.models import heads
 from ltjax.schedules import Clock
 
+# Which of `losses` is what, by the submodule that defines it.
+ADJUSTMENTS = (".adjustment", ".angular", ".margins")
+LOSSES = (".cross_entropy", ".disentangling", ".sigmoid", ".smoothing")
+WEIGHTS = (".weights",)
 PRECISIONS = {"float32": jnp.float32, "bf16": jnp.bfloat16}
 BATCH_NORM_MODES = ("train", "eval", "shift")
 
 
-def public(module, family: str = "") -> dict[str, Callable]:
-  """The functions and classes that `module` exports, those defined in its submodule `family` where one is given."""
+def public(module, families: tuple[str, ...] = ("",)) -> dict[str, Callable]:
+  """The functions and classes that `module` exports, those defined in its submodules `families` if given."""
   found = {name: getattr(module, name) for name in module.__all__}
-  return {name: value for name, value in found.items() if callable(value) and value.__module__.endswith(family)}
+  return {name: value for name, value in found.items() if callable(value) and value.__module__.endswith(families)}
 
 
 class Call(NamedTuple):
@@ -91,6 +95,11 @@ def _parameters(function: Callable) -> dict[str, inspect.Parameter]:
   return {p.name: p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
 
 
+def _positional(function: Callable) -> tuple[str, ...]:
+  parameters = inspect.signature(function).parameters.values()
+  return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
+
+
 def _check_type(value, parameter: inspect.Parameter, where: str) -> None:
   wanted = parameter.annotation if parameter.annotation in (bool, int, float, str, tuple) else type(parameter.default)
   number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -138,13 +147,19 @@ class Objective:
   """A stage's adjustment, loss and class weights as one function, and the values of their schedules at every step."""
 
   inputs = ("key", "noise", "mask", "features")  # supplied by the step, or for tests only: never by a config
+  arrays = ("logits", "cosines", "labels", "class_counts")  # what the step has for arguments without a default
 
   def __init__(self, stage, where: str):
-    adjustments, criteria = public(losses, ".margins"), public(losses, ".cross_entropy")
-    self.adjust = bind(stage.adjust, adjustments, f"{where}.adjust", given=self.inputs) if stage.adjust else None
-    self.loss = bind(stage.loss, criteria, f"{where}.loss", given=self.inputs)
-    self.weights = (bind(stage.class_weights, public(losses, ".weights"), f"{where}.class_weights")
+    self.adjust = (bind(stage.adjust, public(losses, ADJUSTMENTS), f"{where}.adjust", given=self.inputs)
+                   if stage.adjust else None)
+    self.loss = bind(stage.loss, public(losses, LOSSES), f"{where}.loss", given=self.inputs)
+    self.weights = (bind(stage.class_weights, public(losses, WEIGHTS), f"{where}.class_weights")
                     if stage.class_weights else None)
+    for part, call in dict(adjust=self.adjust, loss=self.loss).items():
+      positional = _positional(call.function) if call else ()
+      if unknown := [name for name in positional if name not in self.arrays]:
+        raise ConfigError(f"{where}.{part}: {call.function.__name__} needs {', '.join(unknown)}, which the training "
+                          "step does not have; call it from a loop of your own")
     self.lr = schedule(stage.lr, f"{where}.lr")
 
   def scalars(self, clock: Clock, class_counts: np.ndarray) -> dict:
