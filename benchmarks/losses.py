@@ -4,7 +4,8 @@ python benchmarks/losses.py [--batch-size=512] [--classes=8142] [--rounds=9] [--
 
 An adjustment is timed with the cross entropy that follows it. In each round a function and cross entropy take turns,
 and the median over the rounds of the ratio of the two is what counts; the goal is 1.5 for every closed form.
-Temporary memory is what the compiler says, besides arguments and results. Writes benchmarks/results/losses_<platform>.md.
+Temporary memory is what the compiler says, besides arguments and results. Writes benchmarks/results/losses_*.md, with
+the platform in its name.
 """
 
 import argparse
@@ -103,10 +104,10 @@ def main():
   hardware, load = report.hardware(), os.getloadavg()[0]
   text = "\n".join([
       f"# Losses beside cross entropy, batch {args.batch_size}, {args.classes} classes, float32", "",
-      "Forward and backward, jitted; an adjustment with the cross entropy that follows it. The two take turns, the ratio",
-      f"is the median of {args.rounds} rounds of {args.calls} calls. The goal for closed forms is {GOAL}; what draws its",
-      "noise spends most of its time on the generator. Temporary memory is the compiler's, besides arguments and results",
-      f"({plain[0].memory_analysis().temp_size_in_bytes / 2**20:.1f} MiB for cross entropy).", "",
+      "Forward and backward, jitted; an adjustment with the cross entropy that follows it. The two take turns, and the",
+      f"ratio is the median of {args.rounds} rounds of {args.calls} calls. The goal for closed forms is {GOAL}; what draws",
+      "its noise spends most of its time on the generator. Temporary memory is the compiler's, besides arguments and",
+      f"results ({plain[0].memory_analysis().temp_size_in_bytes / 2**20:.1f} MiB for cross entropy).", "",
       "| function | ms | cross entropy beside it, ms | ratio | temporary MiB |",
       "| --- | ---: | ---: | ---: | ---: |", *lines, "",
       f"{hardware['device']}, load {load:.1f} at the end; {versions}; commit {report.commit()}.", "",

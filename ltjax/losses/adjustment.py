@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float, Int, Real
 
 from ltjax.errors import ConfigError
 from ltjax.losses.arguments import at_least_float32, class_indices, in_range, is_label, positive_counts, seen_or_one
-from ltjax.losses.cross_entropy import at_label, shifted_softmax
+from ltjax.losses.cross_entropy import at_label, log_normalizer
 
 __all__ = ["fbl", "logit_adjustment", "seesaw", "softmax_equalization"]
 
@@ -198,7 +198,8 @@ def seesaw(
   logits = at_least_float32(logits)
   log_seen = jnp.log(seen_or_one(seen_counts, logits))
   labels = class_indices(labels, logits)
-  shifted, log_sum = shifted_softmax(jax.lax.stop_gradient(logits))
-  floor = jnp.maximum(at_label(shifted, labels), log_sum + jnp.log(jnp.asarray(0.01, logits.dtype)))
+  constant = jax.lax.stop_gradient(logits)
+  most, log_sum = log_normalizer(constant)
+  floor = jnp.maximum(at_label(constant, labels), most + log_sum + jnp.log(jnp.asarray(0.01, logits.dtype)))
   mitigation = jnp.minimum(log_seen - log_seen[labels][..., None], 0)
-  return logits + p * mitigation + q * jnp.maximum(shifted - floor[..., None], 0)
+  return logits + p * mitigation + q * jnp.maximum(constant - floor[..., None], 0)

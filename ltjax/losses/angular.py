@@ -1,10 +1,20 @@
 """Margins and clouds on the angle: un-scaled cosines in, adjusted and scaled logits out; a loss follows."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Real
 
-from ltjax.losses.arguments import at_least_float32, class_indices, in_range, is_label, positive_counts
+from ltjax.losses.arguments import (
+  at_least_float32,
+  class_indices,
+  in_range,
+  is_label,
+  only_at_label,
+  positive_counts,
+)
+from ltjax.losses.cross_entropy import at_label
 from ltjax.losses.margins import clouds, label_margins, radii_and_rarity
 
 __all__ = ["arcface", "gcl_angular", "kps_angular"]
@@ -49,13 +59,32 @@ def arcface(
   in_range("arcface: margin", margin, "[0, 3.141592653589793]")
   in_range("arcface: scale", scale, "(0, inf)")
   cosines = at_least_float32(cosines)
-  margin = jnp.asarray(margin, cosines.dtype)
-  cos_m, sin_m = jnp.cos(margin), jnp.sin(margin)
-  moved = cosines * cos_m - _sine(cosines) * sin_m
-  if fallback:
-    moved = jnp.where(cosines > -cos_m, moved, cosines - margin * sin_m)
-  moved = jnp.where(is_label(labels, cosines), moved, cosines)
+  moved = _turned_at_label(fallback, cosines, jnp.asarray(margin, cosines.dtype), class_indices(labels, cosines))
   return scale * (cosines + jax.lax.stop_gradient(moved - cosines) if straight_through else moved)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _turned_at_label(fallback: bool, cosines, margin, labels):
+  """cos(theta + m) at the label, cos(theta) elsewhere."""
+  turned = _turned(fallback, at_label(cosines, labels), margin)
+  return jnp.where(is_label(labels, cosines), turned[..., None], cosines)
+
+
+# What autodiff finds too, but with the square root once a row in place of once an element, forwards and backwards.
+@_turned_at_label.defjvp
+def _turned_at_label_jvp(fallback, primals, tangents):
+  (cosines, margin, labels), (d_cosines, d_margin, _) = primals, tangents
+  own = at_label(cosines, labels)
+  _, slope = jax.jvp(lambda x: _turned(fallback, x, margin), (own,), (jnp.ones_like(own),))
+  _, by_margin = jax.jvp(lambda m: _turned(fallback, own, m), (margin,), (d_margin,))
+  tangent = jnp.where(is_label(labels, cosines), slope[..., None] * d_cosines + by_margin[..., None], d_cosines)
+  return _turned_at_label(fallback, cosines, margin, labels), tangent
+
+
+def _turned(fallback: bool, cosines, margin):
+  cos_m, sin_m = jnp.cos(margin), jnp.sin(margin)
+  turned = cosines * cos_m - _sine(cosines) * sin_m
+  return jnp.where(cosines > -cos_m, turned, cosines - margin * sin_m) if fallback else turned
 
 
 def kps_angular(
@@ -111,11 +140,12 @@ def kps_angular(
   cosines = at_least_float32(cosines)
   radii, rarity = radii_and_rarity(positive_counts(class_counts, cosines), base)
   share, margins = rarity / rarity.max(), label_margins(rarity, max_margin)
-  label = is_label(labels, cosines)
-  angles = share**angle_power * jnp.arctan2(_sine(cosines), cosines) + jnp.where(label, max_angle * share, 0.0)
+  own = class_indices(labels, cosines)
+  added = only_at_label(max_angle * share[own], labels, cosines)
+  angles = share**angle_power * jnp.arctan2(_sine(cosines), cosines) + added
   moved = jnp.cos(angles)
-  logits = radii * jnp.where(angles > jnp.pi, -2 - moved, moved) - jnp.where(label, margins, 0.0)
-  scales = scale * (1 + adjust * (rarity - 1))[class_indices(labels, cosines)]
+  logits = radii * jnp.where(angles > jnp.pi, -2 - moved, moved) - only_at_label(margins[own], labels, cosines)
+  scales = scale * (1 + adjust * (rarity - 1))[own]
   return scales[..., None] * logits
 
 
@@ -166,7 +196,7 @@ def gcl_angular(
   in_range("gcl_angular: noise_scale", noise_scale, "[0, 1]")
   cosines = at_least_float32(cosines)
   cloud = clouds("gcl_angular", cosines, class_counts, key, noise, noise_scale, cloud_size)
-  angles = (jnp.pi / 2) * cloud + jnp.where(is_label(labels, cosines), margin, 0.0).astype(cosines.dtype)
+  angles = (jnp.pi / 2) * cloud + only_at_label(margin, labels, cosines)
   cos_t, sin_t = jnp.cos(angles), jnp.sin(angles)
   moved = cosines * cos_t - _sine(cosines) * sin_t
   return scale * jnp.where(cosines > -cos_t, moved, cosines - sin_t)

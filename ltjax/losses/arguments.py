@@ -72,6 +72,14 @@ def is_label(labels: Int[Array, "b"], logits: Float[Array, "b c"]) -> Bool[Array
   return class_indices(labels, logits)[..., None] == jnp.arange(logits.shape[-1])
 
 
+def only_at_label(values: Float[Array, "b"] | float, labels: Int[Array, "b"],
+                  logits: Float[Array, "b c"]) -> Float[Array, "b c"]:
+  """One number for each row, or one for all, at its label, and 0 elsewhere."""
+  # XLA fuses this into whatever reads it, where a class vector or a one-hot product would be read once an element.
+  values = jnp.broadcast_to(jnp.asarray(values, logits.dtype), logits.shape[:-1])
+  return jnp.where(is_label(labels, logits), values[..., None], 0)
+
+
 def probabilities(labels: Float[Array, "b c"], logits: Float[Array, "b c"]) -> Float[Array, "b c"]:
   """Target probabilities as floats; DataError unless each row has one for each class and they sum to 1."""
   if jnp.shape(labels) != logits.shape:

@@ -41,22 +41,26 @@ def cross_entropy(
   [0.6931471824645996, 200.0]
   """
   in_range("cross_entropy: label_smoothing", label_smoothing, "[0, 1]")
-  shifted, log_sum = shifted_softmax(at_least_float32(logits))
-  if jnp.ndim(labels) == shifted.ndim:
-    t = probabilities(labels, shifted)
+  logits = at_least_float32(logits)
+  most, log_sum = log_normalizer(logits)
+  if jnp.ndim(labels) == logits.ndim:
+    t = probabilities(labels, logits)
+    shifted = logits - most[..., None]
     # 0 log 0 = 0: an excluded class (logit -inf) with no target must not make a NaN.
     possible = jnp.where((t == 0) & jnp.isneginf(shifted), 0.0, shifted)
     target = log_sum * jnp.sum(t, axis=-1) - jnp.sum(t * possible, axis=-1)
   else:
-    target = log_sum - at_label(shifted, class_indices(labels, shifted))
-  smooth = jnp.where(label_smoothing == 0, 0.0, label_smoothing * (log_sum - jnp.mean(shifted, axis=-1)))
+    target = log_sum - (at_label(logits, class_indices(labels, logits)) - most)
+  smooth = jnp.where(label_smoothing == 0, 0.0,
+                     label_smoothing * (log_sum - jnp.mean(logits - most[..., None], axis=-1)))
   return (1 - label_smoothing) * target + smooth
 
 
-def shifted_softmax(logits: Float[Array, "b c"]) -> tuple[Float[Array, "b c"], Float[Array, "b"]]:
-  """(z - max z, log sum exp(z - max z)): their difference is the log softmax, without a second array of its size."""
-  shifted = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-  return shifted, jnp.log(jnp.sum(jnp.exp(shifted), axis=-1))
+def log_normalizer(logits: Float[Array, "b c"]) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
+  """(max z, log sum exp(z - max z)): what to take from a row of z for its log softmax, in this order."""
+  # Nothing of the size of z is kept for the backward pass: XLA reads z again, and whatever z is made of.
+  most = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
+  return most, jnp.log(jnp.sum(jnp.exp(logits - most[..., None]), axis=-1))
 
 
 def at_label(x: Float[Array, "b c"], labels: Int[Array, "b"]) -> Float[Array, "b"]:

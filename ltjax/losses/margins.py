@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Real
 
 from ltjax.errors import ConfigError, DataError
-from ltjax.losses.arguments import at_least_float32, class_indices, in_range, is_label, positive_counts
+from ltjax.losses.arguments import at_least_float32, class_indices, in_range, only_at_label, positive_counts
 
 __all__ = ["cosface", "gcl", "kps", "ldam"]
 
@@ -58,7 +58,7 @@ def ldam(
   cosines = at_least_float32(cosines)
   counts = positive_counts(class_counts, cosines)
   margins = max_margin * (counts.min() / counts) ** 0.25
-  return scale * jnp.where(is_label(labels, cosines), cosines - margins, cosines)
+  return scale * (cosines - only_at_label(margins[class_indices(labels, cosines)], labels, cosines))
 
 
 def cosface(
@@ -95,7 +95,7 @@ def cosface(
   in_range("cosface: margin", margin, "[0, inf)")
   in_range("cosface: scale", scale, "(0, inf)")
   cosines = at_least_float32(cosines)
-  return scale * jnp.where(is_label(labels, cosines), cosines - margin, cosines)
+  return scale * (cosines - only_at_label(margin, labels, cosines))
 
 
 def kps(
@@ -152,9 +152,10 @@ def kps(
     _check_order(class_counts)
     rarity = radii[::-1]
     growth = jnp.minimum(rarity, jnp.maximum(50.0 / scale, 1.0))
-  label, margins = is_label(labels, cosines), label_margins(rarity, max_margin)
-  scales = scale * (1 + adjust * (growth - 1))[class_indices(labels, cosines)]
-  return scales[..., None] * jnp.where(label, radii * cosines - margins, radii * cosines)
+  own = class_indices(labels, cosines)
+  margins = only_at_label(label_margins(rarity, max_margin)[own], labels, cosines)
+  scales = scale * (1 + adjust * (growth - 1))[own]
+  return scales[..., None] * (radii * cosines - margins)
 
 
 def radii_and_rarity(counts: Float[Array, "c"], base: float | Float[Array, ""]) -> tuple[Float[Array, "c"], ...]:
@@ -228,7 +229,7 @@ def gcl(
   in_range("gcl: margin", margin, "[0, inf)")
   cosines = at_least_float32(cosines)
   cloud = clouds("gcl", cosines, class_counts, key, noise, noise_scale, cloud_size)
-  return scale * (cosines - cloud - jnp.where(is_label(labels, cosines), margin, 0.0).astype(cosines.dtype))
+  return scale * (cosines - cloud - only_at_label(margin, labels, cosines))
 
 
 def clouds(function: str, cosines, class_counts, key, noise, noise_scale, cloud_size: str) -> Float[Array, "b c"]:

@@ -5,7 +5,7 @@ from jaxtyping import Array, Float, Int, Real
 
 from ltjax.errors import ConfigError
 from ltjax.losses.arguments import at_least_float32, class_indices, in_range, positive_counts
-from ltjax.losses.cross_entropy import at_label, shifted_softmax
+from ltjax.losses.cross_entropy import at_label, log_normalizer
 
 __all__ = ["label_aware_smoothing"]
 
@@ -63,11 +63,13 @@ def label_aware_smoothing(
   in_range("label_aware_smoothing: power", power, "(0, inf)")
   if shape not in _SHAPES:
     raise ConfigError(f"label_aware_smoothing: shape must be one of {', '.join(_SHAPES)}, got {shape!r}.")
-  shifted, log_sum = shifted_softmax(at_least_float32(logits))
-  counts = positive_counts(class_counts, shifted)
-  labels = class_indices(labels, shifted)
-  least, most = counts.min(), counts.max()
-  u = jnp.where(most > least, (counts - least) / jnp.where(most > least, most - least, 1.0), 1.0)
+  logits = at_least_float32(logits)
+  most, log_sum = log_normalizer(logits)
+  counts = positive_counts(class_counts, logits)
+  labels = class_indices(labels, logits)
+  n_min, n_max = counts.min(), counts.max()
+  u = jnp.where(n_max > n_min, (counts - n_min) / jnp.where(n_max > n_min, n_max - n_min, 1.0), 1.0)
   smoothing = (tail + (head - tail) * _SHAPES[shape](u, power))[labels]
-  target, mean = at_label(shifted, labels), jnp.mean(shifted, axis=-1)
+  target = at_label(logits, labels) - most
+  mean = jnp.mean(logits - most[..., None], axis=-1)
   return log_sum - (1 - smoothing) * target - smoothing * mean

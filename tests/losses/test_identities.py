@@ -269,3 +269,23 @@ def test_fbl_pulls_the_features_of_rare_classes_outwards():
 def test_prior_lade_is_the_sum_of_its_parts():
   parts = losses.prior_lade(LOGITS, LABELS, COUNTS, weight=0.0) + 0.1 * losses.lade(LOGITS, LABELS, COUNTS)
   np.testing.assert_allclose(losses.prior_lade(LOGITS, LABELS, COUNTS), parts, rtol=1e-6)
+
+
+def test_arcface_has_the_derivatives_of_autodiff_in_both_modes():
+  def plain(cosines, margin):
+    turned = cosines * jnp.cos(margin) - jnp.sqrt(jnp.maximum(1 - cosines**2, 1e-7)) * jnp.sin(margin)
+    return 30 * jnp.where(LABELS[:, None] == jnp.arange(5), turned, cosines)
+
+  def ours(cosines, margin):
+    return losses.arcface(cosines, LABELS, margin=margin)
+
+  at, by = (COSINES, jnp.float32(0.4)), (jnp.cos(COSINES), jnp.float32(0.7))
+  for found, expected in zip(jax.jvp(ours, at, by), jax.jvp(plain, at, by), strict=True):
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+  def curvature(f):
+    return jax.grad(lambda x: (jax.grad(lambda x: (f(x, 0.4) ** 2).sum())(x) * by[0]).sum())(COSINES)
+
+  np.testing.assert_allclose(curvature(ours), curvature(plain), rtol=1e-3, atol=1e-3)
+  slopes = [jax.grad(lambda m, f=f: (f(COSINES, m) * by[0]).sum())(0.4) for f in (ours, plain)]
+  np.testing.assert_allclose(*slopes, rtol=1e-4)
