@@ -105,9 +105,9 @@ def main():
   text = "\n".join([
       f"# Losses beside cross entropy, batch {args.batch_size}, {args.classes} classes, float32", "",
       "Forward and backward, jitted; an adjustment with the cross entropy that follows it. The two take turns, and the",
-      f"ratio is the median of {args.rounds} rounds of {args.calls} calls. The goal for closed forms is {GOAL}; what draws",
-      "its noise spends most of its time on the generator. Temporary memory is the compiler's, besides arguments and",
-      f"results ({plain[0].memory_analysis().temp_size_in_bytes / 2**20:.1f} MiB for cross entropy).", "",
+      f"ratio is the median of {args.rounds} rounds of {args.calls} calls. The goal for closed forms is {GOAL}; what",
+      "draws its noise spends most of its time on the generator. Temporary memory is the compiler's, besides arguments",
+      f"and results ({plain[0].memory_analysis().temp_size_in_bytes / 2**20:.1f} MiB for cross entropy).", "",
       "| function | ms | cross entropy beside it, ms | ratio | temporary MiB |",
       "| --- | ---: | ---: | ---: | ---: |", *lines, "",
       f"{hardware['device']}, load {load:.1f} at the end; {versions}; commit {report.commit()}.", "",
