@@ -24,6 +24,10 @@ from ltjax.errors import ConfigError, DataError, LtjaxError, nearest
 from ltjax.models import heads
 from ltjax.schedules import Clock
 
+# Which of `losses` is what, by the submodule that defines it.
+ADJUSTMENTS = (".adjustment", ".angular", ".margins")
+LOSSES = (".cross_entropy", ".disentangling", ".sigmoid", ".smoothing")
+WEIGHTS = (".weights",)
 PRECISIONS = {"float32": jnp.float32, "bf16": jnp.bfloat16}
 BATCH_NORM_MODES = ("train", "eval", "shift")
 COSINE_HEADS = ("Cosine",)  # what adjustments whose first argument is `cosines` can follow
@@ -35,10 +39,10 @@ LIMITS = dict(
     scale="(0, inf)", shorten="[0, inf)", subset_seed="[0, 4294967295]", warmup="[0, inf)")
 
 
-def public(module, family: str = "") -> dict[str, Callable]:
-  """The functions and classes that `module` exports, those defined in its submodule `family` where one is given."""
+def public(module, families: tuple[str, ...] = ("",)) -> dict[str, Callable]:
+  """The functions and classes that `module` exports, those defined in its submodules `families` if given."""
   found = {name: getattr(module, name) for name in module.__all__}
-  return {name: value for name, value in found.items() if callable(value) and value.__module__.endswith(family)}
+  return {name: value for name, value in found.items() if callable(value) and value.__module__.endswith(families)}
 
 
 class Call(NamedTuple):
@@ -119,6 +123,11 @@ def _kind(parameter: inspect.Parameter) -> type:
   members.append(type(parameter.default))
   known = {bool: bool, str: str, tuple: tuple, list: tuple, Sequence: tuple, float: float, int: int}
   return next((kind for annotated, kind in known.items() if annotated in members), object)
+
+
+def _positional(function: Callable) -> tuple[str, ...]:
+  parameters = inspect.signature(function).parameters.values()
+  return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
 
 
 def _check_type(value, parameter: inspect.Parameter, where: str) -> None:
@@ -230,14 +239,13 @@ class Objective:
   inputs = ("key", "noise", "mask", "features")  # supplied by the step, or for tests only: never by a config
 
   def __init__(self, stage, where: str):
-    adjustments, criteria = public(losses, ".margins"), public(losses, ".cross_entropy")
     self.adjust = None
     if stage.adjust is not None:
-      self.adjust = bind(stage.adjust, adjustments, f"{where}.adjust", given=self.inputs)
-    self.loss = bind(stage.loss, criteria, f"{where}.loss", given=self.inputs)
+      self.adjust = bind(stage.adjust, public(losses, ADJUSTMENTS), f"{where}.adjust", given=self.inputs)
+    self.loss = bind(stage.loss, public(losses, LOSSES), f"{where}.loss", given=self.inputs)
     self.weights = None
     if stage.class_weights is not None:
-      self.weights = bind(stage.class_weights, public(losses, ".weights"), f"{where}.class_weights")
+      self.weights = bind(stage.class_weights, public(losses, WEIGHTS), f"{where}.class_weights")
     self.lr = schedule(stage.lr, f"{where}.lr")
     self._weights = None
 

@@ -7,7 +7,7 @@ Epochs count from 0 and every schedule is constant inside an epoch, as in all th
 import math
 from typing import NamedTuple
 
-__all__ = ["constant", "cosine", "linear", "multi_step", "parabolic", "switch"]
+__all__ = ["constant", "cosine", "linear", "multi_step", "parabolic", "rising_cosine", "sine", "switch"]
 
 
 class Clock(NamedTuple):
@@ -51,14 +51,34 @@ def cosine(clock: Clock, *, base: float, warmup: float = 0) -> float:
   return _warm(clock, warmup) * base * 0.5 * (1 + math.cos(math.pi * clock.epoch / clock.epochs))
 
 
-def linear(clock: Clock, *, start: float = 0.0, end: float = 1.0) -> float:
-  """From `start` in the first epoch to `end` in the last (progressively-balanced sampling)."""
-  return start + (end - start) * clock.epoch / max(clock.epochs - 1, 1)
+def linear(clock: Clock, *, start: float = 0.0, end: float = 1.0, shorten: float = 1) -> float:
+  """start + (end - start) e / (epochs - shorten): with shorten=1 the last epoch has `end` (progressive sampling).
+
+  FBL's linear increase and decrease have shorten=0.
+  """
+  return start + (end - start) * _progress(clock, shorten)
+
+
+def sine(clock: Clock, *, start: float = 0.0, end: float = 1.0, shorten: float = 0) -> float:
+  """start + (end - start) sin(pi e / 2 (epochs - shorten)): fast at first (FBL's sine increase)."""
+  return start + (end - start) * math.sin(math.pi / 2 * _progress(clock, shorten))
+
+
+def rising_cosine(clock: Clock, *, start: float = 0.0, end: float = 1.0, shorten: float = 0) -> float:
+  """start + (end - start) (1 - cos(pi e / 2 (epochs - shorten))): slow at first (FBL's cosine increase)."""
+  return start + (end - start) * (1 - math.cos(math.pi / 2 * _progress(clock, shorten)))
 
 
 def parabolic(clock: Clock, *, start: float = 0.0, end: float = 1.0, shorten: float = 0) -> float:
-  """start + (end - start) (e / (epochs - shorten))^2: FBL's curriculum with shorten=10, BBN's alpha from 1 to 0."""
-  return start + (end - start) * (clock.epoch / (clock.epochs - shorten)) ** 2
+  """start + (end - start) (e / (epochs - shorten))^2: FBL's curriculum with shorten=10, BBN's alpha from 1 to 0.
+
+  With shorten=10 the last epochs go beyond `end`, as in the released code of FBL: 1.097 at the end of 200.
+  """
+  return start + (end - start) * _progress(clock, shorten) ** 2
+
+
+def _progress(clock: Clock, shorten: float) -> float:
+  return clock.epoch / max(clock.epochs - shorten, 1)
 
 
 def switch(clock: Clock, *, at: float, before: float = 0.0, after: float = 1.0) -> float:

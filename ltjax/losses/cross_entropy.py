@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ltjax.losses.arguments import at_least_float32
+from ltjax.losses.arguments import at_least_float32, class_indices, in_range, probabilities
 
 __all__ = ["cross_entropy", "focal"]
 
@@ -29,6 +29,10 @@ def cross_entropy(
   Returns:
     One loss per example, [b], float32 or better.
 
+  Raises:
+    ConfigError: label_smoothing outside [0, 1].
+    DataError: labels outside [0, c), or probabilities that do not sum to 1.
+
   References:
     Szegedy et al., `Rethinking the Inception Architecture <https://arxiv.org/abs/1512.00567>`_, 2016, section 7, for
     the smoothing. Same numbers as `torch.nn.functional.cross_entropy(reduction="none")`.
@@ -36,16 +40,32 @@ def cross_entropy(
   >>> cross_entropy(jnp.array([[0.0, 0.0], [200.0, 0.0]]), jnp.array([0, 1])).tolist()
   [0.6931471824645996, 200.0]
   """
-  log_p = jax.nn.log_softmax(at_least_float32(logits), axis=-1)
-  labels = jnp.asarray(labels)
-  if labels.ndim == log_p.ndim:
-    t = at_least_float32(labels)
+  in_range("cross_entropy: label_smoothing", label_smoothing, "[0, 1]")
+  logits = at_least_float32(logits)
+  most, log_sum = log_normalizer(logits)
+  if jnp.ndim(labels) == logits.ndim:
+    t = probabilities(labels, logits)
+    shifted = logits - most[..., None]
     # 0 log 0 = 0: an excluded class (logit -inf) with no target must not make a NaN.
-    target = -jnp.sum(t * jnp.where((t == 0) & jnp.isneginf(log_p), 0.0, log_p), axis=-1)
+    possible = jnp.where((t == 0) & jnp.isneginf(shifted), 0.0, shifted)
+    target = log_sum * jnp.sum(t, axis=-1) - jnp.sum(t * possible, axis=-1)
   else:
-    target = -jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
-  smooth = jnp.where(label_smoothing == 0, 0.0, label_smoothing * -jnp.mean(log_p, axis=-1))
+    target = log_sum - (at_label(logits, class_indices(labels, logits)) - most)
+  smooth = jnp.where(label_smoothing == 0, 0.0,
+                     label_smoothing * (log_sum - jnp.mean(logits - most[..., None], axis=-1)))
   return (1 - label_smoothing) * target + smooth
+
+
+def log_normalizer(logits: Float[Array, "b c"]) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
+  """(max z, log sum exp(z - max z)): what to take from a row of z for its log softmax, in this order."""
+  # Nothing of the size of z is kept for the backward pass: XLA reads z again, and whatever z is made of.
+  most = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
+  return most, jnp.log(jnp.sum(jnp.exp(logits - most[..., None]), axis=-1))
+
+
+def at_label(x: Float[Array, "b c"], labels: Int[Array, "b"]) -> Float[Array, "b"]:
+  """Each row's entry at its label; NaN for a label outside [0, c)."""
+  return jnp.take_along_axis(x, labels[..., None], axis=-1)[..., 0]
 
 
 def focal(
@@ -69,6 +89,10 @@ def focal(
   Returns:
     One loss per example, [b], float32 or better.
 
+  Raises:
+    ConfigError: gamma below 0.
+    DataError: labels outside [0, c).
+
   References:
     Lin et al., `Focal Loss for Dense Object Detection <https://arxiv.org/abs/1708.02002>`_, 2017, equation 4, on the
     softmax probability of the label. With class weights w, the released codes compute p = exp(-w l), so the weight
@@ -77,6 +101,7 @@ def focal(
   >>> focal(jnp.zeros((1, 2)), jnp.array([0]), gamma=2.0).tolist()
   [0.1732867956161499]
   """
+  in_range("focal: gamma", gamma, "[0, inf)")
   loss = cross_entropy(logits, labels)
   miss = -jnp.expm1(-loss)
   # The power has no finite derivative at 0 for gamma < 1, and confident examples are exactly there.

@@ -2,12 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, Real
 
-from ltjax.errors import ConfigError
-from ltjax.losses.arguments import at_least_float32, positive_counts
+from ltjax.errors import ConfigError, DataError
+from ltjax.losses.arguments import at_least_float32, class_indices, in_range, only_at_label, positive_counts
 
-__all__ = ["gcl"]
+__all__ = ["cosface", "gcl", "kps", "ldam"]
 
 # Written so that the most frequent class gets exactly zero in every precision: cos(pi/2) is 6e-17, sin(0) is 0.
 _CLOUD_SIZES = {
@@ -16,6 +17,167 @@ _CLOUD_SIZES = {
   "power_1_3": lambda n, n_max: n_max ** (1 / 3) - n ** (1 / 3),
   "power_1_4": lambda n, n_max: n_max ** (1 / 4) - n ** (1 / 4),
 }
+
+
+def ldam(
+    cosines: Float[Array, "b c"],
+    labels: Int[Array, "b"],
+    class_counts: Real[Array, "c"],
+    *,
+    max_margin: float | Float[Array, ""] = 0.5,
+    scale: float | Float[Array, ""] = 30.0,
+) -> Float[Array, "b c"]:
+  """Label-distribution-aware margins: the rarer the label, the larger the margin.
+
+  logit_ij = s (cos_ij - m_j [j = y_i]) with m_j = max_margin (n_min / n_j)^(1/4)
+
+  Args:
+    cosines: cosines between features and class vectors, in [-1, 1], [b, c].
+    labels: class indices in [0, c), [b].
+    class_counts: training images n of each class, positive, in any order, [c].
+    max_margin: the margin of the rarest class, >= 0.
+    scale: s > 0.
+
+  Returns:
+    Logits for a cross entropy, [b, c], float32 or better. Predictions use the raw cosines.
+
+  Raises:
+    ConfigError: max_margin or scale outside its range.
+    DataError: counts that are not one positive number a class, or labels outside [0, c).
+
+  References:
+    Cao et al., `Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss
+    <https://arxiv.org/abs/1906.07413>`_, 2019, equation 13; `LDAMLoss` of kaidic/LDAM-DRW. Its deferred re-weighting
+    is `effective_number` with a beta that switches from 0 to 0.9999.
+
+  >>> ldam(jnp.zeros((1, 2)), jnp.array([0]), jnp.array([16, 1]), max_margin=0.5, scale=4.0).tolist()
+  [[-1.0, 0.0]]
+  """
+  in_range("ldam: max_margin", max_margin, "[0, inf)")
+  in_range("ldam: scale", scale, "(0, inf)")
+  cosines = at_least_float32(cosines)
+  counts = positive_counts(class_counts, cosines)
+  margins = max_margin * (counts.min() / counts) ** 0.25
+  return scale * (cosines - only_at_label(margins[class_indices(labels, cosines)], labels, cosines))
+
+
+def cosface(
+    cosines: Float[Array, "b c"],
+    labels: Int[Array, "b"],
+    *,
+    margin: float | Float[Array, ""] = 0.35,
+    scale: float | Float[Array, ""] = 30.0,
+) -> Float[Array, "b c"]:
+  """The same margin for every class, on the cosine.
+
+  logit_ij = s (cos_ij - m [j = y_i])
+
+  Args:
+    cosines: cosines between features and class vectors, in [-1, 1], [b, c].
+    labels: class indices in [0, c), [b].
+    margin: m >= 0.
+    scale: s > 0.
+
+  Returns:
+    Logits for a cross entropy, [b, c], float32 or better. Predictions use the raw cosines.
+
+  Raises:
+    ConfigError: margin or scale outside its range.
+    DataError: labels outside [0, c).
+
+  References:
+    Wang et al., `CosFace: Large Margin Cosine Loss for Deep Face Recognition <https://arxiv.org/abs/1801.09414>`_,
+    2018, equation 4; `CosFace` of deepinsight/insightface, where m = 0.4 and s = 64.
+
+  >>> cosface(jnp.zeros((1, 2)), jnp.array([0]), margin=0.5, scale=4.0).tolist()
+  [[-2.0, 0.0]]
+  """
+  in_range("cosface: margin", margin, "[0, inf)")
+  in_range("cosface: scale", scale, "(0, inf)")
+  cosines = at_least_float32(cosines)
+  return scale * (cosines - only_at_label(margin, labels, cosines))
+
+
+def kps(
+    cosines: Float[Array, "b c"],
+    labels: Int[Array, "b"],
+    class_counts: Real[Array, "c"],
+    *,
+    max_margin: float | Float[Array, ""] = 0.2,
+    base: float | Float[Array, ""] = 50.0,
+    scale: float | Float[Array, ""] = 15.0,
+    adjust: float | Float[Array, ""] = 0.0,
+    flip: bool = False,
+) -> Float[Array, "b c"]:
+  """Key point sensitive logits: frequent classes have a larger radius, rare ones a larger margin.
+
+  logit_ij = s_i (r_j cos_ij - m_j [j = y_i])
+  r_j = log(base n_j / n_min) / log(base); m'_j = max_k r_k + 1 - r_j; m_j = max_margin m'_j / max_k m'_k
+  s_i = scale (1 + adjust (m'_y - 1)): `adjust` = 1 is gradient adjustment (GA)
+
+  Args:
+    cosines: cosines between features and class vectors, in [-1, 1], [b, c].
+    labels: class indices in [0, c), [b].
+    class_counts: training images n of each class, positive, in any order, [c].
+    max_margin: the margin of the rarest class, >= 0. 0.2 is the released code's on CIFAR, 0.5 the paper's.
+    base: > 1.
+    scale: s_base > 0.
+    adjust: in [0, 1], 0 before GA begins and 1 after: a `switch` schedule, at epoch 120 of 200 in the released code.
+    flip: what the released code does: m' is r read backwards and s_i, with GA, at most 50. Only for classes in the
+      order of their counts, the most frequent first.
+
+  Returns:
+    Logits for a cross entropy, [b, c], float32 or better. Predictions use the raw cosines.
+
+  Raises:
+    ConfigError: max_margin, base, scale or adjust outside its range.
+    DataError: counts that are not one positive number a class, or not in order where `flip` needs it, or labels
+      outside [0, c).
+
+  References:
+    Li et al., `Key Point Sensitive Loss for Long-Tailed Visual Recognition
+    <https://doi.org/10.1109/TPAMI.2022.3196044>`_, 2022: the thesis's equations 3.16 and 3.26 to 3.30; `KPSLoss` of
+    Keke921/KPSLoss.
+
+  >>> kps(jnp.ones((1, 2)), jnp.array([1]), jnp.array([50, 1]), max_margin=0.25, scale=1.0).round(4).tolist()
+  [[2.0, 0.75]]
+  """
+  in_range("kps: adjust", adjust, "[0, 1]")
+  in_range("kps: scale", scale, "(0, inf)")
+  cosines = at_least_float32(cosines)
+  counts = positive_counts(class_counts, cosines)
+  radii, rarity = radii_and_rarity(counts, base)
+  growth = rarity
+  if flip:
+    _check_order(class_counts)
+    rarity = radii[::-1]
+    growth = jnp.minimum(rarity, jnp.maximum(50.0 / scale, 1.0))
+  own = class_indices(labels, cosines)
+  margins = only_at_label(label_margins(rarity, max_margin)[own], labels, cosines)
+  scales = scale * (1 + adjust * (growth - 1))[own]
+  return scales[..., None] * (radii * cosines - margins)
+
+
+def radii_and_rarity(counts: Float[Array, "c"], base: float | Float[Array, ""]) -> tuple[Float[Array, "c"], ...]:
+  """KPS's r, 1 for the rarest class, and m', 1 for the most frequent."""
+  in_range("base", base, "(1, inf)")
+  radii = 1 + jnp.log(counts / counts.min()) / jnp.log(jnp.asarray(base, counts.dtype))
+  return radii, radii.max() + 1 - radii
+
+
+def label_margins(rarity: Float[Array, "c"], max_margin: float | Float[Array, ""]) -> Float[Array, "c"]:
+  """KPS's m: `max_margin` for the rarest class."""
+  in_range("max_margin", max_margin, "[0, inf)")
+  return rarity * (max_margin / rarity.max())
+
+
+def _check_order(class_counts) -> None:
+  if isinstance(class_counts, jax.core.Tracer):
+    return
+  rises = np.flatnonzero(np.diff(np.asarray(class_counts, np.float64)) > 0)
+  if rises.size:
+    raise DataError(f"kps: flip=True needs class_counts from the most frequent class to the rarest, but class "
+                    f"{rises[0] + 1} has more than class {rises[0]}; without flip any order is right.")
 
 
 def gcl(
@@ -51,8 +213,9 @@ def gcl(
     Logits for a cross entropy or `focal`, [b, c], float32 or better. Predictions use the raw cosines.
 
   Raises:
-    ConfigError: both or neither of `key` and `noise`, or an unknown `cloud_size`.
-    DataError: a class with a count that is not positive.
+    ConfigError: both or neither of `key` and `noise`, an unknown `cloud_size`, or scale, margin or noise_scale outside
+      its range.
+    DataError: counts that are not one positive number a class, or labels outside [0, c).
 
   References:
     Li et al., `Long-tailed Visual Recognition via Gaussian Clouded Logit Adjustment
@@ -62,17 +225,24 @@ def gcl(
   >>> gcl(jnp.zeros((1, 2)), jnp.array([0]), jnp.array([100, 1]), noise=jnp.ones((1, 2))).round().tolist()
   [[0.0, -15.0]]
   """
+  in_range("gcl: scale", scale, "(0, inf)")
+  in_range("gcl: margin", margin, "[0, inf)")
+  cosines = at_least_float32(cosines)
+  cloud = clouds("gcl", cosines, class_counts, key, noise, noise_scale, cloud_size)
+  return scale * (cosines - cloud - only_at_label(margin, labels, cosines))
+
+
+def clouds(function: str, cosines, class_counts, key, noise, noise_scale, cloud_size: str) -> Float[Array, "b c"]:
+  """GCL's a delta |clip(eps, -1, 1)|."""
   if (key is None) == (noise is None):
-    raise ConfigError(f"gcl draws its noise from `key` or takes it as `noise`: give exactly one of them, "
+    raise ConfigError(f"{function} draws its noise from `key` or takes it as `noise`: give exactly one of them, "
                       f"got {'neither' if key is None else 'both'}.")
   if cloud_size not in _CLOUD_SIZES:
-    raise ConfigError(f"gcl: cloud_size must be one of {', '.join(_CLOUD_SIZES)}, got {cloud_size!r}.")
-  cosines = at_least_float32(cosines)
-  counts = positive_counts(class_counts, cosines.dtype)
+    raise ConfigError(f"{function}: cloud_size must be one of {', '.join(_CLOUD_SIZES)}, got {cloud_size!r}.")
+  in_range(f"{function}: noise_scale", noise_scale, "[0, inf)")
+  counts = positive_counts(class_counts, cosines)
   delta = _CLOUD_SIZES[cloud_size](counts, counts.max())
   delta = delta / jnp.where(delta.max() > 0, delta.max(), 1.0)
   if noise is None:
     noise = jax.random.normal(key, cosines.shape, cosines.dtype) / 3
-  cloud = noise_scale * delta * jnp.abs(jnp.clip(at_least_float32(noise), -1, 1))
-  target = jax.nn.one_hot(labels, cosines.shape[-1], dtype=cosines.dtype)
-  return scale * (cosines - cloud - margin * target)
+  return noise_scale * delta * jnp.abs(jnp.clip(at_least_float32(noise), -1, 1))

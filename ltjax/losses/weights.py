@@ -1,11 +1,9 @@
 """Class weights from class counts, for `weighted_mean(losses, weights[labels])`."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Real
 
-from ltjax.errors import ConfigError
-from ltjax.losses.arguments import positive_counts
+from ltjax.losses.arguments import in_range, positive_counts
 
 __all__ = ["effective_number", "inverse_frequency"]
 
@@ -38,8 +36,7 @@ def effective_number(class_counts: Real[Array, "c"], *, beta: float | Float[Arra
   >>> effective_number(jnp.array([10, 10]), beta=0.9999).tolist()
   [1.0, 1.0]
   """
-  if not isinstance(beta, jax.core.Tracer) and not 0 <= float(beta) < 1:
-    raise ConfigError(f"effective_number: beta must be in [0, 1), got {beta}.")
+  in_range("effective_number: beta", beta, "[0, 1)")
   counts = positive_counts(class_counts)
   log_beta = jnp.log1p(jnp.asarray(beta - 1, counts.dtype))
   return _sum_to_classes(-1 / jnp.expm1(counts * log_beta))

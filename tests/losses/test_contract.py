@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ltjax import losses
-from ltjax.errors import DataError
+from ltjax.errors import ConfigError, DataError
 
 B, C = 6, 5
 
@@ -24,22 +24,51 @@ class Row(NamedTuple):
   permutes: bool = True  # False where a permutation of the classes cannot be carried through
 
 
+SMOOTHING = {"head": 0.4, "tail": 0.1}
+KPS = {"max_margin": 0.2, "base": 50.0, "scale": 15.0, "adjust": 0.5}
+ANGLES = {"max_angle": 0.2, "angle_power": 1.0}
+CLOUDS = {"scale": 30.0, "margin": 0.1, "noise_scale": 0.5}
 ROWS = [
   Row("cross_entropy", "logits labels", "b", {"label_smoothing": 0.1}),
   Row("cross_entropy", "logits labels=probabilities", "b", {"label_smoothing": 0.0}),
   Row("focal", "logits labels", "b", {"gamma": 1.0}, {"detach": False}),
   Row("focal", "logits labels", "b", {"gamma": 0.5}, {"detach": False}),
   Row("focal", "logits labels", "b", {"gamma": 2.0}, {"detach": True}),
-  *(Row("gcl", "cosines labels class_counts noise", "bc", {"scale": 30.0, "margin": 0.1, "noise_scale": 0.5},
-        {"cloud_size": name}) for name in ("log", "cosine", "power_1_3", "power_1_4")),
-  Row("gcl", "cosines labels class_counts key", "bc", {"scale": 30.0, "margin": 0.0, "noise_scale": 1.0},
+  Row("class_balanced_focal", "logits labels", "b", {"gamma": 1.0}),
+  Row("class_balanced_focal", "logits labels", "b", {"gamma": 0.5}),
+  Row("sigmoid_equalization", "logits labels class_counts", "b", {"threshold": 0.00177}),
+  *(Row("label_aware_smoothing", "logits labels class_counts", "b", SMOOTHING, {"shape": shape, "power": 2.0})
+    for shape in ("concave", "linear", "convex", "exp")),
+  Row("lade", "logits labels class_counts", "b", {"remine": 0.1}),
+  Row("prior_lade", "logits labels class_counts", "b", {"weight": 0.1, "remine": 0.1}),
+  Row("logit_adjustment", "logits labels class_counts", "bc", {"tau": 1.0}, {"epsilon": 1e-12}),
+  Row("logit_adjustment", "logits labels class_counts", "bc", {"tau": 2.0}, {"epsilon": 0.0}),
+  Row("fbl", "logits labels class_counts features", "bc", {"alpha": 60.0}, {"normalize": True}),
+  Row("fbl", "features logits labels class_counts", "bc", {"alpha": 1.0}, {"normalize": False}),
+  Row("softmax_equalization", "logits labels class_counts mask", "bc", {"threshold": 0.005, "keep": 0.9}),
+  Row("softmax_equalization", "logits labels class_counts key", "bc", {"threshold": 0.005, "keep": 0.9},
       permutes=False),
+  Row("seesaw", "logits labels seen_counts", "bc", {"p": 0.8, "q": 2.0}),
+  Row("ldam", "cosines labels class_counts", "bc", {"max_margin": 0.5, "scale": 30.0}),
+  Row("cosface", "cosines labels", "bc", {"margin": 0.35, "scale": 30.0}),
+  *(Row("arcface", "cosines labels", "bc", {"margin": 0.5, "scale": 30.0},
+        {"fallback": fallback, "straight_through": straight}) for fallback in (False, True)
+    for straight in (False, True)),
+  Row("kps", "cosines labels class_counts", "bc", KPS, {"flip": False}),
+  Row("kps", "cosines labels class_counts=falling_counts", "bc", KPS, {"flip": True}, permutes=False),
+  Row("kps_angular", "cosines labels class_counts", "bc", KPS | ANGLES),
+  *(Row("gcl", "cosines labels class_counts noise", "bc", CLOUDS, {"cloud_size": name})
+    for name in ("log", "cosine", "power_1_3", "power_1_4")),
+  Row("gcl", "cosines labels class_counts key", "bc", CLOUDS | {"margin": 0.0, "noise_scale": 1.0}, permutes=False),
+  Row("gcl_angular", "cosines labels class_counts noise", "bc", CLOUDS | {"noise_scale": 0.1}, {"cloud_size": "log"}),
+  Row("gcl_angular", "cosines labels class_counts key", "bc", CLOUDS, permutes=False),
   Row("effective_number", "class_counts", "c", {"beta": 0.9}),
   Row("inverse_frequency", "class_counts", "c"),
   Row("mean", "losses", ""),
   Row("weighted_mean", "losses weights", ""),
 ]
-CLASS_AXIS = {"logits": 1, "probabilities": 1, "cosines": 1, "noise": 1, "class_counts": 0}
+CLASS_AXIS = {"logits": 1, "probabilities": 1, "cosines": 1, "noise": 1, "mask": 1, "class_counts": 0, "seen_counts": 0}
+INTEGERS = ("labels", "class_counts", "falling_counts", "seen_counts", "mask")
 every_row = pytest.mark.parametrize("row", ROWS, ids=[f"{i}-{row.function}" for i, row in enumerate(ROWS)])
 
 
@@ -56,11 +85,15 @@ def example(kind, seed, extreme):
   sign[[0, 1], labels[:2]] = 1, -1
   shares = rng.dirichlet(np.ones(C), B)
   made = {
-    "logits": 100 * sign if extreme else 3 * rng.randn(B, C),
+    "logits": 1e4 * sign if extreme else 3 * rng.randn(B, C),
     "cosines": sign if extreme else rng.uniform(-1, 1, (B, C)),
-    "labels": labels,
+    "labels": np.zeros_like(labels) if extreme == "one class" else labels,
     "probabilities": np.eye(C)[labels] if extreme else shares,
     "class_counts": np.ones(C, np.int64) if extreme else rng.permutation([1, 1000000, 7, 50, 1]),
+    "falling_counts": np.ones(C, np.int64) if extreme else np.array([1000000, 50, 7, 1, 1]),
+    "seen_counts": np.zeros(C, np.int64) if extreme else rng.permutation([0, 1000000, 7, 50, 1]),
+    "features": np.zeros((B, 8)) if extreme else rng.randn(B, 8),
+    "mask": rng.randint(0, 2, (B, C)),
     "noise": 5 * sign if extreme else rng.randn(B, C) / 3,
     "losses": 100 * (np.arange(B) % 2) if extreme else rng.uniform(0, 3, B),
     "weights": rng.uniform(0.1, 2, B),
@@ -68,7 +101,7 @@ def example(kind, seed, extreme):
   }[kind]
   if kind == "key":
     return made
-  return jnp.asarray(made, jnp.int32 if kind in ("labels", "class_counts") else jnp.float32)
+  return jnp.asarray(made, jnp.int32 if kind in INTEGERS else jnp.float32)
 
 
 def examples(row, seed=0, extreme=False):
@@ -112,7 +145,7 @@ def test_signature_and_docstring(name):
 
 
 @every_row
-@pytest.mark.parametrize("extreme", [False, True])
+@pytest.mark.parametrize("extreme", [False, True, "one class"])
 def test_shape_dtype_and_finite_value_and_gradient(row, extreme):
   arrays = examples(row, extreme=extreme)
   result = call(row, arrays)
@@ -120,6 +153,24 @@ def test_shape_dtype_and_finite_value_and_gradient(row, extreme):
   assert result.dtype == jnp.float32
   assert np.isfinite(result).all()
   assert np.isfinite(gradient(row, arrays)).all()
+  floats = [name for name in arrays if jnp.issubdtype(arrays[name].dtype, jnp.floating)]
+  low = arrays | {name: arrays[name].astype(jnp.bfloat16) for name in floats}
+  assert np.isfinite(call(row, low)).all()
+  assert np.isfinite(gradient(row, low)).all()
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.out == "bc"], ids=lambda row: row.function)
+@pytest.mark.parametrize("extreme", [False, True, "one class"])
+def test_the_cross_entropy_of_adjusted_logits_is_finite(row, extreme):
+  arrays = examples(row, extreme=extreme)
+  first, *_ = arrays
+
+  def loss(x):
+    return losses.mean(losses.cross_entropy(call(row, arrays | {first: x}), arrays["labels"]))
+
+  value, slope = jax.value_and_grad(loss)(arrays[first])
+  assert np.isfinite(value)
+  assert np.isfinite(slope).all()
 
 
 @every_row
@@ -171,13 +222,60 @@ def test_bfloat16_inputs_are_promoted_before_the_mathematics(row):
   np.testing.assert_array_equal(call(row, low), call(row, same))
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if "class_counts" in row.arrays], ids=lambda row: row.function)
+@pytest.mark.parametrize("row", [row for row in ROWS if "class_counts" in kinds(row).values()],
+                         ids=lambda row: row.function)
 def test_class_counts_of_any_kind_and_an_empty_class_by_name(row):
   arrays = examples(row)
   counts = np.asarray(arrays["class_counts"])
   for given in (counts.astype(np.int64), counts.astype(np.float64), jnp.asarray(counts, jnp.float32)):
     np.testing.assert_array_equal(call(row, arrays | {"class_counts": given}), call(row, arrays))
-  counts = counts.copy()
-  counts[3] = 0
-  with pytest.raises(DataError, match="class 3 has 0"):
-    call(row, arrays | {"class_counts": counts})
+  for bad in (0, -1):
+    counts = counts.copy()
+    counts[3] = bad
+    with pytest.raises(DataError, match=f"class 3 has {bad}"):
+      call(row, arrays | {"class_counts": counts})
+  if "labels" in arrays:
+    with pytest.raises(DataError, match="class_counts must be one number for each of the 5 classes"):
+      call(row, arrays | {"class_counts": counts[:3]})
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if kinds(row).get("labels") == "labels"],
+                         ids=lambda row: row.function)
+def test_labels_out_of_range_are_named(row):
+  if row.function in ("fbl", "logit_adjustment"):
+    pytest.skip("does not use its labels")
+  for bad in (-1, C):
+    labels = np.asarray(examples(row)["labels"]).copy()
+    labels[2] = bad
+    for given in (labels, jnp.asarray(labels)):
+      with pytest.raises(DataError, match=rf"labels must be in \[0, 5\), but label 2 is {bad}"):
+        call(row, examples(row) | {"labels": given})
+  for given in (np.zeros(B + 1, int), np.zeros(B)):
+    with pytest.raises(DataError, match="labels must be"):
+      call(row, examples(row) | {"labels": given})
+
+
+RANGES = {
+  "label_smoothing": (-0.1, 1.1), "gamma": (-0.5,), "threshold": (-0.1, 1.1), "head": (-0.1, 1.1), "tail": (-0.1, 1.1),
+  "remine": (-1.0,), "weight": (-1.0,), "tau": (-1.0,), "alpha": (-1.0,), "keep": (-0.1, 1.1), "p": (-1.0,),
+  "q": (-1.0,), "max_margin": (-0.1,), "scale": (0.0, -1.0, np.nan, np.inf), "margin": (-0.1, np.inf), "base": (1.0,),
+  "adjust": (-0.1, 1.1), "max_angle": (-0.1, 4.0), "angle_power": (-1.0,), "noise_scale": (-0.1,), "beta": (-0.1, 1.0),
+}
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.scalars], ids=lambda row: row.function)
+def test_a_number_outside_its_range_is_named_with_its_range(row):
+  for name in row.scalars:
+    for bad in RANGES[name]:
+      with pytest.raises(ConfigError, match=rf"{name} must be in [\[(].*, .*[\])], got {bad}"):
+        call(row, examples(row), row.scalars | {name: bad})
+
+
+def test_probabilities_that_do_not_sum_to_one():
+  logits, shares = jnp.zeros((2, 3)), np.array([[0.2, 0.3, 0.5], [0.2, 0.3, 0.4]])
+  with pytest.raises(DataError, match="sum to 1, but row 1 sums to 0.9"):
+    losses.cross_entropy(logits, shares)
+  with pytest.raises(DataError, match="row 0 sums to 1 and its least is -0.5"):
+    losses.cross_entropy(logits, np.array([[1.5, -0.5, 0.0], [0.2, 0.3, 0.5]]))
+  with pytest.raises(DataError, match="shape"):
+    losses.cross_entropy(logits, np.ones((2, 2)) / 2)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ltjax import losses
-from ltjax.errors import ConfigError
+from ltjax.errors import ConfigError, DataError
 
 LOGITS = jnp.asarray(np.random.RandomState(0).randn(8, 5), jnp.float32)
 COSINES = jnp.tanh(LOGITS)
@@ -139,3 +139,153 @@ def test_weighted_mean_ignores_the_scale_of_the_weights():
   np.testing.assert_allclose(losses.weighted_mean(per_example, weights), expected, rtol=1e-6)
   np.testing.assert_allclose(losses.weighted_mean(per_example, 7 * weights), expected, rtol=1e-6)
   np.testing.assert_allclose(losses.weighted_mean(per_example, jnp.ones(8)), losses.mean(per_example), rtol=1e-6)
+
+
+def test_precise_cross_entropy_of_large_logits():
+  logits = 1e4 + jnp.array([[0.0, -3.0], [0.0, -9.0]])
+  np.testing.assert_allclose(losses.cross_entropy(logits, jnp.array([0, 1])),
+                             [np.log1p(np.exp(-3.0)), 9 + np.log1p(np.exp(-9.0))], rtol=1e-6)
+
+
+def test_logit_adjustment_with_tau_zero_changes_nothing_but_a_constant():
+  adjusted = losses.logit_adjustment(LOGITS, LABELS, COUNTS, tau=0.0, epsilon=0.0)
+  np.testing.assert_array_equal(adjusted, LOGITS)
+  balanced = losses.logit_adjustment(LOGITS, LABELS, COUNTS) - LOGITS - jnp.log(jnp.asarray(COUNTS))
+  np.testing.assert_allclose(balanced, np.full((8, 5), -np.log(COUNTS.sum())), rtol=1e-6)
+
+
+def test_adjustments_without_strength_or_with_equal_counts_are_plain():
+  equal = np.full(5, 7)
+  for adjusted in (
+      losses.fbl(LOGITS, LABELS, COUNTS, features=LOGITS, alpha=0.0),
+      losses.fbl(LOGITS, LABELS, equal, features=LOGITS, alpha=60.0),
+      losses.seesaw(LOGITS, LABELS, COUNTS, p=0.0, q=0.0),
+      losses.softmax_equalization(LOGITS, LABELS, COUNTS, mask=jnp.zeros((8, 5), bool)),
+      losses.softmax_equalization(LOGITS, LABELS, COUNTS, key=jax.random.key(0), keep=0.0)):
+    np.testing.assert_array_equal(adjusted, LOGITS)
+  np.testing.assert_array_equal(losses.ldam(COSINES, LABELS, COUNTS, max_margin=0.0), 30 * COSINES)
+  np.testing.assert_array_equal(losses.kps(COSINES, LABELS, equal, max_margin=0.0, adjust=1.0), 15 * COSINES)
+  np.testing.assert_allclose(losses.arcface(COSINES, LABELS, margin=0.0), 30 * COSINES, rtol=1e-6)
+
+
+def test_seesaw_multiplies_the_softmax_by_its_two_factors():
+  s = np.asarray(jax.nn.softmax(LOGITS), np.float64)
+  own = s[np.arange(8), LABELS][:, None]
+  ratio = COUNTS[None] / COUNTS[np.asarray(LABELS)][:, None]
+  factors = np.minimum(ratio, 1) ** 0.8 * np.maximum(s / np.maximum(own, 0.01), 1) ** 2
+  factors[np.arange(8), LABELS] = 1
+  terms = factors * np.exp(np.asarray(LOGITS, np.float64))
+  expected = -np.log(terms[np.arange(8), LABELS] / terms.sum(axis=1))
+  found = losses.cross_entropy(losses.seesaw(LOGITS, LABELS, COUNTS), LABELS)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_seesaw_has_the_gradient_of_constant_factors():
+  adjusted, pull = jax.vjp(lambda z: losses.seesaw(z, LABELS, COUNTS), LOGITS)
+  np.testing.assert_array_equal(pull(adjusted)[0], adjusted)
+
+
+def test_softmax_equalization_draws_its_mask_and_never_leaves_the_label_out():
+  counts = np.array([1000, 1, 1000, 1, 1])
+  key = jax.random.key(3)
+  drawn = losses.softmax_equalization(LOGITS, LABELS, counts, key=key, keep=0.5)
+  mask = jax.random.bernoulli(key, 0.5, (8, 5))
+  np.testing.assert_array_equal(drawn, losses.softmax_equalization(LOGITS, LABELS, counts, mask=mask))
+  every = losses.softmax_equalization(LOGITS, LABELS, counts, mask=jnp.ones((8, 5)))
+  stays = np.isin(np.arange(5), [0, 2])[None] | (np.arange(5) == np.asarray(LABELS)[:, None])
+  np.testing.assert_array_equal(every == LOGITS, stays)
+  np.testing.assert_array_equal(jax.nn.softmax(every) > 0, stays)
+  for arguments in ({}, dict(key=key, mask=mask)):
+    with pytest.raises(ConfigError, match="exactly one"):
+      losses.softmax_equalization(LOGITS, LABELS, counts, **arguments)
+
+
+def test_kps_with_adjustment_grows_the_scale_with_rarity():
+  plain = losses.kps(COSINES, LABELS, COUNTS)
+  half, whole = (losses.kps(COSINES, LABELS, COUNTS, adjust=a) for a in (0.5, 1.0))
+  factor = whole[:, 0] / plain[:, 0]
+  rarity = (np.log(COUNTS.max() / COUNTS) / np.log(50) + 1)[np.asarray(LABELS)]
+  np.testing.assert_allclose(factor, rarity, rtol=1e-5)
+  np.testing.assert_allclose(half, (plain + whole) / 2, rtol=1e-5, atol=1e-6)
+
+
+def test_released_kps_needs_its_order_and_stops_at_fifty():
+  with pytest.raises(DataError, match="class 1 has more than class 0"):
+    losses.kps(COSINES, LABELS, COUNTS, flip=True)
+  ones = jnp.ones((1, 5))
+  falling = np.array([10**6, 10**4, 100, 10, 1])
+  capped = losses.kps(ones, jnp.array([4]), falling, adjust=1.0, scale=20.0, max_margin=0.0, flip=True)
+  np.testing.assert_allclose(capped[0, 4], 50, rtol=1e-6)
+  assert losses.kps(ones, jnp.array([4]), falling, adjust=1.0, scale=20.0, max_margin=0.0)[0, 4] > 80
+
+
+def test_kps_angular_never_grows_with_the_angle():
+  angles = jnp.linspace(0.01, jnp.pi - 0.01, 200)
+  cosines = jnp.stack([jnp.cos(angles), jnp.zeros(200)], axis=1)
+  for max_angle in (0.0, 0.2, 3.0):
+    label = losses.kps_angular(cosines, jnp.zeros(200, int), np.array([1, 100]), max_angle=max_angle, max_margin=0.1)
+    assert (np.diff(label[:, 0]) < 0).all()
+
+
+def test_arcface_falls_back_where_the_angle_leaves_the_half_circle():
+  cosines = jnp.cos(jnp.array([[1.0, 2.0], [3.0, 2.0]]))
+  labels = jnp.array([0, 0])
+  plain, other = (losses.arcface(cosines, labels, margin=0.5, scale=1.0, fallback=f) for f in (False, True))
+  np.testing.assert_allclose(plain[:, 0], np.cos([1.5, 3.5]), rtol=1e-5)
+  np.testing.assert_allclose(other[:, 0], [np.cos(1.5), np.cos(3.0) - 0.5 * np.sin(0.5)], rtol=1e-5)
+  np.testing.assert_array_equal(plain[:, 1], cosines[:, 1])
+
+
+def test_class_balanced_focal_with_gamma_zero_is_the_sum_of_binary_cross_entropies():
+  target = jax.nn.one_hot(LABELS, 5)
+  binary = -(target * jax.nn.log_sigmoid(LOGITS) + (1 - target) * jax.nn.log_sigmoid(-LOGITS)).sum(axis=1)
+  np.testing.assert_allclose(losses.class_balanced_focal(LOGITS, LABELS, gamma=0.0), binary, rtol=1e-5)
+  np.testing.assert_allclose(losses.sigmoid_equalization(LOGITS, LABELS, COUNTS, threshold=0.0), binary, rtol=1e-5)
+
+
+def test_label_aware_smoothing_between_equal_ends_is_label_smoothing():
+  for shape in ("concave", "linear", "convex", "exp"):
+    found = losses.label_aware_smoothing(LOGITS, LABELS, COUNTS, head=0.2, tail=0.2, shape=shape)
+    np.testing.assert_allclose(found, losses.cross_entropy(LOGITS, LABELS, label_smoothing=0.2), rtol=1e-5)
+  equal = losses.label_aware_smoothing(LOGITS, LABELS, np.full(5, 3), head=0.2, tail=0.0)
+  np.testing.assert_allclose(equal, losses.cross_entropy(LOGITS, LABELS, label_smoothing=0.2), rtol=1e-5)
+  with pytest.raises(ConfigError, match="concave"):
+    losses.label_aware_smoothing(LOGITS, LABELS, COUNTS, head=0.2, tail=0.0, shape="round")
+
+
+def test_fbl_pulls_the_features_of_rare_classes_outwards():
+  features = jnp.ones((2, 4))
+  labels = jnp.array([4, 1])
+
+  def objective(features):
+    logits = losses.fbl(jnp.zeros((2, 5)), labels, COUNTS, features=features, alpha=1.0)
+    return losses.cross_entropy(logits, labels).sum()
+
+  slope = jax.grad(objective)(features)
+  assert (slope[0] < 0).all()
+  assert (slope[1] > 0).all()
+
+
+def test_prior_lade_is_the_sum_of_its_parts():
+  parts = losses.prior_lade(LOGITS, LABELS, COUNTS, weight=0.0) + 0.1 * losses.lade(LOGITS, LABELS, COUNTS)
+  np.testing.assert_allclose(losses.prior_lade(LOGITS, LABELS, COUNTS), parts, rtol=1e-6)
+
+
+def test_arcface_has_the_derivatives_of_autodiff_in_both_modes():
+  def plain(cosines, margin):
+    turned = cosines * jnp.cos(margin) - jnp.sqrt(jnp.maximum(1 - cosines**2, 1e-7)) * jnp.sin(margin)
+    return 30 * jnp.where(LABELS[:, None] == jnp.arange(5), turned, cosines)
+
+  def ours(cosines, margin):
+    return losses.arcface(cosines, LABELS, margin=margin)
+
+  at, by = (COSINES, jnp.float32(0.4)), (jnp.cos(COSINES), jnp.float32(0.7))
+  for found, expected in zip(jax.jvp(ours, at, by), jax.jvp(plain, at, by), strict=True):
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+  def curvature(f):
+    return jax.grad(lambda x: (jax.grad(lambda x: (f(x, 0.4) ** 2).sum())(x) * by[0]).sum())(COSINES)
+
+  np.testing.assert_allclose(curvature(ours), curvature(plain), rtol=1e-3, atol=1e-3)
+  slopes = [jax.grad(lambda m, f=f: (f(COSINES, m) * by[0]).sum())(0.4) for f in (ours, plain)]
+  np.testing.assert_allclose(*slopes, rtol=1e-4)

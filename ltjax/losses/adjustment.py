@@ -1,0 +1,205 @@
+"""Adjustments of logits by class frequency: logits in, adjusted logits out; a loss follows."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Real
+
+from ltjax.errors import ConfigError
+from ltjax.losses.arguments import at_least_float32, class_indices, in_range, is_label, positive_counts, seen_or_one
+from ltjax.losses.cross_entropy import at_label, log_normalizer
+
+__all__ = ["fbl", "logit_adjustment", "seesaw", "softmax_equalization"]
+
+# Finite, so that sums and gradients stay so, and zero in every softmax.
+_OUT_OF_THE_SOFTMAX = -1e30
+
+
+def logit_adjustment(
+    logits: Float[Array, "b c"],
+    labels: Int[Array, "b"],
+    class_counts: Real[Array, "c"],
+    *,
+    tau: float | Float[Array, ""] = 1.0,
+    epsilon: float = 1e-12,
+) -> Float[Array, "b c"]:
+  """Logit adjustment by the training prior; with tau = 1 the balanced softmax.
+
+  logit_ij = z_ij + log(pi_j^tau + epsilon) with pi = n / N
+
+  Args:
+    logits: z, [b, c].
+    labels: not used.
+    class_counts: training images n of each class, positive, in any order, [c].
+    tau: >= 0.
+    epsilon: >= 0. 1e-12 is the released code's, 1e-9 the one of LADE's PriorCE, 0 the equation of the paper.
+
+  Returns:
+    Logits for a cross entropy, [b, c], float32 or better. Predictions use the raw z.
+
+  Raises:
+    ConfigError: tau or epsilon below 0.
+    DataError: counts that are not one positive number a class.
+
+  References:
+    Menon et al., `Long-tail learning via logit adjustment <https://arxiv.org/abs/2007.07314>`_, 2021, equation 10. Ren
+    et al., `Balanced Meta-Softmax <https://arxiv.org/abs/2007.10740>`_, 2020, add log n instead, which is a
+    constant more in every logit. `ltjax.posthoc.adjust_logits` is the form for a model that is already trained.
+
+  >>> logit_adjustment(jnp.zeros((1, 2)), jnp.array([0]), jnp.array([3, 1])).round(4).tolist()
+  [[-0.28769999742507935, -1.386299967765808]]
+  """
+  del labels
+  logits = at_least_float32(logits)
+  return logits + log_prior(positive_counts(class_counts, logits), tau, epsilon)
+
+
+def log_prior(counts: Float[Array, "c"], tau: float | Float[Array, ""], epsilon: float) -> Float[Array, "c"]:
+  """log(pi^tau + epsilon), also where pi^tau has no float."""
+  in_range("tau", tau, "[0, inf)")
+  in_range("epsilon", epsilon, "[0, inf)")
+  return jnp.logaddexp(tau * jnp.log(counts / counts.sum()), jnp.log(jnp.asarray(epsilon, counts.dtype)))
+
+
+def fbl(
+    logits: Float[Array, "b c"],
+    labels: Int[Array, "b"],
+    class_counts: Real[Array, "c"],
+    *,
+    features: Float[Array, "b d"],
+    alpha: float | Float[Array, ""],
+    normalize: bool = True,
+) -> Float[Array, "b c"]:
+  """Feature-balanced logits: the rarer a class and the shorter the feature, the more is taken from the logit.
+
+  logit_ij = z_ij - alpha lambda_j / |f_i| with lambda_j = log n_max - log n_j, divided by its maximum if `normalize`
+
+  The gradient also goes through |f|: that is how the features of rare classes grow.
+
+  Args:
+    logits: z of a linear classifier, [b, c].
+    labels: not used.
+    class_counts: training images n of each class, positive, in any order, [c].
+    features: f, what the classifier saw, [b, d]. |f| is sqrt(sum f^2 + 1e-24), so that f = 0 has a gradient.
+    alpha: >= 0; a schedule in the paper: `parabolic` with end=60 (CIFAR) or 150, shorten=10 is the released one.
+    normalize: divide lambda by its maximum, as the released code does and the paper does not.
+
+  Returns:
+    Logits for a cross entropy, [b, c], float32 or better. Predictions use the raw z.
+
+  Raises:
+    ConfigError: alpha below 0.
+    DataError: counts that are not one positive number a class.
+
+  References:
+    Li et al., `Feature-Balanced Loss for Long-Tailed Visual Recognition <https://arxiv.org/abs/2305.10772>`_, 2022,
+    equations 5 to 8; `FeaBalLoss` of juyongjiang/FBL.
+
+  >>> fbl(jnp.zeros((1, 2)), jnp.array([0]), jnp.array([9, 1]), features=jnp.array([[3.0, 4.0]]), alpha=10.0).tolist()
+  [[0.0, -2.0]]
+  """
+  del labels
+  in_range("fbl: alpha", alpha, "[0, inf)")
+  logits = at_least_float32(logits)
+  counts = positive_counts(class_counts, logits)
+  stimulus = jnp.log(counts.max() / counts)
+  if normalize:
+    stimulus = stimulus / jnp.where(stimulus.max() > 0, stimulus.max(), 1.0)
+  norm = jnp.sqrt(jnp.sum(at_least_float32(features) ** 2, axis=-1, keepdims=True) + 1e-24)
+  return logits - alpha / norm * stimulus
+
+
+def softmax_equalization(
+    logits: Float[Array, "b c"],
+    labels: Int[Array, "b"],
+    class_counts: Real[Array, "c"],
+    *,
+    key: jax.Array | None = None,
+    mask: Bool[Array, "b c"] | None = None,
+    threshold: float | Float[Array, ""] = 0.005,
+    keep: float | Float[Array, ""] = 0.9,
+) -> Float[Array, "b c"]:
+  """Softmax equalisation: at random, rare classes are left out of the softmax of the examples of other classes.
+
+  softmax(logit_i)_j = exp(z_ij) / sum_k w_ik exp(z_ik) for every j with w_ij = 1
+  w_ik = 1 - beta_ik [n_k / N < threshold] [k != y_i] with beta ~ Bernoulli(keep)
+
+  Args:
+    logits: z, [b, c].
+    labels: class indices in [0, c), [b].
+    class_counts: training images n of each class, positive, in any order, [c].
+    key: draws beta, fresh for each element. Give `key` or `mask`.
+    mask: beta itself, [b, c].
+    threshold: the share of the training images below which a class is rare, in [0, 1].
+    keep: the probability that a rare class is left out, in [0, 1]; the paper's gamma.
+
+  Returns:
+    Logits for a cross entropy without label smoothing, [b, c], float32 or better: z, and -1e30 where w is 0.
+
+  Raises:
+    ConfigError: both or neither of `key` and `mask`, or threshold or keep outside [0, 1].
+    DataError: counts that are not one positive number a class, or labels outside [0, c).
+
+  References:
+    Tan et al., `Equalization Loss for Long-Tailed Object Recognition <https://arxiv.org/abs/2003.05176>`_, 2020,
+    the softmax form. Its authors published no code; the numbers are those of `SEQL` of BagofTricks-LT.
+
+  >>> softmax_equalization(jnp.zeros((1, 3)), jnp.array([2]), jnp.array([998, 1, 1]), mask=jnp.ones((1, 3))).tolist()
+  [[0.0, -1.0000000150474662e+30, 0.0]]
+  """
+  if (key is None) == (mask is None):
+    raise ConfigError(f"softmax_equalization draws its mask from `key` or takes it as `mask`: give exactly one of "
+                      f"them, got {'neither' if key is None else 'both'}.")
+  in_range("softmax_equalization: threshold", threshold, "[0, 1]")
+  in_range("softmax_equalization: keep", keep, "[0, 1]")
+  logits = at_least_float32(logits)
+  counts = positive_counts(class_counts, logits)
+  if mask is None:
+    mask = jax.random.bernoulli(key, keep, logits.shape)
+  rare = counts / counts.sum() < threshold
+  return jnp.where(mask.astype(bool) & rare & ~is_label(labels, logits), _OUT_OF_THE_SOFTMAX, logits)
+
+
+def seesaw(
+    logits: Float[Array, "b c"],
+    labels: Int[Array, "b"],
+    seen_counts: Real[Array, "c"],
+    *,
+    p: float | Float[Array, ""] = 0.8,
+    q: float | Float[Array, ""] = 2.0,
+) -> Float[Array, "b c"]:
+  """Seesaw logits: a rarer class is pushed down less, and more where it is mistaken for the label.
+
+  logit_ij = z_ij + p min(0, log N_j - log N_y) + q max(0, log s_ij - log max(s_iy, 0.01)), z_iy unchanged,
+  with s = softmax(z), constant for the gradient: the logarithms of the mitigation and the compensation factor
+
+  Args:
+    logits: z, [b, c].
+    labels: class indices in [0, c), [b].
+    seen_counts: images N of each class that training has met, this batch included, [c]; 0 counts as 1.
+    p: strength of the mitigation, >= 0.
+    q: strength of the compensation, >= 0.
+
+  Returns:
+    Logits for a cross entropy, [b, c], float32 or better. Predictions use the raw z.
+
+  Raises:
+    ConfigError: p or q below 0.
+    DataError: seen_counts that are not one number a class, zero or positive, or labels outside [0, c).
+
+  References:
+    Wang et al., `Seesaw Loss for Long-Tailed Instance Segmentation <https://arxiv.org/abs/2008.10032>`_, 2021;
+    `SeesawLoss` of open-mmlab/mmpretrain.
+
+  >>> seesaw(jnp.zeros((1, 2)), jnp.array([0]), jnp.array([100, 1])).round(4).tolist()
+  [[0.0, -3.6840999126434326]]
+  """
+  in_range("seesaw: p", p, "[0, inf)")
+  in_range("seesaw: q", q, "[0, inf)")
+  logits = at_least_float32(logits)
+  log_seen = jnp.log(seen_or_one(seen_counts, logits))
+  labels = class_indices(labels, logits)
+  constant = jax.lax.stop_gradient(logits)
+  most, log_sum = log_normalizer(constant)
+  floor = jnp.maximum(at_label(constant, labels), most + log_sum + jnp.log(jnp.asarray(0.01, logits.dtype)))
+  mitigation = jnp.minimum(log_seen - log_seen[labels][..., None], 0)
+  return logits + p * mitigation + q * jnp.maximum(constant - floor[..., None], 0)

@@ -1,0 +1,207 @@
+"""Margins and clouds on the angle: un-scaled cosines in, adjusted and scaled logits out; a loss follows."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Real
+
+from ltjax.losses.arguments import (
+  at_least_float32,
+  class_indices,
+  in_range,
+  is_label,
+  only_at_label,
+  positive_counts,
+)
+from ltjax.losses.cross_entropy import at_label
+from ltjax.losses.margins import clouds, label_margins, radii_and_rarity
+
+__all__ = ["arcface", "gcl_angular", "kps_angular"]
+
+
+def arcface(
+    cosines: Float[Array, "b c"],
+    labels: Int[Array, "b"],
+    *,
+    margin: float | Float[Array, ""] = 0.5,
+    scale: float | Float[Array, ""] = 30.0,
+    fallback: bool = False,
+    straight_through: bool = False,
+) -> Float[Array, "b c"]:
+  """The same margin for every class, on the angle.
+
+  logit_ij = s cos(theta_ij + m [j = y_i]) with cos(theta + m) = cos(theta) cos(m) - sin(theta) sin(m) and
+  sin(theta) = sqrt(max(1 - cos(theta)^2, 1e-7)), so that parallel vectors have a gradient
+
+  Args:
+    cosines: cosines between features and class vectors, in [-1, 1], [b, c].
+    labels: class indices in [0, c), [b].
+    margin: m in [0, pi].
+    scale: s > 0.
+    fallback: where theta + m > pi, cos(theta) - m sin(m) in place of cos(theta + m), which grows again there.
+    straight_through: the gradient of `scale * cosines`, as insightface has it by computing the margin without one.
+
+  Returns:
+    Logits for a cross entropy, [b, c], float32 or better. Predictions use the raw cosines.
+
+  Raises:
+    ConfigError: margin or scale outside its range.
+    DataError: labels outside [0, c).
+
+  References:
+    Deng et al., `ArcFace: Additive Angular Margin Loss for Deep Face Recognition <https://arxiv.org/abs/1801.07698>`_,
+    2019, equation 3; `ArcFace` of deepinsight/insightface, where m = 0.5 and s = 64.
+
+  >>> arcface(jnp.zeros((1, 2)), jnp.array([0]), margin=jnp.pi / 2, scale=4.0).tolist()
+  [[-4.0, 0.0]]
+  """
+  in_range("arcface: margin", margin, "[0, 3.141592653589793]")
+  in_range("arcface: scale", scale, "(0, inf)")
+  cosines = at_least_float32(cosines)
+  moved = _turned_at_label(fallback, cosines, jnp.asarray(margin, cosines.dtype), class_indices(labels, cosines))
+  return scale * (cosines + jax.lax.stop_gradient(moved - cosines) if straight_through else moved)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _turned_at_label(fallback: bool, cosines, margin, labels):
+  """cos(theta + m) at the label, cos(theta) elsewhere."""
+  turned = _turned(fallback, at_label(cosines, labels), margin)
+  return jnp.where(is_label(labels, cosines), turned[..., None], cosines)
+
+
+# What autodiff finds too, but with the square root once a row in place of once an element, forwards and backwards.
+@_turned_at_label.defjvp
+def _turned_at_label_jvp(fallback, primals, tangents):
+  (cosines, margin, labels), (d_cosines, d_margin, _) = primals, tangents
+  own = at_label(cosines, labels)
+  _, slope = jax.jvp(lambda x: _turned(fallback, x, margin), (own,), (jnp.ones_like(own),))
+  _, by_margin = jax.jvp(lambda m: _turned(fallback, own, m), (margin,), (d_margin,))
+  tangent = jnp.where(is_label(labels, cosines), slope[..., None] * d_cosines + by_margin[..., None], d_cosines)
+  return _turned_at_label(fallback, cosines, margin, labels), tangent
+
+
+def _turned(fallback: bool, cosines, margin):
+  cos_m, sin_m = jnp.cos(margin), jnp.sin(margin)
+  turned = cosines * cos_m - _sine(cosines) * sin_m
+  return jnp.where(cosines > -cos_m, turned, cosines - margin * sin_m) if fallback else turned
+
+
+def kps_angular(
+    cosines: Float[Array, "b c"],
+    labels: Int[Array, "b"],
+    class_counts: Real[Array, "c"],
+    *,
+    max_angle: float | Float[Array, ""] = 0.2,
+    angle_power: float | Float[Array, ""] = 1.0,
+    max_margin: float | Float[Array, ""] = 0.0,
+    base: float | Float[Array, ""] = 50.0,
+    scale: float | Float[Array, ""] = 15.0,
+    adjust: float | Float[Array, ""] = 0.0,
+) -> Float[Array, "b c"]:
+  """Key point sensitive logits with radius and margin also on the angle.
+
+  logit_ij = s_i (r_j phi(r^_j theta_ij + m^_j [j = y_i]) - m_j [j = y_i]) with r, m, m' and s_i as in `kps`
+  r^_j = (m'_j / max_k m'_k)^angle_power; m^_j = max_angle m'_j / max_k m'_k
+  phi(t) = cos t up to pi and -2 - cos t beyond, so that it never grows
+
+  `angle_power` = `max_angle` = 0 is `kps`.
+
+  Args:
+    cosines: cosines between features and class vectors, in [-1, 1], [b, c].
+    labels: class indices in [0, c), [b].
+    class_counts: training images n of each class, positive, in any order, [c].
+    max_angle: the angle that is added for the rarest class, in [0, pi].
+    angle_power: >= 0; the larger, the shorter the angles to frequent classes count.
+    max_margin: the margin on the cosine for the rarest class, >= 0.
+    base: > 1.
+    scale: s_base > 0.
+    adjust: in [0, 1]: 0 before GA begins and 1 after.
+
+  Returns:
+    Logits for a cross entropy, [b, c], float32 or better. Predictions use the raw cosines.
+
+  Raises:
+    ConfigError: a hyper-parameter outside its range.
+    DataError: counts that are not one positive number a class, or labels outside [0, c).
+
+  References:
+    Li et al., `Key Point Sensitive Loss for Long-Tailed Visual Recognition
+    <https://doi.org/10.1109/TPAMI.2022.3196044>`_, 2022: the thesis's equation 3.20. It names r^ and m^ and gives
+    neither values nor a rule, and its experiments have none of them: what r^ and m^ are here is ours.
+
+  >>> kps_angular(jnp.zeros((1, 2)), jnp.array([1]), jnp.array([50, 1]), max_angle=0.5, scale=1.0).round(4).tolist()
+  [[1.414199948310852, -0.47939997911453247]]
+  """
+  in_range("kps_angular: max_angle", max_angle, "[0, 3.141592653589793]")
+  in_range("kps_angular: angle_power", angle_power, "[0, inf)")
+  in_range("kps_angular: adjust", adjust, "[0, 1]")
+  in_range("kps_angular: scale", scale, "(0, inf)")
+  cosines = at_least_float32(cosines)
+  radii, rarity = radii_and_rarity(positive_counts(class_counts, cosines), base)
+  share, margins = rarity / rarity.max(), label_margins(rarity, max_margin)
+  own = class_indices(labels, cosines)
+  added = only_at_label(max_angle * share[own], labels, cosines)
+  angles = share**angle_power * jnp.arctan2(_sine(cosines), cosines) + added
+  moved = jnp.cos(angles)
+  logits = radii * jnp.where(angles > jnp.pi, -2 - moved, moved) - only_at_label(margins[own], labels, cosines)
+  scales = scale * (1 + adjust * (rarity - 1))[own]
+  return scales[..., None] * logits
+
+
+def gcl_angular(
+    cosines: Float[Array, "b c"],
+    labels: Int[Array, "b"],
+    class_counts: Real[Array, "c"],
+    *,
+    key: jax.Array | None = None,
+    noise: Float[Array, "b c"] | None = None,
+    scale: float | Float[Array, ""] = 30.0,
+    margin: float | Float[Array, ""] = 0.0,
+    noise_scale: float | Float[Array, ""] = 0.1,
+    cloud_size: str = "log",
+) -> Float[Array, "b c"]:
+  """Gaussian clouds on the angle: the rarer a class, the larger the random angle that is added to its own.
+
+  logit_ij = s cos(theta_ij + t_ij) with t_ij = (pi / 2) a delta_j |clip(eps_ij, -1, 1)| + m [j = y_i]
+  and s (cos_ij - sin t_ij) where theta + t >= pi; delta and eps as in `gcl`, sin(theta) as in `arcface`
+
+  Args:
+    cosines: cosines between features and class vectors, in [-1, 1], [b, c].
+    labels: class indices in [0, c), [b].
+    class_counts: training images n of each class, positive, in any order, [c].
+    key: draws eps, fresh for each element. Give `key` or `noise`.
+    noise: eps itself, before the clip and the absolute value, [b, c].
+    scale: s > 0.
+    margin: m in [0, pi / 2], on the label's angle.
+    noise_scale: a in [0, 1]; eps_0 of the paper.
+    cloud_size: as in `gcl`.
+
+  Returns:
+    Logits for a cross entropy or `focal`, [b, c], float32 or better. Predictions use the raw cosines.
+
+  Raises:
+    ConfigError: both or neither of `key` and `noise`, an unknown `cloud_size`, or scale, margin or noise_scale outside
+      its range.
+    DataError: counts that are not one positive number a class, or labels outside [0, c).
+
+  References:
+    The angular variant of Gaussian clouded logits, 2024; `GCLAngLoss` of Keke921/GCLLoss, where m = 0.5.
+
+  >>> gcl_angular(jnp.zeros((1, 2)), jnp.array([0]), jnp.array([100, 1]), noise=jnp.ones((1, 2))).round(2).tolist()
+  [[0.0, -4.690000057220459]]
+  """
+  in_range("gcl_angular: scale", scale, "(0, inf)")
+  in_range("gcl_angular: margin", margin, "[0, 1.5707963267948966]")
+  in_range("gcl_angular: noise_scale", noise_scale, "[0, 1]")
+  cosines = at_least_float32(cosines)
+  cloud = clouds("gcl_angular", cosines, class_counts, key, noise, noise_scale, cloud_size)
+  angles = (jnp.pi / 2) * cloud + only_at_label(margin, labels, cosines)
+  cos_t, sin_t = jnp.cos(angles), jnp.sin(angles)
+  moved = cosines * cos_t - _sine(cosines) * sin_t
+  return scale * jnp.where(cosines > -cos_t, moved, cosines - sin_t)
+
+
+def _sine(cosines):
+  """sin(theta), with a finite derivative also at theta = 0."""
+  return jnp.sqrt(jnp.maximum(1 - cosines**2, 1e-7))

@@ -1,0 +1,89 @@
+"""Losses of one-against-all logits: a sigmoid a class, summed over the classes, one loss per example out."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Real
+
+from ltjax.losses.arguments import at_least_float32, in_range, is_label, positive_counts
+
+__all__ = ["class_balanced_focal", "sigmoid_equalization"]
+
+
+def class_balanced_focal(
+    logits: Float[Array, "b c"],
+    labels: Int[Array, "b"],
+    *,
+    gamma: float | Float[Array, ""] = 1.0,
+) -> Float[Array, "b"]:
+  """Focal loss in its sigmoid form, summed over the classes: the one to weight with `effective_number`.
+
+  loss_i = sum_c (1 - q_ic)^gamma (-log q_ic) with q_ic = sigmoid(z_ic) at the label and sigmoid(-z_ic) elsewhere
+
+  Args:
+    logits: z, [b, c].
+    labels: class indices in [0, c), [b].
+    gamma: focusing parameter, >= 0; 0 is the sum of binary cross entropies.
+
+  Returns:
+    One loss per example, [b], float32 or better. Cui et al. reduce with `mean(weights[labels] * losses)`, the weights
+    being `effective_number(class_counts, beta=0.9999)`.
+
+  Raises:
+    ConfigError: gamma below 0.
+    DataError: labels outside [0, c).
+
+  References:
+    Cui et al., `Class-Balanced Loss Based on Effective Number of Samples <https://arxiv.org/abs/1901.05555>`_, 2019,
+    the focal loss of section 4.3 without its weight; `focal_loss` of richardaecn/class-balanced-loss. There the bias of
+    the last layer starts at -log(C - 1) and has no weight decay.
+
+  >>> class_balanced_focal(jnp.zeros((1, 2)), jnp.array([0])).tolist()
+  [0.6931471824645996]
+  """
+  in_range("class_balanced_focal: gamma", gamma, "[0, inf)")
+  logits = at_least_float32(logits)
+  surely = jnp.where(is_label(labels, logits), logits, -logits)
+  # -log q and -log(1 - q), from what they share and without cancellation.
+  shared = jnp.log1p(jnp.exp(-jnp.abs(surely)))
+  loss, miss = jnp.maximum(-surely, 0) + shared, jnp.maximum(surely, 0) + shared
+  return jnp.sum(jnp.exp(-gamma * miss) * loss, axis=-1)
+
+
+def sigmoid_equalization(
+    logits: Float[Array, "b c"],
+    labels: Int[Array, "b"],
+    class_counts: Real[Array, "c"],
+    *,
+    threshold: float | Float[Array, ""] = 0.00177,
+) -> Float[Array, "b"]:
+  """Sigmoid equalisation loss: rare classes are not pushed down by the examples of other classes.
+
+  loss_i = sum_c w_ic BCE(z_ic, [c = y_i]) with w_ic = 0 where n_c / N < threshold and c is not y_i, else 1
+
+  Args:
+    logits: z, [b, c].
+    labels: class indices in [0, c), [b].
+    class_counts: training images n of each class, positive, in any order, [c].
+    threshold: the share of the training images below which a class is rare, in [0, 1].
+
+  Returns:
+    One loss per example, [b], float32 or better.
+
+  Raises:
+    ConfigError: threshold outside [0, 1].
+    DataError: counts that are not one positive number a class, or labels outside [0, c).
+
+  References:
+    Tan et al., `Equalization Loss for Long-Tailed Object Recognition <https://arxiv.org/abs/2003.05176>`_, 2020,
+    the sigmoid form with E(r) = 1, since classification has no background; `EQL` of tztztztztz/eqlv2.
+
+  >>> sigmoid_equalization(jnp.zeros((1, 2)), jnp.array([0]), jnp.array([999, 1]), threshold=0.1).tolist()
+  [0.6931471824645996]
+  """
+  in_range("sigmoid_equalization: threshold", threshold, "[0, 1]")
+  logits = at_least_float32(logits)
+  counts = positive_counts(class_counts, logits)
+  label = is_label(labels, logits)
+  frequent = counts / counts.sum() >= threshold
+  surely = jnp.where(label, logits, -logits)
+  loss = jnp.maximum(-surely, 0) + jnp.log1p(jnp.exp(-jnp.abs(surely)))
+  return jnp.sum(jnp.where(label | frequent, loss, 0.0), axis=-1)

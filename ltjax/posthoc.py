@@ -1,0 +1,251 @@
+"""What is done to a trained classifier, without training: kernels, features and logits in, the same kinds out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Real
+
+from ltjax.errors import ConfigError, DataError
+from ltjax.losses.adjustment import log_prior
+from ltjax.losses.arguments import at_least_float32, in_range, positive_counts
+
+__all__ = ["adjust_logits", "nearest_class_mean", "nearest_mean_logits", "tau_normalize", "tde_logits"]
+
+_METRICS = ("cosine", "euclidean", "dot")
+
+
+def tau_normalize(kernel: Float[Array, "d c"], *, tau: float | Float[Array, ""]) -> Float[Array, "d c"]:
+  """Divides each class vector by a power of its norm; the bias is dropped.
+
+  w_c / |w_c|^tau
+
+  Args:
+    kernel: class vectors w in the columns, [d, c].
+    tau: >= 0; 0 changes nothing, 1 leaves unit vectors. Chosen on held-out data, never on the test set.
+
+  Returns:
+    The new kernel, [d, c], float32 or better; logits are `features @ kernel`.
+
+  Raises:
+    ConfigError: tau below 0.
+
+  References:
+    Kang et al., `Decoupling Representation and Classifier for Long-Tailed Recognition
+    <https://arxiv.org/abs/1910.09217>`_, 2020, equation 4; `tau_norm.py` of facebookresearch/classifier-balancing,
+    whose grid is linspace(0, 2, 21).
+
+  >>> tau_normalize(jnp.array([[0.0, 4.0], [2.0, 0.0]]), tau=0.5).round(4).tolist()
+  [[0.0, 2.0], [1.414199948310852, 0.0]]
+  """
+  in_range("tau_normalize: tau", tau, "[0, inf)")
+  kernel = at_least_float32(kernel)
+  squares = jnp.sum(kernel * kernel, axis=0)
+  # A vector of zeros has no direction to keep, and no finite derivative of its norm.
+  return kernel * jnp.where(squares > 1e-24, squares, 1.0) ** (-tau / 2)
+
+
+def nearest_class_mean(
+    features: Float[Array, "n d"],
+    labels: Int[Array, "n"],
+    num_classes: int,
+    *,
+    metric: str = "cosine",
+    unit: bool = False,
+    center: Float[Array, "d"] | None = None,
+) -> Float[Array, "c d"]:
+  """The mean feature of each class, for `nearest_mean_logits` with the same metric, unit and center.
+
+  mean_c = sum_i [y_i = c] x'_i / n_c with x' = x - center, divided by its norm if `unit`; for "cosine" mean_c is
+  divided by its norm too
+
+  Args:
+    features: training features x, [n, d].
+    labels: class indices in [0, num_classes), every class present, [n].
+    num_classes: c.
+    metric: "cosine", "euclidean" or "dot".
+    unit: L2-normalise the features first.
+    center: subtracted from the features before that, [d]: the mean of the training features.
+
+  Returns:
+    The class means, [c, d], float32 or better.
+
+  Raises:
+    ConfigError: an unknown metric.
+    DataError: labels outside [0, num_classes), or a class without features.
+
+  References:
+    Kang et al., `Decoupling Representation and Classifier for Long-Tailed Recognition
+    <https://arxiv.org/abs/1910.09217>`_, 2020, section 4.2. `KNNClassifier` of facebookresearch/classifier-balancing
+    has metric "euclidean" or "dot" and features "un", "l2n" (unit=True) or "cl2n" (and a center).
+
+  >>> nearest_class_mean(jnp.array([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0]]), jnp.array([0, 0, 1]), 2).tolist()
+  [[1.0, 0.0], [0.0, 1.0]]
+  """
+  _check_metric(metric)
+  features = _moved(features, unit, center)
+  if not isinstance(labels, jax.core.Tracer):
+    found = np.asarray(labels)
+    if not np.issubdtype(found.dtype, np.integer) or found.shape != features.shape[:1]:
+      raise DataError(f"labels must be {features.shape[0]} integers, got {found.dtype} of shape {found.shape}.")
+    if found.size and not 0 <= found.min() <= found.max() < num_classes:
+      raise DataError(f"labels must be in [0, {num_classes}), got {found.min()} to {found.max()}.")
+    empty = np.flatnonzero(np.bincount(found, minlength=num_classes) == 0)
+    if empty.size:
+      raise DataError(f"every class needs a feature, but class {empty[0]} has none ({empty.size} such classes of "
+                      f"{num_classes}).")
+  sums = jax.ops.segment_sum(features, labels, num_classes)
+  sizes = jax.ops.segment_sum(jnp.ones(features.shape[:1], features.dtype), labels, num_classes)
+  means = sums / sizes[:, None]
+  return means * jax.lax.rsqrt(_squares(means)) if metric == "cosine" else means
+
+
+def nearest_mean_logits(
+    features: Float[Array, "b d"],
+    means: Float[Array, "c d"],
+    *,
+    metric: str = "cosine",
+    unit: bool = False,
+    center: Float[Array, "d"] | None = None,
+) -> Float[Array, "b c"]:
+  """How near each feature is to each class mean: the largest logit is the prediction.
+
+  cosine: <x', m> / |x'| |m|; euclidean: -|x' - m|^2; dot: <x', m> / d
+
+  Args:
+    features: x, [b, d]; x' as in `nearest_class_mean`.
+    means: m from `nearest_class_mean`, [c, d].
+    metric: "cosine", "euclidean" or "dot".
+    unit: as for the means.
+    center: as for the means.
+
+  Returns:
+    Logits, [b, c], float32 or better.
+
+  Raises:
+    ConfigError: an unknown metric.
+
+  References:
+    As `nearest_class_mean`.
+
+  >>> nearest_mean_logits(jnp.array([[0.0, 3.0]]), jnp.eye(2)).tolist()
+  [[0.0, 1.0]]
+  """
+  _check_metric(metric)
+  x, means = _moved(features, unit, center), at_least_float32(means)
+  products = jnp.matmul(x, means.T, precision=jax.lax.Precision.HIGHEST)
+  if metric == "dot":
+    return products / x.shape[-1]
+  if metric == "cosine":
+    return products * jax.lax.rsqrt(_squares(x)) * jax.lax.rsqrt(_squares(means)).T
+  return 2 * products - jnp.sum(x**2, axis=-1, keepdims=True) - jnp.sum(means**2, axis=-1)
+
+
+def adjust_logits(
+    logits: Float[Array, "b c"],
+    class_counts: Real[Array, "c"],
+    *,
+    tau: float | Float[Array, ""] = 1.0,
+    epsilon: float = 1e-12,
+) -> Float[Array, "b c"]:
+  """Post-hoc logit adjustment: takes the training prior out of the logits of a trained model.
+
+  logit_ij = z_ij - log(pi_j^tau + epsilon) with pi = n / N
+
+  Args:
+    logits: z, [b, c].
+    class_counts: training images n of each class, positive, in any order, [c].
+    tau: >= 0. Chosen on held-out data, never on the test set.
+    epsilon: >= 0. 1e-12 is the released code's, 0 the equation of the paper.
+
+  Returns:
+    Logits whose largest is the prediction, [b, c], float32 or better.
+
+  Raises:
+    ConfigError: tau or epsilon below 0.
+    DataError: counts that are not one positive number a class.
+
+  References:
+    Menon et al., `Long-tail learning via logit adjustment <https://arxiv.org/abs/2007.07314>`_, 2021, equation 9.
+    `ltjax.losses.logit_adjustment` is the form for training.
+
+  >>> adjust_logits(jnp.array([[0.0, -1.0]]), jnp.array([99, 1])).argmax(-1).tolist()
+  [1]
+  """
+  logits = at_least_float32(logits)
+  return logits - log_prior(positive_counts(class_counts, logits), tau, epsilon)
+
+
+def tde_logits(
+    features: Float[Array, "b d"],
+    kernel: Float[Array, "d c"],
+    *,
+    mean_feature: Float[Array, "d"] | None = None,
+    alpha: float | Float[Array, ""] = 3.0,
+    heads: int = 2,
+    tau: float | Float[Array, ""] = 16.0,
+    gamma: float | Float[Array, ""] = 1 / 32,
+) -> Float[Array, "b c"]:
+  """De-confounded logits; with `mean_feature` the total direct effect (TDE), which is for prediction.
+
+  z_c = (tau / K) sum_k <x_k / |x_k|, w_ck / (|w_ck| + gamma)> over K equal slices of the feature, the heads
+  TDE: from each x_k / |x_k|, alpha cos(x_k, m_k) m_k / |m_k| is taken
+
+  Args:
+    features: x, [b, d].
+    kernel: class vectors w in the columns, [d, c].
+    mean_feature: m, the moving average of the features during training, [d]; only its direction counts. The released
+      one is m <- 0.9 m + (mean of the batch). None for training.
+    alpha: >= 0; 3 on ImageNet-LT, 1.5 on CIFAR. 0 is the logits without TDE.
+    heads: K, a divisor of d.
+    tau: > 0.
+    gamma: >= 0.
+
+  Returns:
+    Logits, [b, c], float32 or better. A zero slice of a feature gives zeros.
+
+  Raises:
+    ConfigError: a hyper-parameter outside its range.
+
+  References:
+    Tang et al., `Long-Tailed Classification by Keeping the Good and Removing the Bad Momentum Causal Effect
+    <https://arxiv.org/abs/2009.12991>`_, 2020; `Causal_Norm_Classifier` of
+    KaihuaTang/Long-Tailed-Recognition.pytorch.
+
+  >>> tde_logits(jnp.array([[2.0, 0.0]]), jnp.eye(2), heads=1, gamma=0.0).tolist()
+  [[16.0, 0.0]]
+  """
+  features, kernel = at_least_float32(features), at_least_float32(kernel)
+  dim, classes = kernel.shape
+  if heads < 1 or dim % heads:
+    raise ConfigError(f"tde_logits: heads must be a divisor of the {dim} dimensions, got {heads}.")
+  in_range("tde_logits: alpha", alpha, "[0, inf)")
+  in_range("tde_logits: tau", tau, "(0, inf)")
+  in_range("tde_logits: gamma", gamma, "[0, inf)")
+  x = _unit(features.reshape(-1, heads, dim // heads))
+  w = kernel.reshape(heads, dim // heads, classes)
+  w = w / (jnp.sqrt(_squares(w, axis=1)) + gamma)
+  if mean_feature is not None:
+    m = _unit(at_least_float32(mean_feature).reshape(heads, dim // heads))
+    x = x - alpha * jnp.sum(x * m, axis=-1, keepdims=True) * m
+  return tau / heads * jnp.einsum("bkd,kdc->bc", x, w, precision=jax.lax.Precision.HIGHEST)
+
+
+def _check_metric(metric: str) -> None:
+  if metric not in _METRICS:
+    raise ConfigError(f"metric must be one of {', '.join(_METRICS)}, got {metric!r}.")
+
+
+def _moved(features, unit: bool, center) -> Float[Array, "n d"]:
+  features = at_least_float32(features)
+  if center is not None:
+    features = features - at_least_float32(center)
+  return _unit(features) if unit else features
+
+
+def _unit(x):
+  return x * jax.lax.rsqrt(_squares(x))
+
+
+def _squares(x, axis: int = -1):
+  # The clamp keeps the root at a zero vector, and its derivative, finite.
+  return jnp.maximum(jnp.sum(x * x, axis=axis, keepdims=True), 1e-24)
