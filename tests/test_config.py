@@ -185,7 +185,7 @@ CASES = [  # path, value, parts of the message
     ("classifier.lr", dict(name="cosine", base=0.1, at=3), "cosine has no such argument | it takes base, warmup"),
     ("classifier.lr", dict(name="cosine"), "classifier.lr: cosine needs base"),
     ("classifier.lr", dict(name="linear", start=0.1, end=-0.1), "classifier.lr in epoch | of at least 0, got -"),
-    ("classifier.lr", dict(name="parabolic", shorten=10), "the schedule fails in epoch 0 of 10"),
+    ("classifier.lr", dict(name="parabolic", shorten=30), "the schedule fails in epoch 0 of 30"),
     ("classifier.lr", dict(name="constant", value=dict(name="linear")), "classifier.lr.value: | takes a fixed value"),
     ("classifier.loss", dict(name="cross_entropi"), "no 'cross_entropi' (did you mean 'cross_entropy'?) | focal"),
     ("classifier.loss", dict(name="gcl"), "there is no 'gcl' | there are cross_entropy, focal"),

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 # Two stages of 10 steps each: a log line every 3 steps, an evaluation and a checkpoint every 5.
 CONFIGS = dict(
     # instance sampling, then cben with a frozen backbone; noisy logits and mixup in both stages
-    gcl=lambda: tiny.config("gcl_digits", steps_per_call=1),
+    gcl=lambda: tiny.config("gcl_digits", steps_per_call=1, classifier__mixup=1.0),
     # no mixup; all parameters trained in both samplings
     balanced=lambda: tiny.config("ce_digits", steps_per_call=1, representation__sampler=dict(name="class_balanced")))
 
