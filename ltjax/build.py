@@ -30,7 +30,6 @@ LOSSES = (".cross_entropy", ".disentangling", ".sigmoid", ".smoothing")
 WEIGHTS = (".weights",)
 PRECISIONS = {"float32": jnp.float32, "bf16": jnp.bfloat16}
 BATCH_NORM_MODES = ("train", "eval", "shift")
-COSINE_HEADS = ("Cosine",)  # what adjustments whose first argument is `cosines` can follow
 # Where a hyper-parameter makes sense, as a number and at every value of its schedule. One name means one thing in all
 # functions; a name that is not here may be any finite number.
 LIMITS = dict(
@@ -125,11 +124,6 @@ def _kind(parameter: inspect.Parameter) -> type:
   return next((kind for annotated, kind in known.items() if annotated in members), object)
 
 
-def _positional(function: Callable) -> tuple[str, ...]:
-  parameters = inspect.signature(function).parameters.values()
-  return tuple(p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
-
-
 def _check_type(value, parameter: inspect.Parameter, where: str) -> None:
   kind, limits = _kind(parameter), LIMITS.get(parameter.name, "(-inf, inf)")
   if value is None and parameter.default is None:
@@ -213,16 +207,22 @@ def dataset(config) -> Callable[[], sources.Dataset]:
   return read
 
 
-def model(config, num_classes: int) -> models.Classifier:
-  """The network: backbone and head."""
+def head_block(config, stage: str):
+  """The head of `stage`: its own, or else the config's."""
+  return config[stage].head or config.head
+
+
+def model(config, num_classes: int, stage: str) -> models.Classifier:
+  """The network of `stage`: backbone and head."""
   if not isinstance(config.precision, str) or config.precision not in PRECISIONS:
     raise ConfigError(f"precision: expected one of {sorted(PRECISIONS)}, got {show(config.precision)}")
   backbones = {name: value for name, value in public(models).items() if name != "Classifier"}
   backbone = bind(config.backbone, backbones, "backbone", given=("dtype",), may_change=False)
-  head = bind(config.head, public(heads), "head", given=("num_classes",), may_change=False)
+  where = f"{stage}.head" if config[stage].head else "head"
+  head = bind(head_block(config, stage), public(heads), where, given=("num_classes",), may_change=False)
   return models.Classifier(
       backbone=named("backbone", backbone.function, **backbone.constants, dtype=PRECISIONS[config.precision]),
-      head=named("head", head.function, **head.constants, num_classes=num_classes))
+      head=named(where, head.function, **head.constants, num_classes=num_classes))
 
 
 def sampler(block, where: str, class_counts: np.ndarray) -> Callable[[Clock], np.ndarray] | None:
@@ -265,9 +265,9 @@ class Objective:
         self._weights = scheduled, np.asarray(weights)
     return self._weights[1]
 
-  def __call__(self, logits, labels, *, features, key, scalars, data):
+  def __call__(self, logits, labels, *, features, key, scalars, class_counts, seen_counts):
     """The mean loss of a batch."""
-    offered = dict(labels=labels, class_counts=data["class_counts"], features=features, key=key)
+    offered = dict(labels=labels, class_counts=class_counts, seen_counts=seen_counts, features=features, key=key)
     if self.adjust:
       logits = _apply(self.adjust, logits, offered, scalars["adjust"])
     values = _apply(self.loss, logits, offered, scalars["loss"])

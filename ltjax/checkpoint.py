@@ -1,7 +1,7 @@
 """The only module that knows Orbax: save, restore, and the bridge from one stage to the next.
 
 A checkpoint has two items: `model` (parameters and BatchNorm statistics), which the next stage reads, and `training`
-(step, optimiser and the log's open window), which only its own stage reads.
+(step, optimiser, running counts and the log's open window), which only its own stage reads.
 """
 
 import pathlib
@@ -53,9 +53,9 @@ class Checkpoints:
     found = self._restore(model=model, training=training)
     return like.replace(**found.model, **found.training)
 
-  def restore_model(self, like: TrainState) -> dict:
-    """The newest parameters and BatchNorm statistics: {"params": ..., "batch_stats": ...}."""
-    return self._restore(model=_items(like)[0]).model
+  def restore_model(self, like: dict) -> dict:
+    """The newest parameters and BatchNorm statistics: {"params": ..., "batch_stats": ...}, as `like` them."""
+    return self._restore(model=like).model
 
   def _restore(self, **items):
     where = f"{self._folder}/{self.latest()}"
@@ -89,4 +89,4 @@ def _check_fit(wanted: dict[str, tuple], stored: dict[str, tuple], where: str) -
 
 def _items(state: TrainState) -> tuple[dict, dict]:
   model = dict(params=state.params, batch_stats=state.batch_stats)
-  return model, dict(step=state.step, opt_state=state.opt_state, window=state.window)
+  return model, dict(step=state.step, opt_state=state.opt_state, seen_counts=state.seen_counts, window=state.window)

@@ -115,12 +115,11 @@ def check(config: ConfigDict) -> None:
   _check_numbers(config, RUN_NUMBERS, "")
   _check_augment(config.augment)
   build.dataset(config)
-  model = build.model(config, num_classes=2)
   for name in stages:
     _check_stage(config, name)
   for name in stages:
     # What a stage trains and resets is in the model; 32 x 32 is only for the shapes.
-    train.state_makers(config, name, model, (1, 32, 32, 3))
+    train.state_makers(config, name, 2, (1, 32, 32, 3))
 
 
 def _check_literals(config: ConfigDict) -> None:
@@ -201,14 +200,24 @@ def _check_stage(config: ConfigDict, name: str) -> None:
                       f"got {build.show(block.batch_norm)}")
   _check_patterns(block, name)
   objective = build.Objective(block, name)
-  if objective.adjust and "cosines" in objective.adjust.arguments and config.head.name not in build.COSINE_HEADS:
-    raise ConfigError(f"{name}.adjust: {block.adjust.name} takes cosines, but the head {config.head.name!r} does not "
-                      f"give them; write head=dict(name={build.COSINE_HEADS[0]!r})")
+  _check_combination(config, name, objective)
   # Every epoch of a short stage, 200 of a long one: schedules have few corners.
   epochs = sorted({round(share * (block.epochs - 1)) for share in np.linspace(0, 1, 200)})
   clocks = [Clock(step=epoch, steps_per_epoch=1, epochs=block.epochs) for epoch in epochs]
   _check_values(block, name, objective, clocks)
   _check_trace(name, objective, clocks[0])
+
+
+def _check_combination(config: ConfigDict, name: str, objective: build.Objective) -> None:
+  """Raises where the adjustment needs what the head does not give."""
+  head, adjust = build.head_block(config, name), config[name].adjust
+  gives_cosines = head.name == "Cosine" or head.get("cosine", False)
+  if objective.adjust and "cosines" in objective.adjust.arguments and not gives_cosines:
+    raise ConfigError(f"{name}.adjust: {adjust.name} takes cosines, but the head {head.name!r} does not give them; "
+                      "write head=dict(name='Cosine')")
+  if objective.adjust and "features" in objective.adjust.arguments and gives_cosines:
+    raise ConfigError(f"{name}.adjust: {adjust.name} works on the norm of the features, which the head {head.name!r} "
+                      "takes out; write head=dict(name='Linear')")
 
 
 def _check_patterns(block: ConfigDict, name: str) -> None:
@@ -254,8 +263,8 @@ def _check_trace(name: str, objective: build.Objective, clock: Clock) -> None:
   def loss(logits, labels, counts):
     scalars = dict(adjust=objective.adjust.at(clock) if objective.adjust else {}, loss=objective.loss.at(clock),
                    class_weights=counts)
-    return objective(logits, labels, features=logits, key=jax.random.key(0), scalars=scalars,
-                     data=dict(class_counts=counts))
+    return objective(logits, labels, features=logits, key=jax.random.key(0), scalars=scalars, class_counts=counts,
+                     seen_counts=counts)
 
   shapes = [jax.ShapeDtypeStruct(shape, kind) for shape, kind in (((3, 2), "float32"), ((3,), "int32"),
                                                                    ((2,), "float32"))]

@@ -31,7 +31,8 @@ RUN_KEYS = tuple(_run(dataset={}, augment={}, backbone={}))
 
 def stage(*, epochs: int, batch_size: int, lr, loss: dict, weight_decay: float, adjust: dict | None = None,
           sampler: dict | None = None, mixup: float = 0.0, class_weights: dict | None = None, train: tuple = (".*",),
-          lr_factors: tuple = (), reset: tuple = (), batch_norm: str = "", momentum: float = 0.9) -> ConfigDict:
+          lr_factors: tuple = (), head: dict | None = None, reset: tuple = (), batch_norm: str = "",
+          momentum: float = 0.9) -> ConfigDict:
   """One stage: a fresh optimiser and a trainable set.
 
   Args:
@@ -46,6 +47,8 @@ def stage(*, epochs: int, batch_size: int, lr, loss: dict, weight_decay: float, 
     class_weights: weights from class counts; the loss becomes sum(w l) / sum(w).
     train: regular expressions on parameter paths; what none of them matches is frozen.
     lr_factors: (regular expression, factor on the learning rate) pairs.
+    head: a head of its own for this stage, in place of the config's; it takes over the parameters of the stage before
+      that have its paths, and draws the others.
     reset: regular expressions of parameters that start afresh instead of from the stage before.
     batch_norm: train: batch statistics, running ones move; eval: running statistics, fixed; shift: as train, with the
       affine parameters frozen. Where none is given, train if everything is trained, else eval.
@@ -54,5 +57,5 @@ def stage(*, epochs: int, batch_size: int, lr, loss: dict, weight_decay: float, 
   return ConfigDict(dict(
       epochs=epochs, batch_size=batch_size, lr=lr, loss=loss, weight_decay=weight_decay, adjust=adjust,
       sampler=sampler or dict(name="instance"), mixup=mixup, class_weights=class_weights, train=train,
-      lr_factors=lr_factors, reset=reset, batch_norm=batch_norm or ("train" if train == (".*",) else "eval"),
+      lr_factors=lr_factors, head=head, reset=reset, batch_norm=batch_norm or ("train" if train == (".*",) else "eval"),
       momentum=momentum))

@@ -11,12 +11,17 @@ from ltjax.augment.images import normalize
 
 
 class TrainState(struct.PyTreeNode):
-  """Everything that changes in a stage. `window` sums what the log reports, since the last line of the log."""
+  """Everything that changes in a stage.
+
+  `seen_counts` [c] are the examples of each class drawn so far; `window` sums what the log reports, since its last
+  line.
+  """
 
   step: jax.Array
   params: dict
   batch_stats: dict
   opt_state: optax.OptState
+  seen_counts: jax.Array
   window: dict
 
 
@@ -34,7 +39,10 @@ def make_train_step(model, tx, factors, objective, load, *, batch_norm: str):
 
   def train_step(state: TrainState, data, indices, scalars) -> TrainState:
     key_load, key_loss = jax.random.split(jax.random.fold_in(data["key"], state.step))
-    images, targets = load(data, indices, key_load)
+    images, targets = load(data, indices, key_load, scalars)
+    seen_counts = state.seen_counts
+    for labels, share in targets:
+      seen_counts = seen_counts.at[labels].add(share)
     trained, frozen = optim.split(state.params, factors)
 
     def loss_fn(trained):
@@ -42,7 +50,8 @@ def make_train_step(model, tx, factors, objective, load, *, batch_norm: str):
       (logits, features), updates = model.apply(variables, images, train=batch_norm != "eval", mutable=["batch_stats"])
       loss = 0.0
       for (labels, share), key in zip(targets, jax.random.split(key_loss, len(targets)), strict=True):
-        loss += share * objective(logits, labels, features=features, key=key, scalars=scalars, data=data)
+        loss += share * objective(logits, labels, features=features, key=key, scalars=scalars,
+                                  class_counts=data["class_counts"], seen_counts=seen_counts)
       return loss, (logits, updates["batch_stats"])
 
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained)
@@ -52,7 +61,7 @@ def make_train_step(model, tx, factors, objective, load, *, batch_norm: str):
     sums = dict(loss=loss * len(indices), correct=correct, examples=jnp.float32(len(indices)))
     return state.replace(
         step=state.step + 1, params=optim.join(optax.apply_updates(trained, updates), frozen), batch_stats=batch_stats,
-        opt_state=opt_state, window=jax.tree.map(jnp.add, state.window, sums))
+        opt_state=opt_state, seen_counts=seen_counts, window=jax.tree.map(jnp.add, state.window, sums))
 
   return train_step
 

@@ -5,7 +5,7 @@ import pathlib
 import re
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.traverse_util
 import jax
@@ -67,16 +67,15 @@ def prepare(config, name: str, dataset) -> Stage:
   """Everything that stage `name` runs with; compiles nothing yet."""
   block, counts, mesh = config[name], dataset.class_counts, sharding.data_mesh()
   whole, on_cpu = sharding.replicated(mesh), jax.default_backend() == "cpu"
-  model, objective = build.model(config, len(counts)), build.Objective(block, name)
+  model, objective = build.model(config, len(counts), name), build.Objective(block, name)
   order = Order(dataset.train[1], len(counts), batch_size=block.batch_size, epochs=block.epochs, seed=config.seed,
                 stage=name, probabilities=build.sampler(block.sampler, f"{name}.sampler", counts))
   data = jax.device_put(resident.arrays(dataset, "train") | dict(
       class_counts=counts.astype(np.float32), key=prng.stream(config.seed, name)), whole)
   evaluator = Evaluator(model, jax.device_put(resident.arrays(dataset, "test"), whole), len(counts),
                         batch_size=config.eval_batch_size, mesh=mesh)
-  make_state, init, tx, factors = state_makers(config, name, model, dataset.train[0][:1].shape)
-  like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
-                      jax.eval_shape(lambda: make_state(init())))
+  make_state, init, tx, factors = state_makers(config, name, len(counts), dataset.train[0][:1].shape)
+  like = abstract(lambda: make_state(init()), whole)
   load = resident.make_load(**config.augment, mixup=block.mixup)
   train_step = steps.make_train_step(model, tx, factors, objective, load, batch_norm=block.batch_norm)
   chunk = config.steps_per_call or (1 if on_cpu else 50)
@@ -113,9 +112,10 @@ def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str 
   if checkpoints.latest() is not None:
     state = checkpoints.restore(stage.like)
   elif before:
+    _, init_before, _, _ = state_makers(config, before, len(counts), dataset.train[0][:1].shape)
     with Checkpoints(workdir / before / "checkpoints") as earlier:
-      variables = earlier.restore_model(stage.like)
-    state = stage.make_state(reset(variables, stage.init, block.reset))
+      variables = earlier.restore_model(abstract(init_before, whole))
+    state = stage.make_state(take_over(variables, stage.init, block.reset))
   else:
     state = stage.make_state(stage.init())
   done = start = int(jax.device_get(state.step))
@@ -159,14 +159,14 @@ def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str 
   return StageResult(state, parameters, stage.evaluator(state) if confusion is None else confusion)
 
 
-def state_makers(config, name: str, model, image_shape: tuple):
+def state_makers(config, name: str, num_classes: int, image_shape: tuple):
   """(make_state, init, tx, factors) of stage `name`.
 
   `init()` draws {"params", "batch_stats"}; `make_state` wraps such variables in a state at step 0; `factors` say what
   the optimiser `tx` trains. Nothing here is compiled as a whole: XLA takes longer over one program that draws every
   kernel than the draws take one by one.
   """
-  block = config[name]
+  block, model = config[name], build.model(config, num_classes, name)
 
   def init():
     variables = model.init(prng.stream(config.seed, name, "init"), jnp.zeros(image_shape), train=False)
@@ -183,19 +183,37 @@ def state_makers(config, name: str, model, image_shape: tuple):
 
   def make_state(variables):
     opt_state = tx.init(optim.split(variables["params"], factors)[0])
-    return steps.TrainState(step=jnp.zeros((), jnp.int32), opt_state=opt_state, window=steps.init_window(), **variables)
+    return steps.TrainState(step=jnp.zeros((), jnp.int32), opt_state=opt_state, seen_counts=jnp.zeros(num_classes),
+                            window=steps.init_window(), **variables)
 
   return make_state, init, tx, factors
 
 
-def reset(variables: dict, init: Callable[[], dict], patterns: tuple) -> dict:
-  """`variables` of the stage before, with the parameters that `patterns` name drawn afresh by `init`."""
-  if not patterns:
+def abstract(function: Callable[[], Any], sharding_):
+  """Shapes, types and shardings of what `function()` would give."""
+  return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding_),
+                      jax.eval_shape(function))
+
+
+def take_over(variables: dict, init: Callable[[], dict], reset: tuple) -> dict:
+  """The variables of this stage: those of the stage before where the path is the same, the others drawn by `init`.
+
+  Args:
+    variables: {"params", "batch_stats"} of the stage before.
+    init: draws this stage's.
+    reset: regular expressions of parameters that are drawn although the stage before has them.
+  """
+  wanted = jax.eval_shape(init)
+  if jax.tree.structure(wanted) == jax.tree.structure(variables) and not reset:
     return variables
-  fresh, earlier = (flax.traverse_util.flatten_dict(tree["params"], sep="/") for tree in (init(), variables))
-  params = {path: fresh[path] if any(re.fullmatch(pattern, path) for pattern in patterns) else earlier[path]
-            for path in fresh}
-  return dict(variables, params=flax.traverse_util.unflatten_dict(params, sep="/"))
+  fresh, taken = init(), {}
+  for kind, tree in fresh.items():
+    earlier, drawn = (flax.traverse_util.flatten_dict(tree, sep="/") for tree in (variables[kind], tree))
+    patterns = reset if kind == "params" else ()
+    kept = {path for path in drawn if path in earlier and not any(re.fullmatch(pattern, path) for pattern in patterns)}
+    taken[kind] = flax.traverse_util.unflatten_dict(
+        {path: earlier[path] if path in kept else drawn[path] for path in drawn}, sep="/")
+  return taken
 
 
 def mean_since_log(state: steps.TrainState, name: str, done: int) -> tuple[float, float]:

@@ -8,12 +8,13 @@ from ltjax.augment import images as augment
 
 
 def make_load(*, crop_padding: int, flip: bool, mixup: float):
-  """load(data, indices, key) -> (images float [b h w c], ((labels [b], share), ...)), to be called inside jit.
+  """load(data, indices, key, scalars) -> (images float [b h w c], ((labels [b], share), ...)), to be called inside jit.
 
   `data` holds `images` uint8 [n h w c], `labels` int [n], `mean` and `std` [c]. The shares of the pairs sum to 1.
   """
 
-  def load(data, indices, key):
+  def load(data, indices, key, scalars):
+    del scalars
     key_crop, key_flip, key_mixup = jax.random.split(key, 3)
     images, labels = data["images"][indices], data["labels"][indices]
     if crop_padding:
