@@ -22,7 +22,7 @@ def digits_lt(*, imbalance: float) -> ConfigDict:
 def _run(*, dataset: dict, augment: dict, backbone: dict) -> ConfigDict:
   return ConfigDict(dict(
       seed=0, dataset=dataset, augment=augment, backbone=backbone, head=dict(name="Linear"), precision="float32",
-      stages=(), eval_every_epochs=1, checkpoint_every_epochs=10, log_every_steps=50, eval_batch_size=500,
+      stages=(), posthoc=(), eval_every_epochs=1, checkpoint_every_epochs=10, log_every_steps=50, eval_batch_size=500,
       steps_per_call=0))  # 0: one on a CPU, 50 on an accelerator
 
 
@@ -31,8 +31,8 @@ RUN_KEYS = tuple(_run(dataset={}, augment={}, backbone={}))
 
 def stage(*, epochs: int, batch_size: int, lr, loss: dict, weight_decay: float, adjust: dict | None = None,
           sampler: dict | None = None, mixup: float = 0.0, class_weights: dict | None = None, train: tuple = (".*",),
-          lr_factors: tuple = (), head: dict | None = None, reset: tuple = (), batch_norm: str = "",
-          momentum: float = 0.9) -> ConfigDict:
+          lr_factors: tuple = (), head: dict | None = None, branches: dict | None = None, reset: tuple = (),
+          batch_norm: str = "", momentum: float = 0.9) -> ConfigDict:
   """One stage: a fresh optimiser and a trainable set.
 
   Args:
@@ -49,6 +49,7 @@ def stage(*, epochs: int, batch_size: int, lr, loss: dict, weight_decay: float, 
     lr_factors: (regular expression, factor on the learning rate) pairs.
     head: a head of its own for this stage, in place of the config's; it takes over the parameters of the stage before
       that have its paths, and draws the others.
+    branches: a second batch beside the first, dict(sampler=..., share=...), for two-branch backbones (BBN).
     reset: regular expressions of parameters that start afresh instead of from the stage before.
     batch_norm: train: batch statistics, running ones move; eval: running statistics, fixed; shift: as train, with the
       affine parameters frozen. Where none is given, train if everything is trained, else eval.
@@ -57,5 +58,5 @@ def stage(*, epochs: int, batch_size: int, lr, loss: dict, weight_decay: float, 
   return ConfigDict(dict(
       epochs=epochs, batch_size=batch_size, lr=lr, loss=loss, weight_decay=weight_decay, adjust=adjust,
       sampler=sampler or dict(name="instance"), mixup=mixup, class_weights=class_weights, train=train,
-      lr_factors=lr_factors, head=head, reset=reset, batch_norm=batch_norm or ("train" if train == (".*",) else "eval"),
-      momentum=momentum))
+      lr_factors=lr_factors, head=head, branches=branches, reset=reset,
+      batch_norm=batch_norm or ("train" if train == (".*",) else "eval"), momentum=momentum))
