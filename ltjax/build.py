@@ -33,9 +33,9 @@ BATCH_NORM_MODES = ("train", "eval", "shift")
 # Where a hyper-parameter makes sense, as a number and at every value of its schedule. One name means one thing in all
 # functions; a name that is not here may be any finite number.
 LIMITS = dict(
-    at="[0, inf)", base="[0, inf)", beta="[0, 1)", factors="[0, inf)", gamma="[0, inf)", imbalance="[1, inf)",
-    label_smoothing="[0, 1]", lr="[0, inf)", margin="[0, inf)", max_margin="[0, inf)", noise_scale="[0, inf)",
-    scale="(0, inf)", shorten="[0, inf)", subset_seed="[0, 4294967295]", warmup="[0, inf)")
+    at="[0, inf)", base="[0, inf)", beta="[0, 1)", factors="[0, inf)", gamma="[0, inf)", holdout="[0, 1)",
+    imbalance="[1, inf)", label_smoothing="[0, 1]", lr="[0, inf)", margin="[0, inf)", max_margin="[0, inf)",
+    noise_scale="[0, inf)", scale="(0, inf)", shorten="[0, inf)", subset_seed="[0, 4294967295]", warmup="[0, inf)")
 
 
 def public(module, families: tuple[str, ...] = ("",)) -> dict[str, Callable]:

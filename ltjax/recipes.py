@@ -1,19 +1,24 @@
-"""What configs are written with: one function a data set, and `stage`. They return plain literals."""
+"""What configs are written with: one function a data set, `stage` and `arguments`. They return plain literals."""
+
+from collections.abc import Mapping
 
 from ml_collections import ConfigDict
+
+from ltjax.errors import ConfigError, nearest
 
 
 def cifar_lt(*, classes: int, imbalance: float) -> ConfigDict:
   """CIFAR-10-LT or CIFAR-100-LT with ResNet-32, pad-4 crops and flips; `dataset.dir` empty means TFDS."""
   return _run(
-      dataset=dict(name=f"cifar{classes}", dir="", imbalance=float(imbalance), profile="exponential", subset_seed=0),
+      dataset=dict(name=f"cifar{classes}", dir="", imbalance=float(imbalance), profile="exponential", subset_seed=0,
+                   holdout=0.0),
       augment=dict(crop_padding=4, flip=True), backbone=dict(name="ResNetCIFAR", depth=32))
 
 
 def digits_lt(*, imbalance: float) -> ConfigDict:
   """scikit-learn's digits with a residual network small enough for a laptop; digits are shifted, never mirrored."""
   config = _run(
-      dataset=dict(name="digits", imbalance=float(imbalance), profile="exponential", subset_seed=0),
+      dataset=dict(name="digits", imbalance=float(imbalance), profile="exponential", subset_seed=0, holdout=0.0),
       augment=dict(crop_padding=1, flip=False), backbone=dict(name="ResNetCIFAR", depth=8))
   config.log_every_steps = 22
   return config
@@ -60,3 +65,101 @@ def stage(*, epochs: int, batch_size: int, lr, loss: dict, weight_decay: float, 
       sampler=sampler or dict(name="instance"), mixup=mixup, class_weights=class_weights, train=train,
       lr_factors=lr_factors, head=head, branches=branches, reset=reset,
       batch_norm=batch_norm or ("train" if train == (".*",) else "eval"), momentum=momentum))
+
+
+# Methods of tests/golden/published_results.csv that are another's config with arguments: {method: (config, arguments)}.
+_VARIANTS = dict(
+    ce_mixup=("ce", "mixup=1.0"),
+    gcl_stage1=("gcl", "retrain=false"),
+    gcl_crt_instance=("gcl", "sampler=instance"),
+    gcl_crt_class_balanced=("gcl", "sampler=class_balanced"),
+    gcl_crt_effective_number=("gcl", "sampler=effective_number"),
+    gcl_cloud_cosine=("gcl", "cloud_size=cosine"),
+    gcl_cloud_power_1_3=("gcl", "cloud_size=power_1_3"),
+    gcl_cloud_power_1_4=("gcl", "cloud_size=power_1_4"),
+    kps_no_ga=("kps", "ga=false"),
+    kps_drw=("kps", "ga=false,drw=true"),
+    kps_mixup=("kps", "mixup=1.0"),
+    fbl_linear_decrease=("fbl", "curriculum=linear_decrease"),
+    fbl_linear_increase=("fbl", "curriculum=linear_increase"),
+    fbl_sine_increase=("fbl", "curriculum=sine_increase"),
+    fbl_cosine_increase=("fbl", "curriculum=cosine_increase"))
+# MiSLAS has other constants where the imbalance is not 100: its released configs. None is released for 200.
+_MISLAS = {
+    ("cifar10", 10): "head=0.1,lr_factor=0.2", ("cifar10", 50): "head=0.2,lr_factor=0.2",
+    ("cifar100", 10): "head=0.2,tail=0.0,lr_factor=0.1", ("cifar100", 50): "head=0.3,tail=0.0,lr_factor=0.1"}
+
+
+def arguments(text: str, **defaults) -> dict:
+  """What a config makes of its argument, the text behind the colon of --config.
+
+  The entries are separated by commas. The first may be a bare value, which is then the first default's; all others are
+  written name=value. A value gets the type of its default. A default that is a tuple lists what there is to choose
+  from, and its first entry is the default.
+
+  Args:
+    text: "50", "50,cloud_size=cosine" or "cloud_size=cosine".
+    **defaults: the config's arguments with their defaults, numbers, bools, strings or tuples of strings.
+
+  Returns:
+    `defaults` with the values that `text` gives.
+
+  Raises:
+    ConfigError: a name that the config does not have or that comes twice, or a value of another type.
+
+  >>> arguments("50,cloud_size=cosine", imbalance=100.0, cloud_size=("log", "cosine"), retrain=True)
+  {'imbalance': 50.0, 'cloud_size': 'cosine', 'retrain': True}
+  """
+  given = {}
+  for place, entry in enumerate(str(text).split(",")):
+    key, equals, value = map(str.strip, entry.partition("="))
+    if not equals:
+      if place:
+        raise ConfigError(f"the config's argument {text!r}: expected name=value after the first comma, got {entry!r}; "
+                          f"names are {', '.join(defaults)}")
+      key, value = next(iter(defaults)), key
+    if key not in defaults:
+      raise ConfigError(f"the config's argument {text!r}: there is no {key!r}{nearest(key, defaults)}; "
+                        f"there are {', '.join(defaults)}")
+    if key in given:
+      raise ConfigError(f"the config's argument {text!r}: {key} comes twice")
+    given[key] = _value(value, defaults[key], f"the config's argument {key}")
+  return {key: value[0] if isinstance(value, tuple) else value for key, value in defaults.items()} | given
+
+
+def _value(text: str, default, where: str):
+  """`text` as the type of `default`, or one of its entries where it is a tuple."""
+  if isinstance(default, tuple):
+    if text not in default:
+      raise ConfigError(f"{where}: expected one of {', '.join(default)}, got {text!r}{nearest(text, default)}")
+    return text
+  if isinstance(default, bool):
+    if text.lower() not in ("true", "false"):
+      raise ConfigError(f"{where}: expected true or false, got {text!r}")
+    return text.lower() == "true"
+  try:
+    return type(default)(text)
+  except ValueError as error:
+    wanted = "an integer" if isinstance(default, int) else "a number"
+    raise ConfigError(f"{where}: expected {wanted}, got {text!r}") from error
+
+
+def published(row: Mapping[str, str]) -> str:
+  """The value of --config that reproduces `row` of tests/golden/published_results.csv.
+
+  Args:
+    row: at least its columns paper, method, dataset and imbalance.
+
+  Raises:
+    ConfigError: a row of another data set than CIFAR, or of a paper without configs here (CAMC, AFA).
+
+  >>> published(dict(paper="thesis", method="gcl_cloud_cosine", dataset="cifar10", imbalance="100"))
+  'configs/gcl_cifar10.py:100,cloud_size=cosine'
+  """
+  method, dataset = row["method"], row["dataset"]
+  if dataset not in ("cifar10", "cifar100") or row["paper"] in ("camc", "afa"):
+    raise ConfigError(f"published: there is no config for {method!r} of {row['paper']!r} on {dataset!r}")
+  stem, given = _VARIANTS.get(method, (method, ""))
+  if stem in ("mislas", "mislas_kps"):
+    given = _MISLAS.get((dataset, int(row["imbalance"])), "")
+  return f"configs/{stem}_{dataset}.py:{row['imbalance']}" + (f",{given}" if given else "")

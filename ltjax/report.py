@@ -5,6 +5,7 @@ import os
 import pathlib
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 
 import jax
@@ -18,20 +19,22 @@ GROUPS = ("many", "medium", "few")
 
 
 def write(config, dataset, workdir: pathlib.Path, confusions: dict[str, np.ndarray], parameters: int,
-          command: str = "") -> dict:
+          command: str = "", posthoc: Sequence[dict] = ()) -> dict:
   """Writes the results and the report of a finished run and returns the content of `results.json`.
 
   `confusions` holds every stage's confusion matrix on the test set, in the order of the stages; `command` is how the
-  run was started.
+  run was started; `posthoc` is what `evaluate.run_posthoc` found.
   """
   counts = dataset.class_counts
   stages = {name: _stage(config[name], workdir / name, confusion, counts) for name, confusion in confusions.items()}
   sizes = {group: len(classes) for group, classes in longtail.shot_groups(counts).items()}
   results = dict(
-      final=stages[config.stages[-1]]["test"], stages=stages, groups=sizes, parameters=parameters,
+      final=stages[config.stages[-1]]["test"], stages=stages, posthoc=list(posthoc), groups=sizes,
+      parameters=parameters,
       data=dict(name=config.dataset.name, imbalance=config.dataset.imbalance, train_images=int(counts.sum()),
-                test_images=len(dataset.test[1]), class_counts=counts.tolist(), class_names=list(dataset.class_names),
-                selected_sha256=dataset.fingerprint),
+                test_images=len(dataset.test[1]), held_out_images=int(dataset.held_out_counts.sum()),
+                held_out_counts=dataset.held_out_counts.tolist(), class_counts=counts.tolist(),
+                class_names=list(dataset.class_names), selected_sha256=dataset.fingerprint),
       augmentation=dict(config.augment.to_dict(), mixup={name: config[name].mixup for name in config.stages}),
       seed=config.seed, precision=config.precision, command=command, commit=commit(), hardware=hardware(),
       versions=versions())
@@ -63,15 +66,37 @@ def _stage(block, folder: pathlib.Path, confusion: np.ndarray, counts: np.ndarra
 
 
 def table(results: dict) -> str:
-  """The accuracies of every stage in per cent, as text; a dash stands for a group without classes."""
-  sizes = results["groups"]
+  """The accuracies of every stage and post-hoc method in per cent, as text; a dash is for a group without classes."""
+  sizes, rows = results["groups"], [(name, stage["test"]) for name, stage in results["stages"].items()]
+  rows += [(_posthoc_name(found), found["test"]) for found in results.get("posthoc", ())]
   header = [f"{group} ({sizes[group]})" for group in GROUPS]
-  width = max(map(len, (*results["stages"], "test accuracy, %")))
+  width = max(len(text) for text in ("test accuracy, %", *(name for name, _ in rows)))
   lines = [f"{'test accuracy, %':{width}}  {'overall':>8}" + "".join(f"  {text:>12}" for text in header)]
-  for name, stage in results["stages"].items():
-    cells = [f"{100 * stage['test'][group]:12.2f}" if sizes[group] else f"{'-':>12}" for group in GROUPS]
-    lines.append(f"{name:{width}}  {100 * stage['test']['overall']:8.2f}  " + "  ".join(cells))
+  for name, test in rows:
+    cells = [f"{100 * test[group]:12.2f}" if sizes[group] else f"{'-':>12}" for group in GROUPS]
+    lines.append(f"{name:{width}}  {100 * test['overall']:8.2f}  " + "  ".join(cells))
   return "\n".join(lines)
+
+
+def _posthoc_name(found: dict) -> str:
+  """As "classifier + tau_normalize(tau=0.7)"."""
+  values = ", ".join(f"{key}={value}" for key, value in found["hyper_parameters"].items())
+  return f"{found['stage']} + {found['name']}({values})"
+
+
+def _posthoc_line(found: dict) -> str:
+  """How the hyper-parameters of a post-hoc method came about."""
+  text, choice = f"- `{_posthoc_name(found)}`: ", found["selection"]
+  if choice is None:
+    return text + "as the config says"
+  # As many as one reads; results.json has all.
+  best = sorted(choice["candidates"], key=lambda candidate: -candidate["balanced_accuracy"])[:5]
+  tried = ", ".join(
+      " ".join(f"{key}={value}" for key, value in candidate.items() if key != "balanced_accuracy")
+      + f" {100 * candidate['balanced_accuracy']:.2f}" for candidate in best)
+  return (f"{text}chosen among {len(choice['candidates'])} on {choice['images']} {choice['chosen_on']} of "
+          f"{choice['classes']} classes, by the mean accuracy of the classes: {tried}"
+          f"{', ...' if len(choice['candidates']) > len(best) else ''}")
 
 
 def _page(config, results: dict) -> str:
@@ -84,6 +109,8 @@ def _page(config, results: dict) -> str:
       f"{stage['images_per_second']:.0f} images/s; best epoch {stage['best_selected_on_test']['epoch']:.4g} with "
       f"{100 * stage['best_selected_on_test']['overall']:.2f} (selected on the test set, not the result)"
       for name, stage in results["stages"].items())
+  stages = "\n".join((stages, *map(_posthoc_line, results["posthoc"])))
+  held_out = f", {data['held_out_images']:,} held-out" if data["held_out_images"] else ""
   return f"""# {data['name']}, imbalance {data['imbalance']:g}
 
 ```
@@ -105,7 +132,7 @@ result is the last epoch's.
 | --- | ---: | ---: |
 {rows}
 
-{data['train_images']:,} training and {data['test_images']:,} test images; SHA-256 of the selected indices
+{data['train_images']:,} training{held_out} and {data['test_images']:,} test images; SHA-256 of the selected indices
 `{data['selected_sha256']}`.
 {results['parameters']:,} parameters, seed {results['seed']}, {results['precision']}, {results['hardware']['device']},
 commit {results['commit']}.

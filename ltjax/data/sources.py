@@ -19,8 +19,9 @@ _CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog"
 class Dataset(NamedTuple):
   """A long-tailed training set and its balanced test set.
 
-  `train` and `test` are (images uint8 [n h w c], labels int64 [n]); `selected` are the training images' indices in the
-  balanced set they were taken from; `mean` and `std` are per channel, for images in [0, 1].
+  `train`, `test` and `held_out` are (images uint8 [n h w c], labels int64 [n]); `selected` are the training images'
+  indices in the balanced set they were taken from; `mean` and `std` are per channel, for images in [0, 1]. `held_out`
+  are images of the long-tailed set that are not trained on, so that something can be chosen on them; None without any.
   """
 
   train: tuple[np.ndarray, np.ndarray]
@@ -29,11 +30,18 @@ class Dataset(NamedTuple):
   class_names: tuple[str, ...]
   mean: tuple[float, ...]
   std: tuple[float, ...]
+  held_out: tuple[np.ndarray, np.ndarray] | None = None
 
   @property
   def class_counts(self) -> np.ndarray:
-    """int64 [c]: training images a class."""
+    """int64 [c]: training images a class, without those held out."""
     return np.bincount(self.train[1], minlength=len(self.class_names))
+
+  @property
+  def held_out_counts(self) -> np.ndarray:
+    """int64 [c]: held-out images a class."""
+    labels = np.zeros(0, np.int64) if self.held_out is None else self.held_out[1]
+    return np.bincount(labels, minlength=len(self.class_names))
 
   @property
   def fingerprint(self) -> str:
@@ -51,7 +59,25 @@ def _counts(profile: str, num_classes: int, max_count: int, imbalance: float) ->
     raise ConfigError(f"dataset.imbalance: {error}") from error
 
 
-def digits(*, imbalance: float, profile: str, subset_seed: int) -> Dataset:
+def _hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+  """Places in `labels` that are trained on and places that are held out, both ascending.
+
+  A class of n images gives fraction * n, rounded, but at least one, and keeps at least one; a single image is kept.
+  """
+  stream, held = np.random.RandomState(seed), np.zeros(len(labels), bool)
+  if fraction:
+    for c in np.unique(labels):
+      places = np.flatnonzero(labels == c)
+      stream.shuffle(places)
+      count = 0 if len(places) == 1 else np.clip(round(fraction * len(places)), 1, len(places) - 1)
+      held[places[:count]] = True
+    if not held.any():
+      raise ConfigError("dataset.holdout: no class has the two images that it takes to hold one out; "
+                        "lower the imbalance, or set dataset.holdout to 0")
+  return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def digits(*, imbalance: float, profile: str, subset_seed: int, holdout: float = 0.0) -> Dataset:
   """scikit-learn's handwritten digits (1,797 real 8x8 scans), made long-tailed; the test set is 40 images a class."""
   from sklearn.datasets import load_digits
 
@@ -60,28 +86,31 @@ def digits(*, imbalance: float, profile: str, subset_seed: int) -> Dataset:
   test = longtail.long_tailed_subset(labels, np.full(10, 40), seed=subset_seed)
   rest = np.setdiff1d(np.arange(len(labels)), test)
   counts = _counts(profile, 10, int(np.bincount(labels[rest]).min()), imbalance)
-  train = rest[longtail.long_tailed_subset(labels[rest], counts, seed=subset_seed)]
+  selected = rest[longtail.long_tailed_subset(labels[rest], counts, seed=subset_seed)]
+  train, held_out = (selected[places] for places in _hold_out(labels[selected], holdout, subset_seed))
   unit = images[train] / 255
   return Dataset((images[train], labels[train]), (images[test], labels[test]), train, tuple("0123456789"),
-                 (float(unit.mean()),), (float(unit.std()),))
+                 (float(unit.mean()),), (float(unit.std()),), (images[held_out], labels[held_out]) if holdout else None)
 
 
-def cifar10(*, imbalance: float, profile: str, subset_seed: int, dir: str) -> Dataset:
+def cifar10(*, imbalance: float, profile: str, subset_seed: int, dir: str, holdout: float = 0.0) -> Dataset:
   """CIFAR-10-LT from the official binary files in `dir`, or from TFDS where `dir` is empty."""
-  return _cifar_lt(10, imbalance, profile, subset_seed, dir)
+  return _cifar_lt(10, imbalance, profile, subset_seed, dir, holdout)
 
 
-def cifar100(*, imbalance: float, profile: str, subset_seed: int, dir: str) -> Dataset:
+def cifar100(*, imbalance: float, profile: str, subset_seed: int, dir: str, holdout: float = 0.0) -> Dataset:
   """CIFAR-100-LT (fine labels) from the official binary files in `dir`, or from TFDS where `dir` is empty."""
-  return _cifar_lt(100, imbalance, profile, subset_seed, dir)
+  return _cifar_lt(100, imbalance, profile, subset_seed, dir, holdout)
 
 
-def _cifar_lt(classes: int, imbalance: float, profile: str, subset_seed: int, folder: str) -> Dataset:
+def _cifar_lt(classes: int, imbalance: float, profile: str, subset_seed: int, folder: str, holdout: float) -> Dataset:
   # The counts come first: a bad imbalance should not cost a download.
   counts = _counts(profile, classes, 50000 // classes, imbalance)
   (images, labels), test, names = _cifar_binary(classes, folder) if folder else _cifar_tfds(classes)
   selected = longtail.long_tailed_subset(labels, counts, seed=subset_seed)
-  return Dataset((images[selected], labels[selected]), test, selected, names, CIFAR_MEAN, CIFAR_STD)
+  train, held_out = (selected[places] for places in _hold_out(labels[selected], holdout, subset_seed))
+  return Dataset((images[train], labels[train]), test, train, names, CIFAR_MEAN, CIFAR_STD,
+                 (images[held_out], labels[held_out]) if holdout else None)
 
 
 def _cifar_binary(classes: int, folder: str):
