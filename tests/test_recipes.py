@@ -3,6 +3,7 @@ from ml_collections import ConfigDict
 
 from ltjax import config as configs
 from ltjax import recipes
+from ltjax.errors import ConfigError
 
 STAGE = dict(epochs=1, batch_size=8, lr=0.1, loss=dict(name="cross_entropy"), weight_decay=0.0)
 
@@ -34,3 +35,33 @@ def test_defaults_of_a_stage():
 def test_a_frozen_backbone_evaluates_its_batch_norm_unless_told_otherwise():
   assert recipes.stage(**STAGE, train=("head/.*",)).batch_norm == "eval"
   assert recipes.stage(**STAGE, train=("head/.*",), batch_norm="shift").batch_norm == "shift"
+
+
+DEFAULTS = dict(imbalance=100.0, cloud_size=("log", "cosine"), retrain=True, steps=3, where="")
+
+
+@pytest.mark.parametrize(("text", "changed"), [
+    ("100", {}), ("50", dict(imbalance=50.0)), ("37.5,cloud_size=cosine", dict(imbalance=37.5, cloud_size="cosine")),
+    ("retrain=False", dict(retrain=False)), (20, dict(imbalance=20.0)),
+    (" 10 , steps = 4", dict(imbalance=10.0, steps=4)),
+    ("imbalance=10,where=a=b", dict(imbalance=10.0, where="a=b"))])
+def test_arguments(text, changed):
+  found = recipes.arguments(text, **DEFAULTS)
+  assert found == dict(imbalance=100.0, cloud_size="log", retrain=True, steps=3, where="") | changed
+  assert list(found) == list(DEFAULTS)
+  assert [type(value) for value in found.values()] == [float, str, bool, int, str]
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "imbalance: expected a number, got ''"),
+    ("fifty", "imbalance: expected a number, got 'fifty'"),
+    ("50,cosine", "expected name=value after the first comma, got 'cosine'; names are imbalance, cloud_size"),
+    ("50,cloudsize=log", "no 'cloudsize' .did you mean 'cloud_size'...; there are imbalance, cloud_size"),
+    ("50,cloud_size=cosin", "cloud_size: expected one of log, cosine, got 'cosin' .did you mean 'cosine'."),
+    ("50,retrain=yes", "retrain: expected true or false, got 'yes'"),
+    ("50,steps=1.5", "steps: expected an integer, got '1.5'"),
+    ("50,steps=1,steps=2", "steps comes twice"),
+    ("50,imbalance=20", "imbalance comes twice")])
+def test_wrong_arguments_are_refused(text, message):
+  with pytest.raises(ConfigError, match=message):
+    recipes.arguments(text, **DEFAULTS)

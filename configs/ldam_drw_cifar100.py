@@ -1,0 +1,23 @@
+"""Label-distribution-aware margins with deferred re-weighting (Cao et al., NeurIPS 2019) on CIFAR-100-LT.
+
+python -m ltjax.main --config=configs/ldam_drw_cifar100.py --workdir=runs/ldam_drw_c100          imbalance 100
+python -m ltjax.main --config=configs/ldam_drw_cifar100.py:50 --workdir=runs/ldam_drw_c100_50    any other
+Published 42.04 (imbalance 100; 38.91 at 200, 47.62 at 50; thesis table 5.2).
+ltjax: see benchmarks/results.
+ResNet-32; the schedule and constants of LDAM-DRW's released code.
+Deviations: the last N mod 128 images of an epoch's permutation are left out (static shapes); the last epoch is
+reported, not the best on the test set.
+"""
+from ltjax import recipes
+
+
+def get_config(imbalance="100"):
+  config = recipes.cifar_lt(classes=100, imbalance=float(imbalance))
+  config.head = dict(name="Cosine")
+  config.stages = ("representation",)
+  config.representation = recipes.stage(
+      epochs=200, batch_size=128, lr=dict(name="multi_step", base=0.1, at=(160, 180), factors=(0.01, 0.0001), warmup=5),
+      weight_decay=2e-4, sampler=dict(name="instance"),
+      adjust=dict(name="ldam", max_margin=0.5, scale=30.0), loss=dict(name="cross_entropy"),
+      class_weights=dict(name="effective_number", beta=dict(name="switch", at=160, before=0.0, after=0.9999)))
+  return config

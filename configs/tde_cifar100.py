@@ -1,0 +1,22 @@
+"""De-confounded training with total direct effect (TDE; Tang et al., NeurIPS 2020) on CIFAR-100-LT.
+
+python -m ltjax.main --config=configs/tde_cifar100.py --workdir=runs/tde_c100          imbalance 100
+python -m ltjax.main --config=configs/tde_cifar100.py:50 --workdir=runs/tde_c100_50    any other
+Published 44.15 (imbalance 100; thesis table 5.2).
+ltjax: see benchmarks/results.
+The released code's backbone (BBN's ResNet-32 with 128 features), schedule and constants.
+Deviations: the last N mod 256 images of an epoch's permutation are left out (static shapes); the last epoch is
+reported, not the best on the test set.
+"""
+from ltjax import recipes
+
+
+def get_config(imbalance="100"):
+  config = recipes.cifar_lt(classes=100, imbalance=float(imbalance))
+  config.backbone = dict(name="ResNetBBN", depth=32)
+  config.head = dict(name="TDE", alpha=1.5, tau=16.0, gamma=0.03125, num_heads=2)
+  config.stages = ("representation",)
+  config.representation = recipes.stage(
+      epochs=200, batch_size=256, lr=dict(name="multi_step", base=0.2, at=(120, 160), factors=(0.01, 0.0001), warmup=5),
+      weight_decay=5e-4, sampler=dict(name="instance"), loss=dict(name="cross_entropy"))
+  return config

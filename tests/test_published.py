@@ -1,0 +1,91 @@
+"""Every published CIFAR number is one command: the config that a row of the table names is there and builds."""
+
+import csv
+import importlib
+import pathlib
+
+import pytest
+from ml_collections.config_flags import config_flags
+
+from ltjax import config as configs
+from ltjax import recipes
+from ltjax.errors import ConfigError
+
+ROOT = pathlib.Path(__file__).parents[1]
+ROWS = list(csv.DictReader((ROOT / "tests" / "golden" / "published_results.csv").read_text().splitlines()))
+CIFAR = [row for row in ROWS if row["dataset"].startswith("cifar") and row["paper"] not in ("camc", "afa")]
+CALLS = sorted({recipes.published(row) for row in CIFAR})
+# ml_collections loads config files so.
+pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
+
+
+def built(call):
+  """The config as the command line reads it."""
+  return config_flags.ConfigFileFlagParser("config").parse(str(ROOT / call))
+
+
+def test_the_table_is_whole():
+  assert (len(ROWS), len(CIFAR)) == (150, 91)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_row_is_one_command(call):
+  config = built(call)
+  configs.check(config)
+  rows = [row for row in CIFAR if recipes.published(row) == call]
+  for row in rows:
+    assert config.dataset.name == row["dataset"]
+    assert config.dataset.imbalance == float(row["imbalance"])
+    # Plain re-weighting and TDE count as one stage; a method of two has a second block.
+    assert len(config.stages) == int(row["stage"]) or config.posthoc
+    assert config.backbone.depth == 32
+
+
+def test_only_the_two_papers_with_the_same_baseline_share_a_config():
+  shared = [call for call in CALLS if sum(recipes.published(row) == call for row in CIFAR) > 1]
+  assert {call.split(".py")[0] for call in shared} == {"configs/ce_cifar10", "configs/ce_cifar100"}
+  everything = [built(call).to_json() for call in CALLS]
+  assert len(set(everything)) == len(everything)
+
+
+@pytest.mark.parametrize("row", [row for row in CIFAR if row["imbalance"] == "100"],
+                         ids=lambda row: f"{row['paper']}-{row['method']}-{row['dataset']}")
+def test_docstrings_have_the_published_numbers(row):
+  stem = pathlib.Path(recipes.published(row).split(":")[0]).stem
+  assert row["top1"] in " ".join(importlib.import_module(f"configs.{stem}").__doc__.split())
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row not in CIFAR],
+                         ids=lambda row: f"{row['paper']}-{row['method']}-{row['dataset']}-{row['imbalance']}")
+def test_other_rows_have_no_config_yet(row):
+  with pytest.raises(ConfigError, match=row["method"]):
+    recipes.published(row)
+
+
+@pytest.mark.parametrize(("call", "expected"), [
+  ("configs/gcl_cifar10.py:100,sampler=instance", {"classifier.sampler.name": "instance"}),
+  ("configs/gcl_cifar10.py:50,cloud_size=cosine", {
+      "dataset.imbalance": 50.0, "representation.adjust.cloud_size": "cosine",
+      "classifier.adjust.cloud_size": "cosine"}),
+  ("configs/gcl_cifar10.py:retrain=false", {"stages": ("representation",)}),
+  ("configs/ce_cifar100.py:100,mixup=1.0", {"representation.mixup": 1.0}),
+  ("configs/kps_cifar10.py:100,ga=false", {"representation.adjust.adjust": 0.0}),
+  ("configs/fbl_cifar10.py:100,curriculum=linear_decrease", {
+      "representation.adjust.alpha.name": "linear", "representation.adjust.alpha.start": 60.0}),
+  ("configs/mislas_cifar10.py:50,head=0.2,lr_factor=0.2", {
+      "classifier.loss.head": 0.2, "classifier.lr_factors": (("head/(kernel|bias)", 0.2),)}),
+])
+def test_arguments_reach_the_config(call, expected):
+  flat = configs._flat(built(call))
+  assert {key: flat[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(("call", "message"), [
+  ("configs/gcl_cifar10.py:100,cloudsize=cosine", "did you mean 'cloud_size'"),
+  ("configs/gcl_cifar10.py:100,sampler=instanc", "did you mean 'instance'"),
+  ("configs/ce_cifar10.py:100,1.0", "expected name=value"),
+  ("configs/kps_cifar10.py:many", "imbalance: expected a number"),
+])
+def test_a_wrong_argument_is_refused(call, message):
+  with pytest.raises(ConfigError, match=message):
+    configs._read(call, call.split(":")[0])
