@@ -149,7 +149,7 @@ def _check_kernel(config, stage: str, where: str) -> None:
   head = shapes["params"].get("head", {})
   if not {"kernel"} <= set(head) <= {"kernel", "bias"} or "head" in shapes.get("batch_stats", {}):
     raise ConfigError(f"{where}: tau_normalize needs a head with a kernel and at most a bias, but "
-                      f"{build.head_block(config, stage).name!r} has {', '.join(head) or 'nothing'}; "
+                      f"{(config[stage].head or config.head).name!r} has {', '.join(head) or 'nothing'}; "
                       f"use a Linear head, or name a stage that has one with stage=...")
 
 

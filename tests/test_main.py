@@ -10,8 +10,8 @@ import time
 
 import pytest
 
+from ltjax import build, main
 from ltjax import config as configs
-from ltjax import main
 from ltjax.errors import LtjaxError
 from tests import tiny
 
@@ -196,6 +196,18 @@ def test_a_wrong_work_folder_is_refused_before_the_data_are_read(tmp_path, monke
   monkeypatch.setattr("ltjax.build.dataset", lambda config: lambda: pytest.fail("the data were read"))
   with pytest.raises(LtjaxError, match="seed was 0, is 1"):
     main.run(tiny.config(seed=1), tmp_path)
+
+
+def test_post_hoc_results_do_not_depend_on_stops(tmp_path, monkeypatch):
+  monkeypatch.setattr(build, "model", tiny.one_conv)
+  config = tiny.config(epochs=1, dataset__holdout=0.1, posthoc=(
+      dict(name="tau_normalize", tau=(0.0, 0.5, 1.0)), dict(name="nearest_class_mean", stage="representation")))
+  whole = tiny.run(config, tmp_path / "whole")["posthoc"]
+  with pytest.raises(main.Interrupted):
+    tiny.run(config, tmp_path / "parts", stop_after=6)
+  assert tiny.saved_steps(tmp_path / "parts", "classifier")
+  assert tiny.run(config, tmp_path / "parts")["posthoc"] == whole
+  assert tiny.run(config, tmp_path / "parts")["posthoc"] == whole  # finished: evaluated again, nothing trained
 
 
 # -- signals -----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ from tests import tiny
 def finished(tmp_path_factory):
   """(config, data set, work folder, results) of a tiny run of both stages."""
   workdir = tmp_path_factory.mktemp("run")
-  config = tiny.config(epochs=1)
+  config = tiny.config(epochs=1, dataset__holdout=0.1, posthoc=(
+      dict(name="tau_normalize", tau=(0.5, 1.0)), dict(name="nearest_class_mean", stage="representation")))
   return config, build.dataset(config)(), workdir, tiny.run(config, workdir)
 
 
@@ -27,6 +28,7 @@ def test_results_hold_every_fingerprint(finished):
   assert results["parameters"] == sum(leaf.size for leaf in tiny.jax.tree.leaves(parameters))
   assert results["data"] == dict(
       name="digits", imbalance=5.0, train_images=len(dataset.selected), test_images=400,
+      held_out_images=len(dataset.held_out[1]), held_out_counts=dataset.held_out_counts.tolist(),
       class_counts=dataset.class_counts.tolist(), class_names=list("0123456789"),
       selected_sha256=hashlib.sha256(np.asarray(dataset.selected, "<i8").tobytes()).hexdigest())
   assert results["augmentation"] == dict(crop_padding=1, flip=False, mixup=dict(representation=1.0, classifier=0.0))
@@ -51,6 +53,25 @@ def test_results_hold_every_figure(finished):
     assert stage["best_selected_on_test"] == dict(epoch=1.0, overall=stage["test"]["overall"])
     assert stage["seconds"] > 0
     assert stage["images_per_second"] == pytest.approx(stage["steps"] * 128 / stage["seconds"])
+
+
+def test_post_hoc_methods_stand_in_the_results_the_table_and_the_page(finished):
+  _, dataset, workdir, results = finished
+  tau, means = results["posthoc"]
+  assert (tau["name"], tau["stage"]) == ("tau_normalize", "classifier")
+  assert [candidate["tau"] for candidate in tau["selection"]["candidates"]] == [0.5, 1.0]
+  assert tau["selection"]["images"] == sum(results["data"]["held_out_counts"]) == len(dataset.held_out[1])
+  assert (means["stage"], means["selection"]) == ("representation", None)
+  for found in (tau, means):
+    assert np.mean(found["per_class"]) == pytest.approx(found["test"]["overall"])
+  rows, page = report.table(results).splitlines()[-2:], (workdir / "report" / "README.md").read_text()
+  names = [f"classifier + tau_normalize(tau={tau['hyper_parameters']['tau']})",
+           "representation + nearest_class_mean(metric=cosine, unit=False)"]
+  for row, name, found in zip(rows, names, (tau, means), strict=True):
+    assert row.startswith(name) and f"{100 * found['test']['overall']:.2f}" in row
+    assert f"- `{name}`: " in page
+  assert f"chosen among 2 on {len(dataset.held_out[1])} held-out training images of 10 classes" in page
+  assert f" training, {len(dataset.held_out[1])} held-out and 400 test images" in page
 
 
 def test_the_page_has_all_classes_and_fingerprints(finished):

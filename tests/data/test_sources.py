@@ -100,6 +100,49 @@ def test_the_fingerprint_tells_selections_apart():
   assert dataset.fingerprint == hashlib.sha256(dataset.selected.astype("<i8").tobytes()).hexdigest()
 
 
+# -- images held out for a choice --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.1, 0.25, 0.5, 0.99])
+def test_every_class_gives_its_share_and_keeps_an_image(fraction):
+  counts = np.array([1, 2, 3, 10, 97, 1])
+  labels = np.random.RandomState(3).permutation(np.repeat(np.arange(6), counts))
+  kept, held = sources._hold_out(labels, fraction, 0)
+  np.testing.assert_array_equal(np.sort(np.r_[kept, held]), np.arange(len(labels)))  # each place once
+  for c, n in enumerate(counts):
+    share = (labels[held] == c).sum()
+    assert share == 0 if n == 1 else 1 <= share <= n - 1
+    assert n == 1 or abs(share - np.clip(fraction * n, 1, n - 1)) <= 0.5
+  assert (np.diff(kept) > 0).all() and (np.diff(held) > 0).all()
+  again = sources._hold_out(labels, fraction, 0)
+  np.testing.assert_array_equal(held, again[1])
+  assert not np.array_equal(held, sources._hold_out(labels, fraction, 1)[1])
+
+
+def test_nothing_is_held_out_by_default_and_something_must_be_where_it_is_asked_for():
+  kept, held = sources._hold_out(np.array([1, 0, 1]), 0.0, 0)
+  assert kept.tolist() == [0, 1, 2] and held.size == 0
+  with pytest.raises(ConfigError, match=r"dataset\.holdout: no class has .* lower the imbalance"):
+    sources._hold_out(np.arange(5), 0.5, 0)
+
+
+def test_held_out_digits_are_those_of_the_long_tail_and_not_trained_on():
+  whole, part = (sources.digits(imbalance=50.0, **PROFILE, holdout=holdout) for holdout in (0.0, 0.2))
+  same = sources.digits(imbalance=50.0, **PROFILE)
+  assert whole.fingerprint == same.fingerprint and whole.held_out is None and whole.held_out_counts.tolist() == [0] * 10
+  names = {split: [image.tobytes() for image in getattr(dataset, split)[0]] for dataset, split in
+           ((part, "train"), (part, "held_out"), (part, "test"))}
+  assert not set(names["train"]) & set(names["held_out"])
+  assert sorted(names["train"] + names["held_out"]) == sorted(image.tobytes() for image in whole.train[0])
+  np.testing.assert_array_equal(part.class_counts + part.held_out_counts, whole.class_counts)
+  np.testing.assert_array_equal(part.held_out_counts, np.clip(np.rint(0.2 * whole.class_counts), 1, None))
+  np.testing.assert_array_equal(part.test[0], whole.test[0])
+  assert len(part.selected) == len(part.train[1]) and part.fingerprint != whole.fingerprint
+  assert abs(((part.train[0] / 255 - part.mean) / part.std).mean()) < 1e-12  # the statistics of what is trained on
+  images = load_digits().images
+  np.testing.assert_array_equal(part.train[0][..., 0] / 15, images[part.selected])
+
+
 # -- official binary files --------------------------------------------------------------------------------------------
 
 
@@ -134,6 +177,15 @@ def test_cifar_lt_from_the_official_files(official, classes, imbalance):
   np.testing.assert_array_equal(dataset.test[1], test[:, label_bytes - 1])
   assert dataset.mean == (0.4914, 0.4822, 0.4465) and dataset.std == (0.2023, 0.1994, 0.2010)
   assert len(dataset.class_names) == classes
+
+
+def test_cifar_holds_out_too(official):
+  root, _ = official
+  whole, part = (sources.cifar100(imbalance=100.0, **PROFILE, dir=str(root), holdout=share) for share in (0.0, 0.1))
+  np.testing.assert_array_equal(part.class_counts + part.held_out_counts, whole.class_counts)
+  assert part.held_out_counts.min() == 1 and part.held_out_counts.max() == 50
+  assert not {image.tobytes() for image in part.train[0]} & {image.tobytes() for image in part.held_out[0]}
+  assert set(part.selected) < set(whole.selected) and len(part.selected) == len(part.train[1])
 
 
 def test_the_folder_of_the_files_itself_is_accepted_too(official):
