@@ -16,7 +16,8 @@ ROWS = list(csv.DictReader((ROOT / "tests" / "golden" / "published_results.csv")
 CIFAR = [row for row in ROWS if row["dataset"].startswith("cifar") and row["paper"] not in ("camc", "afa")]
 CALLS = sorted({recipes.published(row) for row in CIFAR})
 # ml_collections loads config files so.
-pytestmark = pytest.mark.filterwarnings(r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:the load_module\(\) method is deprecated:DeprecationWarning")
 
 
 def built(call):

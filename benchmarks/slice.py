@@ -1,0 +1,124 @@
+"""Every CIFAR config for a few epochs on a slice of real CIFAR: does it train?
+
+python benchmarks/slice.py --dir=DIR [--images=2000] [--epochs=2] [--batch-size=32] [--width=0] [NAME ...]
+
+DIR holds the official binary files. The slice keeps the classes' shares, one image of each at least. Losses are means
+over thirds of an epoch. Where a schedule of the loss moves (FBL's alpha, BBN's share), the first one is that of the
+last epoch, inside which it stands still. --width=4 shrinks the network. With names (ce_cifar10, or
+gcl_cifar10:100,cloud_size=cosine) only those are run; without, all, and the table goes to benchmarks/results/slices.md.
+"""
+
+import argparse
+import importlib
+import pathlib
+import sys
+import tempfile
+import time
+from unittest import mock
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from ltjax import build, journal, main, report  # noqa: E402
+from ltjax.errors import LtjaxError  # noqa: E402
+from ltjax.schedules import Clock  # noqa: E402
+
+TEST_IMAGES = 500
+
+
+def sliced(dataset, images: int):
+  """About `images` training images in the proportions of the classes, and the first of the test set."""
+  pixels, labels = dataset.train
+  kept = np.concatenate([places[:max(1, round(len(places) * images / len(labels)))] for places in (
+      np.flatnonzero(labels == label) for label in range(len(dataset.class_names)))])
+  return dataset._replace(train=(pixels[kept], labels[kept]), selected=dataset.selected[kept],
+                          test=tuple(part[:TEST_IMAGES] for part in dataset.test))
+
+
+def shrunk(name: str, args, dataset):
+  """(config, sliced data set) of a config, by its name and perhaps arguments behind a colon."""
+  stem, _, argument = name.partition(":")
+  get_config = importlib.import_module(f"configs.{stem}").get_config
+  config = get_config(argument) if argument else get_config()
+  config.dataset.dir = args.dir
+  if args.width:
+    with config.unlocked():
+      config.backbone.widths = (args.width, args.width, 2 * args.width)
+  data = sliced(dataset(config)(), args.images)
+  config.log_every_steps = max(1, len(data.train[1]) // args.batch_size // 3)
+  config.eval_every_epochs = config.checkpoint_every_epochs = args.epochs
+  for stage in config.stages:
+    config[stage].epochs, config[stage].batch_size = args.epochs, args.batch_size
+  return config, data
+
+
+def moves(block, stage: str) -> bool:
+  """Whether what the stage minimises changes between its first and its last epoch."""
+  objective, clocks = build.Objective(block, stage), [Clock(epoch, 1, block.epochs) for epoch in (0, block.epochs - 1)]
+  calls = [call for call in (objective.adjust, objective.loss, objective.weights) if call]
+  return block.branches is not None or any(call.at(clocks[0]) != call.at(clocks[1]) for call in calls)
+
+
+def losses(config, stage: str, workdir: pathlib.Path) -> tuple[float, float]:
+  """(first, last) mean loss of a stage, see above."""
+  lines = [line for line in journal.read(workdir / stage / "metrics.jsonl") if "loss" in line]
+  starts = [0, *(line["step"] for line in lines[:-1])]
+  whole = [(start, line) for start, line in zip(starts, lines, strict=True)
+           if line["step"] - start == config.log_every_steps]
+  if moves(config[stage], stage):
+    last_epoch = lines[-1]["step"] * (config[stage].epochs - 1) // config[stage].epochs
+    whole = [(start, line) for start, line in whole if start >= last_epoch]
+  return whole[0][1]["loss"], whole[-1][1]["loss"]
+
+
+def run(name: str, args) -> tuple[str, bool]:
+  """The rows of a config, one a stage, and whether all of them are as they should be."""
+  dataset, began = build.dataset, time.perf_counter()
+  config, data = shrunk(name, args, dataset)
+  with tempfile.TemporaryDirectory() as folder, mock.patch.object(build, "dataset", lambda config: lambda: data):
+    try:
+      main.run(config, pathlib.Path(folder) / "run")
+    except LtjaxError as error:
+      return f"| {name} | - | - | - | no: {error} | {time.perf_counter() - began:.0f} |", False
+    found = {stage: losses(config, stage, pathlib.Path(folder) / "run") for stage in config.stages}
+  seconds = time.perf_counter() - began
+  rows = [f"| {name} | {stage} | {first:.3f} | {last:.3f} | {'falls' if last < first else 'does not fall'}, finite "
+          f"| {seconds:.0f} |" for stage, (first, last) in found.items()]
+  return "\n".join(rows), all(last < first for first, last in found.values())
+
+
+def names() -> list[str]:
+  """Every config on CIFAR."""
+  return sorted(path.stem for path in (ROOT / "configs").glob("*_cifar*.py"))
+
+
+def command() -> int:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("names", nargs="*")
+  parser.add_argument("--dir", required=True)
+  parser.add_argument("--images", type=int, default=2000)
+  parser.add_argument("--epochs", type=int, default=2)
+  parser.add_argument("--batch-size", type=int, default=32)
+  parser.add_argument("--width", type=int, default=0)
+  args = parser.parse_args()
+  head = "| config | stage | loss, first | loss, last | | s, all stages |\n| --- | --- | ---: | ---: | --- | ---: |"
+  print(head)
+  rows, good = [], True
+  for name in args.names or names():
+    row, fine = run(name, args)
+    print(row, flush=True)
+    rows, good = [*rows, row], good and fine
+  if not args.names:
+    versions = ", ".join(f"{name} {version}" for name, version in report.versions().items())
+    (ROOT / "benchmarks" / "results" / "slices.md").write_text("\n".join([
+        f"# CIFAR configs on a slice of CIFAR: {args.images} images, {args.epochs} epochs, batch {args.batch_size}",
+        "", "Losses are means over thirds of an epoch; where a schedule of the loss moves, of the last epoch.", "",
+        head, *rows, "", f"`python benchmarks/slice.py {' '.join(sys.argv[1:])}`, commit {report.commit()},",
+        f"{report.hardware()['device']}; {versions}.", ""]))
+  return 0 if good else 1
+
+
+if __name__ == "__main__":
+  sys.exit(command())
