@@ -29,13 +29,15 @@ ADJUSTMENTS = (".adjustment", ".angular", ".margins")
 LOSSES = (".cross_entropy", ".disentangling", ".sigmoid", ".smoothing")
 WEIGHTS = (".weights",)
 PRECISIONS = {"float32": jnp.float32, "bf16": jnp.bfloat16}
+BRANCHED = (models.ResNetBBN,)  # the backbones that take a batch for each of two branches
 BATCH_NORM_MODES = ("train", "eval", "shift")
 # Where a hyper-parameter makes sense, as a number and at every value of its schedule. One name means one thing in all
 # functions; a name that is not here may be any finite number.
 LIMITS = dict(
-    at="[0, inf)", base="[0, inf)", beta="[0, 1)", factors="[0, inf)", gamma="[0, inf)", holdout="[0, 1)",
-    imbalance="[1, inf)", label_smoothing="[0, 1]", lr="[0, inf)", margin="[0, inf)", max_margin="[0, inf)",
-    noise_scale="[0, inf)", scale="(0, inf)", shorten="[0, inf)", subset_seed="[0, 4294967295]", warmup="[0, inf)")
+    alpha="[0, inf)", at="[0, inf)", base="[0, inf)", beta="[0, 1)", factors="[0, inf)", gamma="[0, inf)",
+    holdout="[0, 1)", imbalance="[1, inf)", label_smoothing="[0, 1]", lr="[0, inf)", margin="[0, inf)",
+    max_margin="[0, inf)", noise_scale="[0, inf)", samples_per_class="[1, inf)", scale="(0, inf)", share="[0, 1]",
+    shorten="[0, inf)", subset_seed="[0, 4294967295]", warmup="[0, inf)")
 
 
 def public(module, families: tuple[str, ...] = ("",)) -> dict[str, Callable]:
@@ -209,28 +211,66 @@ def dataset(config) -> Callable[[], sources.Dataset]:
 
 def head_block(config, stage: str):
   """The head of `stage`: its own, or else the config's."""
-  return config[stage].head or config.head
+  return config.head if config[stage].head is None else config[stage].head
+
+
+def backbone(config) -> Call:
+  """The config's backbone, checked but not yet made."""
+  backbones = {name: value for name, value in public(models).items() if name != "Classifier"}
+  return bind(config.backbone, backbones, "backbone", given=("dtype",), may_change=False)
+
+
+def head(config, stage: str) -> tuple[Call, str]:
+  """The head of `stage`, its own or else the config's, checked but not yet made; and its place in the config."""
+  where = "head" if config[stage].head is None else f"{stage}.head"
+  return bind(head_block(config, stage), public(heads), where, given=("num_classes",), may_change=False), where
 
 
 def model(config, num_classes: int, stage: str) -> models.Classifier:
   """The network of `stage`: backbone and head."""
   if not isinstance(config.precision, str) or config.precision not in PRECISIONS:
     raise ConfigError(f"precision: expected one of {sorted(PRECISIONS)}, got {show(config.precision)}")
-  backbones = {name: value for name, value in public(models).items() if name != "Classifier"}
-  backbone = bind(config.backbone, backbones, "backbone", given=("dtype",), may_change=False)
-  where = f"{stage}.head" if config[stage].head else "head"
-  head = bind(head_block(config, stage), public(heads), where, given=("num_classes",), may_change=False)
+  images, (classes, where) = backbone(config), head(config, stage)
   return models.Classifier(
-      backbone=named("backbone", backbone.function, **backbone.constants, dtype=PRECISIONS[config.precision]),
-      head=named(where, head.function, **head.constants, num_classes=num_classes))
+      backbone=named("backbone", images.function, **images.constants, dtype=PRECISIONS[config.precision]),
+      head=named(where, classes.function, **classes.constants, num_classes=num_classes))
 
 
-def sampler(block, where: str, class_counts: np.ndarray) -> Callable[[Clock], np.ndarray] | None:
-  """Clock -> class probabilities [c]; None for instance sampling, which is a permutation without replacement."""
+def sampler(block, where: str, class_counts: np.ndarray) -> samplers.Cycle | Callable[[Clock], np.ndarray] | None:
+  """What `Order` draws from: Clock -> class probabilities [c], a cycle over the classes, or None for a permutation.
+
+  Instance sampling is a permutation, so it is without replacement.
+  """
   call = bind(block, public(samplers), where)
   if call.function is samplers.instance:
     return None
+  if call.function is samplers.class_aware:
+    return named(where, call.function, class_counts, **call.constants)
   return lambda clock: call.function(class_counts, **call.constants, **call.at(clock))
+
+
+class SecondBatch(NamedTuple):
+  """A stage's `branches`, checked: what the second batch is drawn by, and the share of the first."""
+
+  sampler: Mapping
+  share: Callable[[Clock], float]
+
+
+def branches(block, where: str) -> SecondBatch | None:
+  """The `branches` block of a stage; None where it has none."""
+  if block is None:
+    return None
+  keys = SecondBatch._fields
+  if not isinstance(block, Mapping | ConfigDict) or not len(block):
+    raise ConfigError(f"{where}: expected dict(sampler=..., share=...), got {show(block)}")
+  for key in block:
+    if key not in keys:
+      raise ConfigError(f"{where}.{key}: not a key here{nearest(key, keys)}; there are {', '.join(keys)}")
+  for key in keys:
+    if key not in block:
+      raise ConfigError(f"{where}.{key}: missing from the config")
+  bind(block["sampler"], public(samplers), f"{where}.sampler")
+  return SecondBatch(block["sampler"], schedule(block["share"], f"{where}.share"))
 
 
 class Objective:
@@ -247,11 +287,14 @@ class Objective:
     if stage.class_weights is not None:
       self.weights = bind(stage.class_weights, public(losses, WEIGHTS), f"{where}.class_weights")
     self.lr = schedule(stage.lr, f"{where}.lr")
+    self.branches = branches(stage.branches, f"{where}.branches")
     self._weights = None
 
   def scalars(self, clock: Clock, class_counts: np.ndarray) -> dict:
     """Every scheduled value at `clock`, as the float32 arrays that enter the compiled step."""
     values = dict(lr=self.lr(clock), loss=self.loss.at(clock), adjust=self.adjust.at(clock) if self.adjust else {})
+    if self.branches:
+      values["share"] = self.branches.share(clock)
     if self.weights:
       values["class_weights"] = self._class_weights(class_counts, self.weights.at(clock))
     return {key: {k: np.float32(v) for k, v in value.items()} if isinstance(value, dict) else np.float32(value)

@@ -210,15 +210,23 @@ def _check_stage(config: ConfigDict, name: str) -> None:
 
 
 def _check_combination(config: ConfigDict, name: str, objective: build.Objective) -> None:
-  """Raises where the adjustment needs what the head does not give."""
-  head, adjust = build.head_block(config, name), config[name].adjust
-  gives_cosines = head.name == "Cosine" or head.get("cosine", False)
-  if objective.adjust and "cosines" in objective.adjust.arguments and not gives_cosines:
-    raise ConfigError(f"{name}.adjust: {adjust.name} takes cosines, but the head {head.name!r} does not give them; "
-                      "write head=dict(name='Cosine')")
-  if objective.adjust and "features" in objective.adjust.arguments and gives_cosines:
-    raise ConfigError(f"{name}.adjust: {adjust.name} works on the norm of the features, which the head {head.name!r} "
-                      "takes out; write head=dict(name='Linear')")
+  """Raises where the adjustment needs what the head does not give, or two batches meet what takes one."""
+  (head, _), backbone, adjust = build.head(config, name), build.backbone(config), objective.adjust
+  head_name, options = head.function.__name__, head.constants
+  gives_cosines = head_name == "Cosine" or options.get("cosine", False)
+  takes_norm_out = gives_cosines or head_name == "TDE" or options.get("normalize_features", False)
+  if adjust and "cosines" in adjust.arguments and not gives_cosines:
+    raise ConfigError(f"{name}.adjust: {adjust.function.__name__} takes cosines, but the head {head_name!r} does not "
+                      "give them; write head=dict(name='Cosine')")
+  if adjust and "features" in adjust.arguments and takes_norm_out:
+    raise ConfigError(f"{name}.adjust: {adjust.function.__name__} works on the norm of the features, which the head "
+                      f"{head_name!r} takes out; write head=dict(name='Linear')")
+  if objective.branches and backbone.function not in build.BRANCHED:
+    raise ConfigError(f"{name}.branches: the backbone {backbone.function.__name__!r} takes one batch, not one for each "
+                      f"branch; write backbone=dict(name={build.BRANCHED[0].__name__!r})")
+  if objective.branches and config[name].mixup:
+    raise ConfigError(f"{name}.mixup: branches are two batches already, which mixup would mix once more; "
+                      "write mixup=0.0, or take branches out")
 
 
 def _check_patterns(block: ConfigDict, name: str) -> None:
@@ -244,18 +252,18 @@ def _check_values(block: ConfigDict, name: str, objective: build.Objective, cloc
   moving = {"lr": objective.lr} if isinstance(block.lr, ConfigDict) else {}
   for part, call in dict(adjust=objective.adjust, loss=objective.loss, class_weights=objective.weights).items():
     moving |= {f"{part}.{key}": schedule for key, schedule in call.schedules.items()} if call else {}
-  draw = build.sampler(block.sampler, f"{name}.sampler", np.array([100, 10, 1]))
+  samplers = {f"{name}.sampler": block.sampler}
+  if objective.branches:
+    moving["branches.share"] = objective.branches.share
+    samplers[f"{name}.branches.sampler"] = objective.branches.sampler
+  draws = {where: build.sampler(sampler, where, np.array([100, 10, 1])) for where, sampler in samplers.items()}
   for clock in clocks:
     for key, schedule in moving.items():
-      try:
-        value = schedule(clock)
-      except ArithmeticError as error:
-        raise ConfigError(f"{name}.{key}: the schedule fails in epoch {clock.epoch} of {clock.epochs} "
-                          f"({error})") from error
       limits = build.LIMITS.get(key.split(".")[-1], "(-inf, inf)")
-      build.check_number(value, f"{name}.{key} in epoch {clock.epoch}", limits=limits)
-    if draw:
-      build.named(f"{name}.sampler", draw, clock)
+      build.check_number(schedule(clock), f"{name}.{key} in epoch {clock.epoch}", limits=limits)
+    for where, draw in draws.items():
+      if callable(draw):
+        build.named(where, draw, clock)
 
 
 def _check_trace(name: str, objective: build.Objective, clock: Clock) -> None:

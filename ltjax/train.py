@@ -51,7 +51,10 @@ class Stage(NamedTuple):
   evaluator: Evaluator
 
   def batches(self, first: int, count: int):
-    """Indices and scheduled values of `count` steps from `first`, on the devices: [b] for one step, else [count b]."""
+    """Indices and scheduled values of `count` steps from `first`, on the devices: [b] for one step, else [count b].
+
+    With branches, indices have one more axis, of 2, at the end.
+    """
     indices = [self.order.batch(step) for step in range(first, first + count)]
     clocks = [self.order.clock(step) for step in range(first, first + count)]
     scalars = [self.objective.scalars(clock, self.class_counts) for clock in clocks]
@@ -68,15 +71,18 @@ def prepare(config, name: str, dataset) -> Stage:
   block, counts, mesh = config[name], dataset.class_counts, sharding.data_mesh()
   whole, on_cpu = sharding.replicated(mesh), jax.default_backend() == "cpu"
   model, objective = build.model(config, len(counts), name), build.Objective(block, name)
+  samplers = [build.sampler(block.sampler, f"{name}.sampler", counts)]
+  if objective.branches:
+    samplers.append(build.sampler(objective.branches.sampler, f"{name}.branches.sampler", counts))
   order = Order(dataset.train[1], len(counts), batch_size=block.batch_size, epochs=block.epochs, seed=config.seed,
-                stage=name, probabilities=build.sampler(block.sampler, f"{name}.sampler", counts))
+                stage=name, samplers=samplers)
   data = jax.device_put(resident.arrays(dataset, "train") | dict(
       class_counts=counts.astype(np.float32), key=prng.stream(config.seed, name)), whole)
   evaluator = Evaluator(model, jax.device_put(resident.arrays(dataset, "test"), whole), len(counts),
                         batch_size=config.eval_batch_size, mesh=mesh)
   make_state, init, tx, factors = state_makers(config, name, len(counts), dataset.train[0][:1].shape)
   like = abstract(lambda: make_state(init()), whole)
-  load = resident.make_load(**config.augment, mixup=block.mixup)
+  load = resident.make_load(**config.augment, mixup=block.mixup, branches=objective.branches is not None)
   train_step = steps.make_train_step(model, tx, factors, objective, load, batch_norm=block.batch_norm)
   chunk = config.steps_per_call or (1 if on_cpu else 50)
   train_steps = {count: jax.jit(step, donate_argnums=0, out_shardings=whole) for count, step in (

@@ -30,7 +30,7 @@ def batch(seed=0):
 def value(objective, clock=FIRST, seed=0, key=0):
   logits, labels = batch(seed)
   return objective(logits, labels, features=logits, key=jax.random.key(key), scalars=objective.scalars(clock, COUNTS),
-                   data=dict(class_counts=jnp.float32(COUNTS)))
+                   class_counts=jnp.float32(COUNTS), seen_counts=jnp.float32(COUNTS))
 
 
 def test_a_schedule_is_kept_and_a_number_is_bound():
@@ -83,8 +83,9 @@ def test_instance_sampling_is_a_permutation_and_the_others_are_probabilities():
     block = {p.name: 0.5 for p in inspect.signature(getattr(samplers, name)).parameters.values()
              if p.kind is p.KEYWORD_ONLY and p.default is p.empty}
     draw = build.sampler(dict(block, name=name), "here", COUNTS)
-    if draw:  # one class has a single image
+    if callable(draw):  # one class has a single image
       assert np.isfinite(draw(FIRST)).all() and draw(FIRST).sum() == pytest.approx(1)
+  assert build.sampler(dict(name="class_aware"), "here", COUNTS).samples_per_class == 4
   draw = build.sampler(dict(name="progressive", progress=dict(name="linear")), "here", COUNTS)
   np.testing.assert_allclose(draw(FIRST), COUNTS / 111)
   np.testing.assert_allclose(draw(LATER), 1 / 3)

@@ -107,12 +107,17 @@ def test_what_a_crash_left_half_written_is_cleaned_up_and_never_restored(stages,
   assert sorted(path.name for path in folder.iterdir()) == ["4", "9"]
 
 
+def model_of(state) -> dict:
+  """What the bridge carries of a state."""
+  return dict(params=state.params, batch_stats=state.batch_stats)
+
+
 def test_the_bridge_reads_the_model_whatever_the_optimiser(stages, tmp_path):
   earlier = filled(stages["representation"], step=10)
   with Checkpoints(tmp_path / "checkpoints") as checkpoints:
     checkpoints.save(earlier, wait=True)
-    variables = checkpoints.restore_model(stages["classifier"].stage.like)
-  tiny.assert_trees_equal(variables, dict(params=earlier.params, batch_stats=earlier.batch_stats))
+    variables = checkpoints.restore_model(model_of(stages["classifier"].stage.like))
+  tiny.assert_trees_equal(variables, model_of(earlier))
   state = stages["classifier"].stage.make_state(variables)
   assert int(state.step) == 0 and float(state.window["examples"]) == 0
   assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(state.opt_state))
@@ -128,8 +133,7 @@ def test_the_bridge_reads_the_model_whatever_the_optimiser(stages, tmp_path):
 def test_reset_draws_afresh_what_its_patterns_name_and_nothing_else(stages, patterns, drawn):
   parts = stages["classifier"]
   earlier, fresh = filled(parts), parts.stage.init()
-  variables = train.reset(
-      dict(params=earlier.params, batch_stats=earlier.batch_stats), parts.stage.init, patterns)
+  variables = train.take_over(model_of(earlier), parts.stage.init, patterns)
   tiny.assert_trees_equal(variables["batch_stats"], earlier.batch_stats)
   assert jax.tree.structure(variables["params"]) == jax.tree.structure(earlier.params)
   for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
@@ -159,9 +163,9 @@ def test_a_checkpoint_of_other_classes_is_refused_in_one_sentence(stages, tmp_pa
     checkpoints.save(filled(stages["representation"], step=4), wait=True)
     config = tiny.config("gcl_digits")
     like = tiny.parts(config, "representation", lambda *args: tiny.one_conv(num_classes=7)).stage.like
-    for restore in (checkpoints.restore, checkpoints.restore_model):
+    for restore, wanted in ((checkpoints.restore, like), (checkpoints.restore_model, model_of(like))):
       with pytest.raises(WorkdirError, match=r"ts/4: .*head/kernel is \(4, 10\), expected \(4, 7\);") as info:
-        restore(like)
+        restore(wanted)
       assert_one_sentence(info.value)
 
 

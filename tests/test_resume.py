@@ -20,7 +20,14 @@ CONFIGS = dict(
     # instance sampling, then cben with a frozen backbone; noisy logits and mixup in both stages
     gcl=lambda: tiny.config("gcl_digits", steps_per_call=1, classifier__mixup=1.0),
     # no mixup; all parameters trained in both samplings
-    balanced=lambda: tiny.config("ce_digits", steps_per_call=1, representation__sampler=dict(name="class_balanced")))
+    balanced=lambda: tiny.config("ce_digits", steps_per_call=1, representation__sampler=dict(name="class_balanced")),
+    # turns of a class cut by batches and by epochs
+    aware=lambda: tiny.config("ce_digits", steps_per_call=1,
+                              representation__sampler=dict(name="class_aware", samples_per_class=3)),
+    # two batches a step, and a share that moves with the epochs
+    bbn=lambda: tiny.config(
+        "ce_digits", steps_per_call=1, backbone__name="ResNetBBN", backbone__depth=14,
+        representation__branches=dict(sampler=dict(name="reverse"), share=dict(name="parabolic", start=1.0, end=0.0))))
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +113,8 @@ STOPS = [
     ("gcl", (4, 4), ("representation", 8)),  # twice in one stage
     ("gcl", (8, 9), ("classifier", 7)),  # once in each
     ("balanced", (1, 1), ("representation", 2)),
+    ("aware", (4,), ("representation", 4)),
+    ("bbn", (4, 3), ("representation", 7)),  # in both epochs
 ]
 
 
@@ -126,6 +135,7 @@ KILLS = [
     ("gcl", 11, ("representation", 10)),  # in the first step after the bridge
     ("gcl", 19, ("classifier", 5)),
     ("balanced", 9, ("representation", 5)),
+    ("bbn", 7, ("representation", 5)),
 ]
 
 

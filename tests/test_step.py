@@ -143,8 +143,9 @@ LABELS, COUNTS = np.array([0, 0, 1, 2, 0, 1]), np.array([100, 10, 3])
 
 def loss_of(made: build.Objective, epoch: int = 0) -> float:
   scalars = made.scalars(train.Order(LABELS, 3, batch_size=6, epochs=10, seed=0, stage="stage").clock(epoch), COUNTS)
-  return float(made(LOGITS, LABELS, features=None, key=jax.random.key(0), scalars=scalars,
-                    data=dict(class_counts=COUNTS.astype(np.float32))))
+  counts = COUNTS.astype(np.float32)
+  return float(made(LOGITS, LABELS, features=None, key=jax.random.key(0), scalars=scalars, class_counts=counts,
+                    seen_counts=counts))
 
 
 def test_class_weights_divide_by_their_sum():
@@ -224,7 +225,7 @@ def test_the_window_sums_loss_and_shares_of_right_predictions():
   indices, scalars = made.stage.batches(0, 1)
   after = jax.jit(made.train_step)(state, made.stage.data, indices, scalars)
   key_load, _ = jax.random.split(jax.random.fold_in(made.stage.data["key"], 0))
-  images, targets = made.load(made.stage.data, indices, key_load)
+  images, targets = made.load(made.stage.data, indices, key_load, scalars)
   (logits, _), _ = made.model.apply(
       dict(params=state.params, batch_stats=state.batch_stats), images, train=True, mutable=["batch_stats"])
   expected = sum(float(share) * float(losses.cross_entropy(logits, labels).sum()) for labels, share in targets)

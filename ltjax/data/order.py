@@ -3,31 +3,34 @@
 It does not know devices or processes, so a run resumes exactly from one integer and on any machine.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from ltjax import prng
+from ltjax.data.samplers import Cycle
 from ltjax.schedules import Clock
+
+# Clock -> class probabilities, a cycle over the classes, or None: a permutation.
+Sampler = Callable[[Clock], np.ndarray] | Cycle | None
 
 
 class Order:
-  """Example indices of every batch of a stage.
+  """Example indices of every batch of a stage, from one stream of examples or, for two-branch networks, from two.
 
-  Without probabilities an epoch is a permutation of the data (its last N mod B examples are left for the next epochs'
+  Without a sampler an epoch is a permutation of the data (its last N mod B examples are left for the next epochs'
   permutations, as static shapes want). With probabilities every place is an independent draw with replacement: a class
-  by its probability, then one of its examples uniformly, as `torch.multinomial` over per-sample weights does.
+  by its probability, then one of its examples uniformly, as `torch.multinomial` over per-sample weights does. With a
+  cycle the batches are cut from one endless sequence.
   """
 
   def __init__(self, labels: np.ndarray, num_classes: int, *, batch_size: int, epochs: int, seed: int, stage: str,
-               probabilities: Callable[[Clock], np.ndarray] | None = None):
-    self.batch_size, self.epochs, self._names = batch_size, epochs, (stage, "order")
-    self.steps_per_epoch = len(labels) // batch_size
-    self._seed, self._size, self._probabilities = seed, len(labels), probabilities
-    self._by_class = np.argsort(labels, kind="stable").astype(np.int32)
-    self._counts = np.bincount(labels, minlength=num_classes)
-    self._starts = np.cumsum(self._counts) - self._counts
-    self._epoch, self._permutation = -1, None
+               samplers: Sequence[Sampler] = (None,)):
+    self.epochs, self.steps_per_epoch = epochs, len(labels) // batch_size
+    by_class = np.argsort(labels, kind="stable").astype(np.int32)
+    counts = np.bincount(labels, minlength=num_classes)
+    self._streams = [_Stream(by_class, counts, batch_size, seed, (stage, "order", *["branch"] * number), sampler)
+                     for number, sampler in enumerate(samplers)]
 
   @property
   def steps(self) -> int:
@@ -39,18 +42,43 @@ class Order:
     return Clock(step, self.steps_per_epoch, self.epochs)
 
   def batch(self, step: int) -> np.ndarray:
-    """int32 [batch_size]: the examples of batch `step`."""
-    if self._probabilities is None:
-      return self._permuted(step)
-    draws = prng.host_uniform(self._seed, *self._names, counter=step, size=2 * self.batch_size)
-    edges = np.cumsum(self._probabilities(self.clock(step)))
-    classes = np.searchsorted(edges / edges[-1], draws[: self.batch_size], side="right")
-    within = (draws[self.batch_size :] * self._counts[classes]).astype(np.int64)
+    """int32 [batch_size], or [batch_size streams] where there are several: the examples of batch `step`."""
+    batches = [stream.batch(self.clock(step)) for stream in self._streams]
+    return batches[0] if len(batches) == 1 else np.stack(batches, axis=-1)
+
+
+class _Stream:
+  """One stream of examples."""
+
+  def __init__(self, by_class: np.ndarray, counts: np.ndarray, batch_size: int, seed: int, names: tuple[str, ...],
+               sampler: Sampler):
+    self._by_class, self._counts, self._starts = by_class, counts, np.cumsum(counts) - counts
+    self._batch_size, self._seed, self._names, self._sampler = batch_size, seed, names, sampler
+    self._epoch, self._permutation = -1, None
+
+  def batch(self, clock: Clock) -> np.ndarray:
+    if self._sampler is None:
+      return self._permuted(clock)
+    if isinstance(self._sampler, Cycle):
+      places = clock.step * self._batch_size + np.arange(self._batch_size)
+      classes, within = self._sampler.at(places, self._shuffled)
+    else:
+      classes, within = self._drawn(clock)
     return self._by_class[self._starts[classes] + within]
 
-  def _permuted(self, step: int) -> np.ndarray:
-    epoch, place = divmod(step, self.steps_per_epoch)
-    if epoch != self._epoch:
-      words = prng.host_words(self._seed, *self._names, counter=epoch, size=self._size)
-      self._epoch, self._permutation = epoch, np.argsort(words, kind="stable").astype(np.int32)
-    return self._permutation[place * self.batch_size : (place + 1) * self.batch_size]
+  def _drawn(self, clock: Clock) -> tuple[np.ndarray, np.ndarray]:
+    draws = prng.host_uniform(self._seed, *self._names, counter=clock.step, size=2 * self._batch_size)
+    edges = np.cumsum(self._sampler(clock))
+    classes = np.searchsorted(edges / edges[-1], draws[: self._batch_size], side="right")
+    return classes, (draws[self._batch_size :] * self._counts[classes]).astype(np.int64)
+
+  def _permuted(self, clock: Clock) -> np.ndarray:
+    if clock.epoch != self._epoch:
+      words = prng.host_words(self._seed, *self._names, counter=clock.epoch, size=len(self._by_class))
+      self._epoch, self._permutation = clock.epoch, np.argsort(words, kind="stable").astype(np.int32)
+    place = clock.step % clock.steps_per_epoch
+    return self._permutation[place * self._batch_size : (place + 1) * self._batch_size]
+
+  def _shuffled(self, name: str, counter: int, size: int) -> np.ndarray:
+    words = prng.host_words(self._seed, *self._names, name, counter=counter, size=size)
+    return np.argsort(words, kind="stable")

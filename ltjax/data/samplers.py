@@ -1,15 +1,20 @@
 """Samplers: class counts -> the probability that a drawn example is of each class. NumPy, float64.
 
-An example of class c has the probability p_c / n_c. Counts are positive and in any order.
+An example of class c has the probability p_c / n_c. Counts are positive and in any order. `class_aware` alone draws
+nothing independently: it gives a cycle.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
-from jaxtyping import Float, Real
+from jaxtyping import Float, Int, Real
 
 from ltjax.errors import ConfigError, DataError
 
 __all__ = [
   "cben",
+  "class_aware",
   "class_balanced",
   "effective_number",
   "instance",
@@ -220,3 +225,66 @@ def reverse(class_counts: Real[np.ndarray, "c"]) -> Float[np.ndarray, "c"]:
   [0.25, 0.75]
   """
   return power(class_counts, q=-1.0)
+
+
+# (name, counter, size) -> the places 0 ... size - 1 in a random order, a pure function of its arguments.
+Permutation = Callable[[str, int, int], Int[np.ndarray, "size"]]
+
+
+class Cycle(NamedTuple):
+  """An endless sequence of examples that goes round the classes; what is where in it is computed, never remembered.
+
+  In every round each class has its turn, in a fresh order, and shows its next `samples_per_class` examples; when a
+  class has shown all it has, they come again in a fresh order.
+  """
+
+  class_counts: Int[np.ndarray, "c"]
+  samples_per_class: int
+
+  def at(self, places: Int[np.ndarray, "b"], permutation: Permutation) -> tuple[
+      Int[np.ndarray, "b"], Int[np.ndarray, "b"]]:
+    """The classes at `places` of the sequence, and which of its class each example is (0 to n_c - 1)."""
+    turn, shown = np.divmod(places, self.samples_per_class)
+    rounds, place = np.divmod(turn, len(self.class_counts))
+    classes = np.empty(len(places), np.int64)
+    for number in np.unique(rounds):
+      inside = rounds == number
+      classes[inside] = permutation("classes", int(number), len(self.class_counts))[place[inside]]
+    # A class has had its turn once in each earlier round.
+    lap, place = np.divmod(rounds * self.samples_per_class + shown, self.class_counts[classes])
+    within = np.zeros(len(places), np.int64)
+    laps, members = np.unique(np.stack([classes, lap]), axis=1, return_inverse=True)
+    by_lap, sizes = np.argsort(members.ravel(), kind="stable"), np.bincount(members.ravel())
+    for (c, number), inside in zip(laps.T.tolist(), np.split(by_lap, np.cumsum(sizes)[:-1]), strict=True):
+      if self.class_counts[c] > 1:
+        within[inside] = permutation(f"class{c}", number, int(self.class_counts[c]))[place[inside]]
+    return classes, within
+
+
+def class_aware(class_counts: Real[np.ndarray, "c"], *, samples_per_class: int = 4) -> Cycle:
+  """The class-aware sampler of cRT: the classes in turn, some examples of one class after the other.
+
+  Every class alike, as `class_balanced`, but without replacement: no example comes again before all of its class came,
+  and no class before all others. The released code drops the rest of a turn at the end of an epoch; here it goes on.
+
+  Args:
+    class_counts: n, [c].
+    samples_per_class: how many examples of a class come in a row.
+
+  Returns:
+    The `Cycle`.
+
+  Raises:
+    ConfigError: samples_per_class below 1.
+
+  References:
+    Kang et al., 2020: `ClassAwareSampler` of facebookresearch/classifier-balancing, num_samples_cls=4; from
+    Shen et al., `Relay Backpropagation <https://arxiv.org/abs/1512.05830>`_, 2016.
+
+  >>> cycle = class_aware(np.array([3, 1]), samples_per_class=2)
+  >>> cycle.at(np.arange(4), lambda name, counter, size: np.arange(size))[0].tolist()
+  [0, 0, 1, 1]
+  """
+  if samples_per_class < 1:
+    raise ConfigError(f"class_aware: samples_per_class must be at least 1, got {samples_per_class}.")
+  return Cycle(_positive(class_counts).astype(np.int64), samples_per_class)

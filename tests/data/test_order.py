@@ -14,9 +14,8 @@ LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(5), COUNTS))
 
 def order(name="instance", *, labels=LABELS, classes=5, batch_size=64, epochs=4, seed=0, stage="representation",
           **hyper):
-  probabilities = build.sampler(dict(name=name, **hyper), "test", np.bincount(labels, minlength=classes))
-  return Order(labels, classes, batch_size=batch_size, epochs=epochs, seed=seed, stage=stage,
-               probabilities=probabilities)
+  sampler = build.sampler(dict(name=name, **hyper), "test", np.bincount(labels, minlength=classes))
+  return Order(labels, classes, batch_size=batch_size, epochs=epochs, seed=seed, stage=stage, samplers=[sampler])
 
 
 def epoch_of(found, epoch):
@@ -29,7 +28,7 @@ def check_frequencies(found, probabilities, total):
   assert (np.abs(found - total * probabilities) < bound).all(), (found, total * probabilities)
 
 
-EVERY = ["instance", "class_balanced", "cben", "progressive"]
+EVERY = ["instance", "class_balanced", "class_aware", "cben", "progressive"]
 HYPER = {"progressive": dict(progress=dict(name="linear"))}
 
 
@@ -133,7 +132,7 @@ def test_the_ends_of_the_unit_interval_are_examples_too(monkeypatch, draw):
 def test_a_class_without_probability_is_never_drawn(monkeypatch, draw, drawn):
   monkeypatch.setattr(prng, "host_uniform", lambda *names, counter, size: np.full(size, draw))
   found = Order(np.arange(4), 4, batch_size=2, epochs=1, seed=0, stage="classifier",
-                probabilities=lambda clock: np.array([0.0, 0.5, 0.5, 0.0]))
+                samplers=[lambda clock: np.array([0.0, 0.5, 0.5, 0.0])])
   assert found.batch(0).tolist() == [drawn, drawn]
 
 
@@ -143,7 +142,7 @@ def test_a_large_set_costs_two_integer_arrays_and_no_time():
   counts = np.maximum(1, (counts * examples / counts.sum()).astype(int))
   counts[-1] += examples - counts.sum()
   labels = np.random.default_rng(0).permutation(np.repeat(np.arange(classes), counts))
-  for name in ("cben", "instance"):
+  for name in ("cben", "instance", "class_aware"):
     began = time.perf_counter()
     found = order(name, labels=labels, classes=classes, batch_size=256)
     assert time.perf_counter() - began < 2
@@ -154,5 +153,81 @@ def test_a_large_set_costs_two_integer_arrays_and_no_time():
       found.batch(step)
       seconds.append(time.perf_counter() - began)
     assert min(seconds) < 0.02
-    held = [value for value in vars(found).values() if isinstance(value, np.ndarray)]
+    held = [value for value in vars(found._streams[0]).values() if isinstance(value, np.ndarray)]
     assert sum(value.nbytes for value in held) < 2 * 4 * examples + 64 * classes
+
+
+# -- the cycle of the class-aware sampler ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("samples_per_class", [1, 3, 4])
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_a_cycle_is_one_sequence_however_it_is_cut(samples_per_class, batch_size):
+  hyper = dict(name="class_aware", epochs=100, samples_per_class=samples_per_class)
+  whole = order(batch_size=688, **hyper).batch(0)
+  found = order(batch_size=batch_size, **hyper)
+  pieces = [found.batch(step) for step in reversed(range(-(-688 // batch_size)))]
+  np.testing.assert_array_equal(np.concatenate(pieces[::-1])[:688], whole)
+
+
+@pytest.mark.parametrize("samples_per_class", [1, 4])
+def test_in_every_round_each_class_has_one_turn_in_a_fresh_order(samples_per_class):
+  found = order("class_aware", batch_size=5 * samples_per_class, epochs=200, samples_per_class=samples_per_class)
+  turns = np.stack([LABELS[found.batch(step)].reshape(5, samples_per_class) for step in range(2000)])
+  assert (turns == turns[:, :, :1]).all()  # the examples of a turn are of one class
+  assert (np.sort(turns[:, :, 0], axis=1) == np.arange(5)).all()
+  for place in turns[:, :, 0].T:
+    check_frequencies(np.bincount(place, minlength=5), np.full(5, 1 / 5), 2000)
+
+
+def test_inside_a_class_no_example_comes_again_before_all_came():
+  found = order("class_aware", batch_size=20, epochs=100)
+  drawn = np.concatenate([found.batch(step) for step in range(450)])
+  for c, count in enumerate(COUNTS):
+    inside = drawn[LABELS[drawn] == c]
+    assert len(inside) == 4 * 450
+    laps = inside[: len(inside) // count * count].reshape(-1, count)
+    assert (np.sort(laps, axis=1) == np.flatnonzero(c == LABELS)).all()
+    assert count == 1 or (laps[0] != laps[1]).any()  # in a fresh order
+
+
+def test_the_order_of_a_cycle_does_not_change_from_one_version_to_the_next():
+  labels = np.array([0, 1, 0, 2, 0, 1, 0, 0])
+  found = order("class_aware", labels=labels, classes=3, batch_size=8, samples_per_class=2)
+  assert [found.batch(step).tolist() for step in (0, 1)] == [[3, 3, 5, 1, 6, 2, 3, 3], [0, 4, 1, 5, 3, 3, 5, 1]]
+
+
+# -- the second batch of two-branch networks ---------------------------------------------------------------------------
+
+
+def branched(first="instance", second="reverse", **overrides):
+  counts = np.bincount(LABELS)
+  samplers = [build.sampler(dict(name=name), "test", counts) for name in (first, second)]
+  return Order(LABELS, 5, **(dict(batch_size=64, epochs=40, seed=0, stage="representation", samplers=samplers)
+                             | overrides))
+
+
+@pytest.mark.parametrize(("first", "second"), [
+    ("instance", "reverse"), ("instance", "instance"), ("cben", "cben"), ("class_aware", "class_aware")])
+def test_branches_are_two_streams_each_with_its_sampler(first, second):
+  found, alone = branched(first, second), order(first, epochs=40)
+  steps = (30, 0, 7, 7, 399)
+  for step in steps:
+    batch = found.batch(step)
+    assert (batch.shape, batch.dtype) == ((64, 2), np.int32)
+    np.testing.assert_array_equal(batch[:, 0], alone.batch(step))  # the first does not know of the second
+    np.testing.assert_array_equal(branched(first, second).batch(step), batch)
+    assert (batch[:, 0] != batch[:, 1]).mean() > 0.5
+  for other in (dict(seed=1), dict(stage="classifier")):
+    assert all((branched(first, second, **other).batch(step) != found.batch(step)).any() for step in steps)
+
+
+def test_the_second_branch_is_drawn_by_its_own_probabilities():
+  found = branched()
+  drawn = np.stack([found.batch(step) for step in range(found.steps)]).reshape(-1, 2)
+  check_frequencies(np.bincount(LABELS[drawn[:, 1]], minlength=5), samplers.reverse(COUNTS), len(drawn))
+  first = drawn[: found.steps_per_epoch * 64, 0]
+  assert len(np.unique(first)) == len(first)  # still a permutation
+  pairs = np.bincount(5 * LABELS[drawn[:, 0]] + LABELS[drawn[:, 1]], minlength=25).reshape(5, 5)
+  expected = np.outer(COUNTS / COUNTS.sum(), samplers.reverse(COUNTS))
+  check_frequencies(pairs.ravel(), expected.ravel(), len(drawn))  # and independent of the second

@@ -4,6 +4,7 @@ import pytest
 
 from ltjax.augment import images as augment
 from ltjax.data import resident, sources
+from ltjax.errors import ConfigError
 
 KEY = jax.random.key(5)
 MEAN, STD = np.array([0.2, 0.5, 0.7], np.float32), np.array([0.1, 0.3, 0.9], np.float32)
@@ -18,7 +19,7 @@ def data(count=50, height=4, width=5):
 def load(arrays, indices, key=KEY, *, crop_padding=0, flip=False, mixup=0.0):
   """`make_load`'s function, compiled, with no array baked in."""
   compiled = jax.jit(resident.make_load(crop_padding=crop_padding, flip=flip, mixup=mixup))
-  return jax.tree.map(np.asarray, compiled(arrays, indices, key))
+  return jax.tree.map(np.asarray, compiled(arrays, indices, key, {}))
 
 
 INDICES = np.array([7, 7, 0, 49, 13, 2], np.int32)
@@ -76,8 +77,8 @@ def test_mixup_mixes_what_the_same_key_loads_without_it():
 
 def test_shares_sum_to_one_and_move_with_the_key():
   arrays = data()
-  compiled = jax.jit(jax.vmap(resident.make_load(crop_padding=0, flip=False, mixup=0.5), in_axes=(None, None, 0)))
-  _, ((_, share), (_, rest)) = compiled(arrays, INDICES, jax.random.split(KEY, 200))
+  compiled = jax.jit(jax.vmap(resident.make_load(crop_padding=0, flip=False, mixup=0.5), in_axes=(None, None, 0, None)))
+  _, ((_, share), (_, rest)) = compiled(arrays, INDICES, jax.random.split(KEY, 200), {})
   np.testing.assert_allclose(share + rest, 1, atol=1e-6)
   assert len(np.unique(share)) > 190
   assert (share >= 0).all() and (rest >= 0).all()
@@ -112,3 +113,29 @@ def test_arrays_are_those_of_the_split():
     np.testing.assert_allclose(arrays["mean"], dataset.mean)
     np.testing.assert_allclose(arrays["std"], dataset.std)
     assert len(arrays["labels"]) == (400 if split == "test" else dataset.class_counts.sum())
+
+
+def test_branches_are_two_batches_each_augmented_by_itself():
+  arrays, columns = data(), np.stack([INDICES, INDICES], axis=1)
+  compiled = jax.jit(resident.make_load(crop_padding=2, flip=True, mixup=0.0, branches=True))
+  images, ((labels, share), (others, rest)) = compiled(arrays, columns, KEY, dict(share=np.float32(0.75)))
+  assert (float(share), float(rest), float(images.share)) == (0.75, 0.25, 0.75)
+  np.testing.assert_array_equal(labels, INDICES)
+  np.testing.assert_array_equal(others, INDICES)
+  assert (np.asarray(images.conventional) != np.asarray(images.rebalancing)).any()
+  for half, key in zip(images[:2], jax.random.split(KEY), strict=True):
+    np.testing.assert_array_equal(half, load(arrays, INDICES, key, crop_padding=2, flip=True)[0])
+
+
+def test_branches_keep_their_columns_apart():
+  columns = np.stack([INDICES, INDICES[::-1]], axis=1)
+  compiled = jax.jit(resident.make_load(crop_padding=0, flip=False, mixup=0.0, branches=True))
+  images, ((labels, _), (others, _)) = compiled(data(), columns, KEY, dict(share=np.float32(1)))
+  np.testing.assert_array_equal(labels, INDICES)
+  np.testing.assert_array_equal(others, INDICES[::-1])
+  np.testing.assert_array_equal(images.conventional[::-1], images.rebalancing)
+
+
+def test_branches_do_not_go_with_mixup():
+  with pytest.raises(ConfigError, match="mixup does not go with branches"):
+    resident.make_load(crop_padding=0, flip=False, mixup=1.0, branches=True)

@@ -13,6 +13,7 @@ EVERY = [
   (name, {"q": 0.7} if name == "power" else {"progress": 0.3} if name == "progressive" else {})
   for name in samplers.__all__
 ]
+PROBABILITIES = [(name, arguments) for name, arguments in EVERY if name != "class_aware"]
 # Every stored case by its last name: ours, and how closely. The GCL code computes CBEN's beta in float32.
 GOLDEN = {
   "class_balanced": (samplers.class_balanced, {}, 1e-9),
@@ -48,7 +49,7 @@ def test_cben_of_the_thesis(case, hyper, inputs, outputs):
   np.testing.assert_allclose(samplers.cben(inputs["counts"], **hyper), outputs["class_prob"], rtol=1e-9)
 
 
-@pytest.mark.parametrize(("name", "arguments"), EVERY)
+@pytest.mark.parametrize(("name", "arguments"), PROBABILITIES)
 def test_every_sampler_gives_probabilities_in_any_order_of_the_classes(name, arguments):
   sampler = getattr(samplers, name)
   for counts in (UNSORTED, np.array([1]), np.array([1, 10**6]), np.geomspace(1, 1e6, 8142).astype(int)):
@@ -112,3 +113,21 @@ def test_all_lists_every_public_sampler():
   public = [name for name, value in vars(samplers).items()
             if inspect.isfunction(value) and value.__module__ == samplers.__name__ and not name.startswith("_")]
   assert sorted(public) == samplers.__all__
+
+
+@pytest.mark.parametrize("samples_per_class", [0, -4])
+def test_a_turn_has_at_least_one_example(samples_per_class):
+  with pytest.raises(ConfigError, match="samples_per_class must be at least 1"):
+    samplers.class_aware(UNSORTED, samples_per_class=samples_per_class)
+
+
+def test_a_cycle_asks_only_for_the_permutations_of_the_classes_that_are_there():
+  asked = []
+
+  def permutation(name, counter, size):
+    asked.append((name, counter, size))
+    return np.arange(size)
+
+  classes, within = samplers.class_aware(UNSORTED, samples_per_class=2).at(np.arange(20, 24), permutation)
+  assert (classes.tolist(), within.tolist()) == ([0, 0, 1, 1], [4, 5, 4, 5])  # the third round
+  assert asked == [("classes", 2, 5), ("class0", 0, 30), ("class1", 0, 5000)]
