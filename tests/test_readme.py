@@ -5,6 +5,9 @@ import pathlib
 import re
 import subprocess
 
+import jax
+import numpy as np
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -36,6 +39,21 @@ def test_ci_runs_the_commands_of_the_readme(tmp_path):
               for name in ("test", "main")}
   expected = [line.split(" || ")[0] for line in (*commands["test"], ".venv/bin/ruff check .", *commands["main"])]
   assert calls == expected
+
+
+def test_the_library_example_trains():
+  code = re.search(r"<!-- library -->\n```python\n(.*?)```", README, re.DOTALL)[1]
+  scope = {}
+  exec(compile(code, "README.md", "exec"), scope)  # noqa: S102 - our own README
+  rng = np.random.default_rng(0)
+  labels = rng.integers(0, 3, 64)
+  features = rng.standard_normal((64, 8)).astype(np.float32) + 3 * np.eye(3, 8, dtype=np.float32)[labels]
+  batch = features, labels, np.bincount(labels), jax.random.key(0)
+  weights = rng.standard_normal((8, 3)).astype(np.float32)
+  first, opt_state = scope["loss_fn"](weights, *batch), scope["tx"].init(weights)
+  for _ in range(20):
+    weights, opt_state = scope["step"](weights, opt_state, *batch)
+  assert scope["loss_fn"](weights, *batch) < first / 2
 
 
 def test_files_that_it_links_to_exist():
