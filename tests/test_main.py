@@ -90,7 +90,7 @@ SAYS = {
     "a number as a block": ["--config.representation.lr: expected a dict, got '0.1'", "--config.representation.lr.at="],
     "wrong type": ["--config.representation.epochs=1.5", "int()"],
     "out of range": ["dataset.imbalance: expected a number of at least 1, got 0.5"],
-    "not in the list": ["representation.loss.name: ", "did you mean 'focal'?", "there are cross_entropy, focal"],
+    "not in the list": ["representation.loss.name: ", "did you mean 'focal'?", "cross_entropy, focal, "],
     "misspelt config file": ["no file 'configs/ce_digit.py' (did you mean 'configs/ce_digits.py'?)"],
     "wrong argument of the config file": ["ce_digits.py:many: ", "built: line", "ValueError: ", "'many'"],
     "stray argument": ["unexpected argument 'now'"],
