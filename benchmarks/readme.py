@@ -1,26 +1,97 @@
 """Fills the generated blocks of README.md: python benchmarks/readme.py
 
-The table of methods comes from the docstrings of the configs, the digits' figures from benchmarks/results/digits.md. A
-test fails where the README is out of date.
+The table of methods comes from the configs, their docstrings and tests/golden, the digits' figures from
+benchmarks/results/digits.md. A test fails where the README is out of date.
 """
 
 import ast
+import csv
+import importlib.util
+import json
 import pathlib
 import re
+import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from ltjax import recipes  # noqa: E402
+from ltjax.errors import ConfigError  # noqa: E402
+
+COMMON = ("ResNetCIFAR", "Linear", "instance")  # parts of nearly every config
+# The golden file of a part where it is not called as the part is.
+GOLDEN = dict(
+    Cosine="cosine_classifier", DisAlign="disalign", LearnableScale="lws", NormalizedLinear="paper_normfc",
+    ResNetBBN="bbn_mix", TDE="tde", cben="paper_gcl_cben", class_balanced="samplers",
+    class_balanced_focal="cb_focal", cross_entropy="ce", effective_number="class_balanced_weights",
+    nearest_class_mean="ncm", reverse="samplers", tau_normalize="tau_norm")
+NOTE = """Published top-1 in % at imbalance 100 (two numbers are two papers'). golden: compared with numbers that
+released code or its equations give; equation: with the paper's. Arguments behind the imbalance give the ablations, as in
+`--config=configs/gcl_cifar10.py:100,cloud_size=cosine`; the first lines of a config list them with their numbers."""
+
+
+def configs() -> dict[str, list[pathlib.Path]]:
+  """{method: its config files}; a file is called <method>_<data set>.py."""
+  found = {}
+  for path in sorted((ROOT / "configs").glob("*.py")):
+    found.setdefault(path.stem.rsplit("_", 1)[0], []).append(path)
+  return found
+
+
+def description(path: pathlib.Path) -> str:
+  """The first line of a config's docstring without the data set: the method and the paper."""
+  line = ast.get_docstring(ast.parse(path.read_text())).splitlines()[0].rstrip(".")
+  return re.sub(r" on (CIFAR-\d+-LT|long-tailed digits)(, ResNet-32)?", "", line)
+
+
+def published() -> dict[str, dict[str, str]]:
+  """{data set: {config: numbers at imbalance 100}} of the CIFAR rows that are a config as it stands."""
+  found = {"cifar10": {}, "cifar100": {}}
+  for row in csv.DictReader((ROOT / "tests" / "golden" / "published_results.csv").read_text().splitlines()):
+    try:
+      path, _, argument = recipes.published(row).partition(":")
+    except ConfigError:
+      continue
+    if argument == "100":
+      numbers = found[row["dataset"]].setdefault(pathlib.Path(path).stem, [])
+      numbers.append(row["top1"])
+  return {dataset: {name: ", ".join(numbers) for name, numbers in rows.items()} for dataset, rows in found.items()}
+
+
+def parts(path: pathlib.Path) -> list[str]:
+  """The functions and modules that a config names, what every config has (instance sampling, ...) left out."""
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config()
+  stages = [config[name] for name in config.stages]
+  blocks = [stage[key] for key in ("adjust", "loss", "class_weights", "sampler", "head") for stage in stages]
+  names = [block["name"] for block in (config.backbone, config.head, *blocks, *config.posthoc) if block]
+  names += ["mixup"] if any(stage.mixup for stage in stages) else []
+  return list(dict.fromkeys(name for name in names if name not in COMMON))
+
+
+def checks(names: list[str]) -> str:
+  """What of `names` is tested against numbers of released code, what against the paper's equations alone."""
+  found = {"golden": [], "equation": []}
+  for name in names:
+    path = ROOT / "tests" / "golden" / f"{GOLDEN.get(name, name)}.json"
+    released = path.exists() and json.loads(path.read_text())["kind"] != "from the paper"
+    found["golden" if released else "equation"].append(name)
+  return "; ".join(f"{kind}: {', '.join(values)}" for kind, values in found.items() if values)
 
 
 def methods() -> str:
-  """One row a config: its file, the first line of its docstring, its published number."""
-  rows = ["| config | what | published top-1, % |", "| --- | --- | --- |"]
-  for path in sorted((ROOT / "configs").glob("*.py")):
-    text = ast.get_docstring(ast.parse(path.read_text()))
-    published = re.search(r"Published ([^;.]*(?:\.\d+[^;.]*)*)", text)
-    numbers = published[1].strip() if published else "-"
-    numbers += ")" if "(" in numbers and ")" not in numbers else ""
-    rows.append(f"| [{path.stem}](configs/{path.name}) | {text.splitlines()[0].rstrip('.')} | {numbers} |")
-  return "\n".join(rows)
+  """One row a method: what it is, its configs, its published numbers, what its parts are tested against."""
+  rows = ["| method | what, paper | configs | CIFAR-10-LT | CIFAR-100-LT | tested against |",
+          "| --- | --- | --- | --- | --- | --- |"]
+  numbers = published()
+  for method, paths in configs().items():
+    links = ", ".join(f"[{path.stem}](configs/{path.name})" for path in paths)
+    scores = [numbers[dataset].get(f"{method}_{dataset}", "-") for dataset in ("cifar10", "cifar100")]
+    rows.append(f"| {method} | {description(paths[0])} | {links} | {scores[0]} | {scores[1]} | "
+                f"{checks(parts(paths[0]))} |")
+  return "\n".join([*rows, "", NOTE])
 
 
 def digits() -> str:
