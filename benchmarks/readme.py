@@ -26,7 +26,7 @@ GOLDEN = dict(
     class_balanced_focal="cb_focal", cross_entropy="ce", effective_number="class_balanced_weights",
     nearest_class_mean="ncm", reverse="samplers", tau_normalize="tau_norm")
 NOTE = """Published top-1 in % at imbalance 100 (two numbers are two papers'). golden: compared with numbers that
-released code or its equations give; equation: with the paper's. Arguments behind the imbalance give the ablations, as in
+released code or its equations give; equation: with the paper's. Arguments behind the imbalance give ablations, as in
 `--config=configs/gcl_cifar10.py:100,cloud_size=cosine`; the first lines of a config list them with their numbers."""
 
 
