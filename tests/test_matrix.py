@@ -1,0 +1,175 @@
+"""Any with any: each adjustment, loss, sampler and head trains with all the others, or is refused by name.
+
+Every combination is checked as a config and its train step traced; a few, in which everything occurs, really run.
+"""
+
+import inspect
+import itertools
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from ltjax import build, losses, models, recipes, train
+from ltjax import config as configs
+from ltjax.data import samplers
+from ltjax.errors import ConfigError
+from ltjax.models import heads
+from ltjax.train import Interrupted
+from tests import tiny
+
+# What has no default.
+REQUIRED = dict(q=0.5, progress=dict(name="linear"), alpha=1.0, head=0.3, tail=0.1, beta=0.9, scale=16.0)
+
+
+def blocks(choices, given=()) -> dict[str, dict]:
+  """A block with a value for each hyper-parameter that needs one, for every function of `choices`."""
+  return {name: dict(name=name) | {
+      key: REQUIRED[key] for key, parameter in build._parameters(function).items()
+      if parameter.default is inspect.Parameter.empty and key not in given} for name, function in choices.items()}
+
+
+ADJUSTMENTS = {"none": None} | blocks(build.public(losses, build.ADJUSTMENTS), build.Objective.inputs)
+LOSSES = blocks(build.public(losses, build.LOSSES), build.Objective.inputs)
+SAMPLERS = blocks(build.public(samplers))
+HEADS = blocks(build.public(heads), ("num_classes",))
+HEADS |= {f"{name}.cosine": dict(HEADS[name], cosine=True) for name in ("DisAlign", "LearnableScale")}
+HEADS["NormalizedLinear.features"] = dict(HEADS["NormalizedLinear"], normalize_features=True)
+GIVE_COSINES = {"Cosine", "DisAlign.cosine", "LearnableScale.cosine"}
+TAKE_THE_NORM_OUT = GIVE_COSINES | {"TDE", "NormalizedLinear.features"}
+MIXUP = dict(without=0.0, mixed=1.0)
+
+
+def refusal(adjust: str, head: str) -> str | None:
+  """What is said of a combination that makes no sense."""
+  arguments = build._parameters(getattr(losses, adjust)) if adjust != "none" else ()
+  first = next(iter(inspect.signature(getattr(losses, adjust)).parameters)) if adjust != "none" else ""
+  name = head.split(".")[0]
+  if first == "cosines" and head not in GIVE_COSINES:
+    return f"classifier.adjust: {adjust} takes cosines, but the head '{name}' does not"
+  if "features" in arguments and head in TAKE_THE_NORM_OUT:
+    return f"classifier.adjust: {adjust} works on the norm of the features, which the head '{name}' takes out"
+  return None
+
+
+class Backbone(tiny.OneConv):
+  """`tiny.OneConv` with the fields that the build gives a backbone."""
+
+  dtype: Any = None
+
+
+@pytest.fixture(autouse=True)
+def tiny_backbone(monkeypatch):
+  monkeypatch.setattr(models, "ResNetCIFAR", Backbone)
+
+
+def config(adjust: str, loss: str, sampler: str, head: str, mixup: str, *, stages: int = 1):
+  """One stage, called classifier, or one of plain cross-entropy on mixed images before it."""
+  found = tiny.config("ce_digits", steps_per_call=1, log_every_steps=1)
+  found.backbone = ConfigDict(dict(name="ResNetCIFAR"))
+  common = dict(epochs=1, batch_size=128, lr=0.01, weight_decay=1e-4)
+  first = recipes.stage(**common, loss=dict(name="cross_entropy"), mixup=1.0)
+  last = recipes.stage(**common, adjust=ADJUSTMENTS[adjust], loss=LOSSES[loss], sampler=SAMPLERS[sampler],
+                       mixup=MIXUP[mixup], head=HEADS[head], train=(".*",) if stages == 1 else ("head/.*",))
+  with found.unlocked():
+    del found.representation
+    found.stages, found.classifier = ("classifier",), last
+    if stages == 2:
+      found.stages, found.representation = ("representation", "classifier"), first
+  return found
+
+
+@pytest.fixture(scope="module")
+def dataset():
+  return build.dataset(config("none", "cross_entropy", "instance", "Linear", "without"))()
+
+
+def traced(found, dataset) -> None:
+  """Traces a step of every stage."""
+  for name in found.stages:
+    stage = train.prepare(found, name, dataset)
+    after = jax.eval_shape(stage.train_steps[1], stage.like, stage.data, *stage.batches(0, 1))
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), stage.like)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_every_adjustment_on_every_head_trains_or_is_refused_by_name(head, dataset):
+  others = itertools.cycle(itertools.product(LOSSES, SAMPLERS, MIXUP, (1, 2)))
+  for adjust in ADJUSTMENTS:
+    loss, sampler, mixup, stages = next(itertools.islice(others, 7, None))
+    found = config(adjust, loss, sampler, head, mixup, stages=stages)
+    if message := refusal(adjust, head):
+      with pytest.raises(ConfigError) as info:
+        configs.check(found)
+      assert message in str(info.value) and "\n" not in str(info.value)
+    else:
+      configs.check(found)
+      traced(found, dataset)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_adjustment_with_every_loss_and_sampler(loss):
+  """The head decides only what an adjustment takes; the network is traced in the test above."""
+  for adjust, sampler in itertools.product(ADJUSTMENTS, SAMPLERS):
+    head = next(head for head in HEADS if not refusal(adjust, head))
+    found = config(adjust, loss, sampler, head, "mixed", stages=1)
+    configs._check_stage(found, "classifier")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_adjustment_with_every_loss_is_finite_and_has_a_finite_gradient(loss):
+  rng = np.random.default_rng(0)
+  cosines, labels = np.float32(rng.uniform(-1, 1, (6, 10))), np.array([0, 0, 3, 9, 5, 0])
+  counts, seen = np.float32(np.geomspace(500, 5, 10)), np.float32([3, 0, 0, 1, 0, 1, 0, 0, 0, 1])
+  features = np.float32(rng.normal(size=(6, 4)))
+  for adjust in ADJUSTMENTS:
+    block = config(adjust, loss, "instance", "Linear", "without").classifier
+    objective = build.Objective(block, "classifier")
+    scalars = objective.scalars(build.Clock(0, 5, 1), counts)
+
+    def value(logits, objective=objective, scalars=scalars):
+      return objective(logits, labels, features=features, key=jax.random.key(0), scalars=scalars,
+                       class_counts=counts, seen_counts=seen)
+
+    found, gradient = jax.jit(jax.value_and_grad(value))(cosines)
+    assert np.isfinite(found) and np.isfinite(gradient).all(), adjust
+    assert np.asarray(gradient).any(), adjust
+
+
+def covering() -> list[tuple]:
+  """Combinations in which everything occurs, as few as the longest list, each with a head that makes sense."""
+  found, heads_left = [], list(HEADS)
+  rows = max(map(len, (ADJUSTMENTS, LOSSES, SAMPLERS, HEADS)))
+  for row, (adjust, loss, sampler, mixup) in enumerate(zip(
+      *(itertools.islice(itertools.cycle(names), rows) for names in (ADJUSTMENTS, LOSSES, SAMPLERS, MIXUP)),
+      strict=True)):
+    good = [head for head in HEADS if not refusal(adjust, head)]
+    head = next((head for head in heads_left if head in good), good[0])
+    heads_left = [name for name in heads_left if name != head]
+    found.append((adjust, loss, sampler, head, mixup, 1 + row // 2 % 2))
+  return found + [("none", "cross_entropy", "class_aware", head, "mixed", 2) for head in heads_left]
+
+
+def test_the_covering_covers():
+  columns = list(zip(*covering(), strict=True))
+  for column, names in zip(columns, (ADJUSTMENTS, LOSSES, SAMPLERS, HEADS, MIXUP, (1, 2)), strict=True):
+    assert set(column) == set(names)
+  assert set(zip(columns[4], columns[5], strict=True)) == set(itertools.product(MIXUP, (1, 2)))
+
+
+@pytest.mark.parametrize(("adjust", "loss", "sampler", "head", "mixup", "stages"), covering())
+def test_it_runs(adjust, loss, sampler, head, mixup, stages, dataset, tmp_path):
+  found = config(adjust, loss, sampler, head, mixup, stages=stages)
+  configs.check(found)
+  for name, before in zip(found.stages, (None, *found.stages), strict=False):
+    calls = iter((False, True)) if name == "classifier" else itertools.repeat(False)
+    try:
+      train.run_stage(found, name, dataset, tmp_path, before=before, stop=lambda calls=calls: next(calls))
+    except Interrupted:
+      assert name == "classifier"
+  lines = tiny.log(tmp_path, "classifier")
+  assert [line["step"] for line in lines if "loss" in line] == [1, 2]
+  assert all(np.isfinite(line["loss"]) for line in lines)
