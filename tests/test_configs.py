@@ -84,7 +84,8 @@ def shrunk(name):
     config.dataset.dir, images = folder, 10000
   else:
     config.dataset, config.augment = digits.dataset, digits.augment
-  config.backbone = ConfigDict(dict(name="ResNetCIFAR", depth=8, widths=(4, 4, 8)))
+  backbone = config.backbone.name
+  config.backbone = ConfigDict(dict(name=backbone, depth=14 if backbone == "ResNetBBN" else 8, widths=(4, 4, 8)))
   config.log_every_steps, config.eval_every_epochs, config.checkpoint_every_epochs = 1, 1, 1
   for stage in config.stages:
     config[stage].epochs, config[stage].batch_size = 1, images // 3
