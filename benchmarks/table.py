@@ -1,4 +1,4 @@
-"""Finished runs as one table: python benchmarks/table.py WORKDIR [WORKDIR ...] [--title TEXT] [--note TEXT] [--out FILE]
+"""Finished runs as one table: python benchmarks/table.py WORKDIR ... [--title TEXT] [--note TEXT] [--out FILE]
 
 Every figure comes from the runs' results.json.
 """
