@@ -1,4 +1,4 @@
-"""Finished runs as one table: python benchmarks/table.py WORKDIR [WORKDIR ...] [--title TEXT] [--out FILE]
+"""Finished runs as one table: python benchmarks/table.py WORKDIR ... [--title TEXT] [--note TEXT] [--out FILE]
 
 Every figure comes from the runs' results.json.
 """
@@ -23,11 +23,12 @@ def rows(workdir: pathlib.Path) -> list[str]:
   return lines
 
 
-def table(workdirs: list[pathlib.Path], title: str) -> str:
+def table(workdirs: list[pathlib.Path], title: str, note: str = "") -> str:
   """The table, then each run's command and circumstances."""
   lines = [f"# {title}", "",
            "Test accuracy in % after the last epoch, on the balanced test set; seconds and images/s include evaluation",
            "and checkpoints. The best epoch is chosen on the test set and is not the result.", "",
+           *([note, ""] if note else []),
            "| run, stage | epochs x batch | overall | many | medium | few | best epoch | seconds | images/s |",
            "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
   for workdir in workdirs:
@@ -47,9 +48,10 @@ if __name__ == "__main__":
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("workdirs", nargs="+", type=pathlib.Path)
   parser.add_argument("--title", default="Runs")
+  parser.add_argument("--note", default="", help="a sentence about the circumstances")
   parser.add_argument("--out", type=pathlib.Path)
   options = parser.parse_args()
-  text = table(options.workdirs, options.title)
+  text = table(options.workdirs, options.title, options.note)
   if options.out:
     options.out.write_text(text)
   print(text)

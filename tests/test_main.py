@@ -23,7 +23,7 @@ CIFAR10_FILE, CIFAR100_FILE = 10000 * 3073, 50000 * 3074  # bytes
 def start(*arguments, **environment) -> subprocess.Popen:
   return subprocess.Popen(
       [sys.executable, "-m", "ltjax.main", *map(str, arguments)], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE, env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment)
+      stderr=subprocess.PIPE, env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONDONTWRITEBYTECODE": "1"} | environment)
 
 
 def finished(process: subprocess.Popen, timeout: float = 120) -> tuple[int, str, str]:
