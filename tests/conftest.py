@@ -10,3 +10,9 @@ def compiled_once(tmp_path_factory):
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
   compilation_cache.reset_cache()  # what was compiled while the tests were collected has fixed that there is none
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_jit_caches():
+  """Each file starts with empty jit caches: they are shared and bounded, and tests count the entries of theirs."""
+  jax.clear_caches()

@@ -92,7 +92,8 @@ def test_every_schedule_is_constant_inside_an_epoch(block):
 
 
 def test_that_list_of_schedules_is_complete():
-  assert sorted(build.public(schedules)) == ["constant", "cosine", "linear", "multi_step", "parabolic", "switch"]
+  assert sorted(build.public(schedules)) == [
+      "constant", "cosine", "linear", "multi_step", "parabolic", "rising_cosine", "sine", "switch"]
 
 
 def test_the_clock_counts_completed_epochs():
