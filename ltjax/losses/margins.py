@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Real
 
 from ltjax.errors import ConfigError, DataError
-from ltjax.losses.arguments import at_least_float32, class_indices, in_range, only_at_label, positive_counts
+from ltjax.losses.arguments import at_least_float32, class_indices, in_range, once, only_at_label, positive_counts
 
 __all__ = ["cosface", "gcl", "kps", "ldam"]
 
@@ -155,7 +155,7 @@ def kps(
   own = class_indices(labels, cosines)
   margins = only_at_label(label_margins(rarity, max_margin)[own], labels, cosines)
   scales = scale * (1 + adjust * (growth - 1))[own]
-  return scales[..., None] * (radii * cosines - margins)
+  return once(scales)[..., None] * (once(radii) * cosines - margins)
 
 
 def radii_and_rarity(counts: Float[Array, "c"], base: float | Float[Array, ""]) -> tuple[Float[Array, "c"], ...]:
@@ -245,4 +245,4 @@ def clouds(function: str, cosines, class_counts, key, noise, noise_scale, cloud_
   delta = delta / jnp.where(delta.max() > 0, delta.max(), 1.0)
   if noise is None:
     noise = jax.random.normal(key, cosines.shape, cosines.dtype) / 3
-  return noise_scale * delta * jnp.abs(jnp.clip(at_least_float32(noise), -1, 1))
+  return once(noise_scale * delta) * jnp.abs(jnp.clip(at_least_float32(noise), -1, 1))
