@@ -35,14 +35,11 @@ CASES = {
 # What the rows do that a cross entropy, one exponential an element, does not.
 MORE = dict(
     class_balanced_focal="two exponentials and a logarithm an element",
-    gcl="reads the noise, as large as the logits",
     gcl_angular="reads the noise; sine and cosine of the angle, sine of theta",
-    kps="two factors an element",
     kps_angular="arc cosine, cosine and their derivatives",
     prior_lade="two losses, each with a softmax of its own",
     seesaw="a second softmax, of the raw logits",
-    sigmoid_equalization="an exponential and a logarithm an element",
-    softmax_equalization="reads the mask")
+    sigmoid_equalization="an exponential and a logarithm an element")
 DRAWS = ("gcl", "gcl_angular", "softmax_equalization")  # with a key, besides with the noise or the mask given
 
 
