@@ -1,6 +1,6 @@
-"""Encoded images that are read one by one, wherever they lie. A `Dataset` of photographs holds them in place of arrays."""
+"""Encoded images, read one by one wherever they lie. A `Dataset` of photographs holds them in place of arrays."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from etils import epath
@@ -30,7 +30,13 @@ class Paths:
     return len(self._paths)
 
   def read(self, place: int) -> bytes:
+    """The bytes of image `place`."""
     return epath.Path(self.name(place)).read_bytes()
 
   def name(self, place: int) -> str:
+    """The full path of image `place`."""
     return f"{self._root}/{self._paths[place]}"
+
+  def take(self, places: Iterable[int]) -> "Paths":
+    """The images at `places`, in that order."""
+    return Paths(self._root, [self._paths[place] for place in places])
