@@ -24,7 +24,7 @@ class Paths:
 
   def __init__(self, root: str, paths: Sequence[str]):
     """`paths` are relative to `root`, with forward slashes."""
-    self._root, self._paths = root.rstrip("/") or "/", paths
+    self._root, self._paths = root.rstrip("/"), paths
 
   def __len__(self) -> int:
     return len(self._paths)

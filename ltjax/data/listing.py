@@ -13,7 +13,6 @@ import pathlib
 import posixpath
 import zipfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -41,10 +40,12 @@ def existing_folder(path: str, key: str) -> epath.Path:
   if not path:
     raise DataError(f"dataset.{key}: empty; say where the images are with --config.dataset.{key}=DIR")
   found = epath.Path(path).expanduser()
+  with _reached(found, key):
+    is_there = found.exists()
+  if not is_there:
+    raise DataError(f"dataset.{key}: no folder {path!r}; give the one that holds the images")
   if found.is_dir():
     return found
-  if not found.exists():
-    raise DataError(f"dataset.{key}: no folder {path!r}; give the one that holds the images")
   if found.suffix.lower() in _ARCHIVES:
     raise DataError(f"dataset.{key}: {path} is an archive; unpack it, and give the folder it was unpacked to")
   raise DataError(f"dataset.{key}: {path} is a file, expected a folder")
@@ -53,7 +54,9 @@ def existing_folder(path: str, key: str) -> epath.Path:
 def read_bytes(path: str | os.PathLike, key: str) -> bytes:
   """The bytes of a text file that `dataset.<key>` names, unpacked where it ends in .xz."""
   found = epath.Path(path).expanduser()
-  if not os.fspath(path) or not found.is_file():
+  with _reached(found, key):
+    is_there = os.fspath(path) and found.exists() and not found.is_dir()
+  if not is_there:
     raise DataError(f"dataset.{key}: {f'no file {str(path)!r}' if os.fspath(path) else 'empty'}; give a file with "
                     f"--config.dataset.{key}=FILE")
   data = found.read_bytes()
@@ -98,6 +101,18 @@ def class_names(path: str) -> tuple[str, ...]:
   if not names:
     raise DataError(f"{path}: empty, expected a class name a line")
   return names
+
+
+@contextlib.contextmanager
+def _reached(path: epath.Path, key: str) -> Iterator[None]:
+  """Turns what a remote file system raises, each its own errors, into one of ours."""
+  try:
+    yield
+  except Exception as error:
+    if _is_local(path):
+      raise
+    reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+    raise DataError(f"dataset.{key}: {path} cannot be reached ({reason[0][:300]})") from error
 
 
 # -- lists and tables -------------------------------------------------------------------------------------------------
@@ -161,21 +176,16 @@ def _listing(path: str, rows: list[tuple], kind) -> Listing:
 # -- class folders ----------------------------------------------------------------------------------------------------
 
 
-def subfolders(root: epath.Path) -> list[str]:
-  """Names of the folders in `root`, sorted, without hidden ones."""
-  _, folders, _ = next(_walk(root))
-  return sorted(name for name in folders if not name.startswith("."))
-
-
 def has_images(folder: epath.Path) -> bool:
   """Whether images lie in `folder` itself, not in folders below it."""
-  return any(_is_image(name) for name in next(_walk(folder))[2])
+  return any(_is_image(path.name) for path in folder.iterdir())
 
 
 def class_folders(root: epath.Path, key: str, cache: pathlib.Path | None = None) -> tuple[Listing, tuple[str, ...]]:
-  """Every image of a folder a class, at any depth below it, and the class names, both sorted.
+  """Every image of a folder a class, and the class names, both sorted.
 
-  Hidden files and files that are no images by their name are passed over.
+  Images may lie at any depth below their class, on gs:// right in its folder only. Hidden files and files that are no
+  images by their name are passed over.
 
   Args:
     root: the folder of the class folders.
@@ -187,72 +197,69 @@ def class_folders(root: epath.Path, key: str, cache: pathlib.Path | None = None)
     DataError: no class folder, or one without an image.
   """
   kept = None if cache is None else cache / f"folder-{hashlib.sha256(str(root).encode()).hexdigest()[:16]}.npz"
-  found = _load(kept, root) if kept else None
-  if found is None:
-    names = subfolders(root)
+  found = load_arrays(kept) if kept else None
+  if found is None or not np.array_equal(_times(root, found["folders"]), found["times"]):
+    found = _local_folders(root) if _is_local(root) else _remote_folders(root)
+    names = found["names"]
     if not names:
       raise DataError(f"dataset.{key}: no folder in {root}, expected one for each class")
-    with ThreadPoolExecutor(32) as pool:  # for gs://, where each folder is a request
-      classes = list(pool.map(lambda name: _class_folder(root, name), names))
-    if empty := [name for name, (paths, _) in zip(names, classes, strict=True) if not paths]:
+    if empty := [names[c] for c in np.setdiff1d(np.arange(len(names)), found["labels"])]:
       raise DataError(f"dataset.{key}: no image in the folder of class {', '.join(map(repr, empty[:5]))}"
                       f"{f' and {len(empty) - 5} more' if len(empty) > 5 else ''} of {root}; add images "
                       f"({', '.join(SUFFIXES)}) or take the folder away")
-    paths = [path for of_class, _ in classes for path in of_class]
-    labels = np.repeat(np.arange(len(names)), [len(of_class) for of_class, _ in classes])
-    folders = ["", *(folder for _, of_class in classes for folder in of_class)]
-    found = paths, labels, names, folders
     if kept:
-      _store(kept, root, *found)
-  paths, labels, names, _ = found
-  return Listing(paths, labels), tuple(names)
-
-
-def _walk(folder: epath.Path) -> Iterator[tuple[epath.Path, list[str], list[str]]]:
-  def fail(error: OSError):
-    raise error
-
-  return folder.walk(on_error=fail)
-
-
-def _is_image(name: str) -> bool:
-  return name.lower().endswith(SUFFIXES) and not name.startswith(".")
-
-
-def _class_folder(root: epath.Path, name: str) -> tuple[list[str], list[str]]:
-  """Paths of the images below root/name, and of the folders that were looked into."""
-  paths, folders = [], []
-  for folder, below, files in _walk(root / name):
-    relative = "/".join((name, *folder.parts[len((root / name).parts):]))
-    for other in below:
-      if _is_local(root) and os.path.islink(folder / other):
-        raise DataError(f"{folder / other}: a linked folder inside a class folder; only class folders themselves and "
-                        "images may be links")
-    folders.append(relative)
-    paths.extend(f"{relative}/{file}" for file in files if _is_image(file))
-  return sorted(paths), folders
+      store_arrays(kept, **found)
+  return Listing(found["paths"], found["labels"]), tuple(found["names"])
 
 
 def _is_local(path: epath.Path) -> bool:
   return "://" not in str(path)
 
 
+def _is_image(name: str) -> bool:
+  return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def _local_folders(root: epath.Path) -> dict:
+  def fail(error: OSError):
+    raise error
+
+  with os.scandir(root) as entries:
+    names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+  paths, counts, folders, top = [], [], [""], str(root)
+  for name in names:
+    of_class = []
+    for folder, below, files in os.walk(os.path.join(top, name), onerror=fail):
+      for other in below:
+        if os.path.islink(os.path.join(folder, other)):
+          raise DataError(f"{folder}/{other}: a linked folder inside a class folder; only class folders themselves and "
+                          "images may be links")
+      relative = os.path.relpath(folder, top).replace(os.sep, "/")
+      folders.append(relative)
+      of_class.extend(f"{relative}/{file}" for file in files if _is_image(file))
+    paths.extend(sorted(of_class))
+    counts.append(len(of_class))
+  return dict(paths=paths, labels=np.repeat(np.arange(len(names)), counts), names=names, folders=folders,
+              times=_times(root, folders))
+
+
+def _remote_folders(root: epath.Path) -> dict:
+  """One listing of everything: on gs:// each question about a single folder is a request."""
+  paths = sorted("/".join(path.parts[-2:]) for path in root.glob("*/*") if _is_image(path.name))
+  parents = np.array([path.partition("/")[0] for path in paths])
+  names, labels = np.unique(parents, return_inverse=True)
+  return dict(paths=paths, labels=labels, names=names.tolist(), folders=[""], times=_times(root, [""]))
+
+
 def _times(root: epath.Path, folders: Sequence[str]) -> np.ndarray:
-  """When each folder changed, in ns; 0 on gs://."""
-  return np.array([os.stat(root / folder).st_mtime_ns if _is_local(root) else 0 for folder in folders], np.int64)
+  """When each folder changed, in ns; -1 for one that has gone, 0 on gs://."""
+  def time(folder: str) -> int:
+    try:
+      return os.stat(os.path.join(root, folder)).st_mtime_ns if _is_local(root) else 0
+    except FileNotFoundError:
+      return -1
 
-
-def _load(path: pathlib.Path, root: epath.Path) -> tuple | None:
-  found = load_arrays(path)
-  try:
-    fresh = found is not None and np.array_equal(_times(root, found["folders"]), found["times"])
-  except OSError:  # a folder has gone
-    return None
-  return (found["paths"], found["labels"], found["names"], found["folders"]) if fresh else None
-
-
-def _store(path: pathlib.Path, root: epath.Path, paths, labels, names, folders) -> None:
-  store_arrays(path, paths=paths, labels=labels, names=names, folders=folders, times=_times(root, folders))
+  return np.array([time(folder) for folder in folders], np.int64)
 
 
 # -- the cache --------------------------------------------------------------------------------------------------------
@@ -278,7 +285,7 @@ def store_arrays(path: pathlib.Path, **content: np.ndarray | Sequence[str]) -> N
 def load_arrays(path: pathlib.Path) -> dict | None:
   """What `store_arrays` kept, or None where that is not there or not whole."""
   try:
-    with np.load(path, allow_pickle=False) as file:
+    with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
       return {key: value if value.dtype != np.uint8 else
               value.tobytes().decode("utf-8", "surrogateescape").split("\0") for key, value in file.items()}
   except (OSError, ValueError, EOFError, zipfile.BadZipFile):

@@ -53,13 +53,13 @@ def folder(*, root: str, test_root: str = "", val_fraction: float = 0.2, holdout
     DataError: no folder, an archive in its place, a class without an image, a class that only the test set has.
   """
   top = listing.existing_folder(root, "root")
-  below = listing.subfolders(top)
-  # A class called "train" holds images; the training set holds folders.
-  is_split = "train" in below and bool(listing.subfolders(top / "train")) and not listing.has_images(top / "train")
-  found = [name for name in ("test", "val", "validation", "valid") if is_split and name in below]
-  train, names = listing.class_folders(top / "train" if is_split else top, "root", cache)
-  test_top = listing.existing_folder(test_root, "test_root") if test_root else top / found[0] if found else None
-  held_out_top = top / found[1] if found[:1] == ["test"] and len(found) > 1 and not holdout else None
+  # A class called "train" holds images, the training set holds folders.
+  is_split = (top / "train").is_dir() and not listing.has_images(top / "train")
+  train_top = top / "train" if is_split else top
+  found = [top / name for name in ("test", "val", "validation", "valid") if is_split and (top / name).is_dir()]
+  test_top = listing.existing_folder(test_root, "test_root") if test_root else found[0] if found else None
+  held_out_top = found[1] if len(found) > 1 and found[0].name == "test" and not holdout else None
+  train, names = listing.class_folders(train_top, "root", cache)
 
   def read(place: epath.Path | None, key: str) -> _Images | None:
     if place is None:
@@ -68,7 +68,7 @@ def folder(*, root: str, test_root: str = "", val_fraction: float = 0.2, holdout
     labels = _as_labels(their_names, names, str(place))
     return _Images(Paths(str(place), images.paths), labels[images.labels])
 
-  images = _Images(Paths(str(top / "train" if is_split else top), train.paths), train.labels)
+  images = _Images(Paths(str(train_top), train.paths), train.labels)
   return _dataset(images, read(test_top, "test_root" if test_root else "root"), read(held_out_top, "root"), names,
                   holdout, subset_seed, val_fraction)
 
@@ -88,7 +88,7 @@ def csv(*, root: str, train_csv: str, test_csv: str = "", val_fraction: float = 
   test = listing.table(test_csv, "test_csv") if test_csv else None
   _check_apart(train, train_csv, test, test_csv)
   names = tuple(sorted(set(train.labels.tolist())))
-  images, tests = (part and _Images(Paths(str(top), part.paths), _as_labels(part.labels, names, path))
+  images, tests = (part and _Images(Paths(str(top), part.paths), _as_labels(part.labels.tolist(), names, path))
                    for part, path in ((train, train_csv), (test, test_csv)))
   return _dataset(images, tests, None, names, holdout, subset_seed, val_fraction)
 
