@@ -45,9 +45,12 @@ class Records:
   def read(self, place: int) -> bytes:
     """The bytes of image `place`."""
     try:
-      return self._source[int(self._places[place])]["image"]
-    except (RuntimeError, ValueError) as error:  # what array_record raises for a damaged or missing file
+      data = self._source[int(self._places[place])]["image"]
+    except Exception as error:  # array_record and protobuf have errors of many kinds for damaged files
       raise OSError(f"{self.name(place)} cannot be read ({str(error)[:200]})") from error
+    if not data:  # what a file that is cut off gives
+      raise OSError(f"{self.name(place)} holds no image; the file may be cut off")
+    return data
 
   def name(self, place: int) -> str:
     """The folder, the split and the record of image `place`."""
@@ -115,7 +118,7 @@ def open_split(dataset: str, split: str, data_dir: str = "", cache: pathlib.Path
   kept = None if cache is None else cache / f"tfds-{identity[:16]}.npz"
   found = load_arrays(kept) if kept else None
   if found is None:
-    labels, names = _collect(source, feature, f"labels of {dataset} {split}")
+    labels, names = _collect(source, feature, f"{folder} {split}")
     found = dict(labels=labels, names=[key(name) for name in names] if feature else [])
     if kept:
       store_arrays(kept, **found)
@@ -128,7 +131,12 @@ def _collect(source, feature: str | None, title: str) -> tuple[np.ndarray, list[
   labels, names = [], []
   with tqdm(total=len(source), desc=title, unit="image", disable=None) as bar:
     for start in range(0, len(source), _CHUNK):
-      rows = source.__getitems__(range(start, min(start + _CHUNK, len(source))))
+      try:
+        rows = source.__getitems__(range(start, min(start + _CHUNK, len(source))))
+      except Exception as error:  # as in Records.read
+        raise DataError(f"{title}: records from {start:,} on cannot be read ({str(error)[:200]})") from error
+      if empty := [place for place, row in enumerate(rows, start) if not row["image"]]:
+        raise DataError(f"{title}: record {empty[0]:,} holds no image; the file may be cut off")
       labels.extend(row["label"] for row in rows)
       names.extend(row[feature].decode() for row in rows if feature)
       bar.update(len(rows))
@@ -154,8 +162,8 @@ def select(listing: Listing, splits: Sequence[Split], dataset: str, where: str) 
       break
   missing = [line for line, key in enumerate(keys, 1) if key not in place]
   if missing:
-    raise DataError(f"{where}:{missing[0]}: {listing.paths[missing[0] - 1]!r} is not in TFDS's {dataset}"
-                    f"{f', nor are {len(missing) - 1} more' if len(missing) > 1 else ''}")
+    raise DataError(f"{where}:{missing[0]}: {listing.paths[missing[0] - 1]!r} is not in TFDS's {dataset} "
+                    f"({len(missing):,} such lines)")
   return split.files.take([place[key] for key in keys])
 
 
