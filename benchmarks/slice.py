@@ -77,7 +77,7 @@ def run(name: str, args) -> tuple[str, bool]:
   """The rows of a config, one a stage, and whether all of them are as they should be."""
   dataset, began = build.dataset, time.perf_counter()
   config, data = shrunk(name, args, dataset)
-  with tempfile.TemporaryDirectory() as folder, mock.patch.object(build, "dataset", lambda config: lambda: data):
+  with tempfile.TemporaryDirectory() as folder, mock.patch.object(build, "dataset", lambda config: lambda cache: data):
     try:
       main.run(config, pathlib.Path(folder) / "run")
     except LtjaxError as error:

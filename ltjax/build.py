@@ -199,7 +199,9 @@ def schedule(block, where: str) -> Callable[[Clock], float]:
 
 def dataset(config) -> Callable[..., sources.Dataset]:
   """The config's data set, checked; call the result to read it, with a folder to keep listings in or without."""
-  block = {key: value for key, value in config.dataset.items() if key != "pipeline"}  # how it is read, not what it is
+  block = config.dataset
+  if isinstance(block, Mapping | ConfigDict):
+    block = {key: value for key, value in block.items() if key != "pipeline"}  # how it is read, not what it is
   call = bind(block, public(sources) | public(photos), "dataset", given=("cache",), may_change=False)
 
   def read(cache: pathlib.Path | None = None) -> sources.Dataset:

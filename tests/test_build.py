@@ -104,12 +104,12 @@ def test_numbers_in_limits(limits, inside, outside):
 
 def test_every_hyper_parameter_has_a_type_that_can_be_checked():
   functions = {**build.public(losses), **build.public(samplers), **build.public(schedules)}
-  for module in (build.sources, build.heads, build.models):
+  for module in (build.sources, build.photos, build.heads, build.models):
     functions |= build.public(module)
   del functions["Classifier"]
   unchecked = {
       f"{name}.{key}" for name, function in functions.items() for key, parameter in build._parameters(function).items()
-      if build._kind(parameter) is object and key not in (*build.Objective.inputs, "dtype")}
+      if build._kind(parameter) is object and key not in (*build.Objective.inputs, "dtype", "cache")}
   assert not unchecked
   kinds = {key: build._kind(parameter) for key, parameter in build._parameters(functions["ResNetCIFAR"]).items()}
   assert kinds["depth"] is int and kinds["widths"] is tuple
@@ -130,6 +130,6 @@ def test_a_hyper_parameter_may_be_a_tuple_of_names_or_none():
 
 
 def test_functions_take_no_argument_that_could_hide_a_misspelt_one():
-  for module in (losses, samplers, schedules, build.sources):
+  for module in (losses, samplers, schedules, build.sources, build.photos):
     for function in build.public(module).values():
       assert not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())

@@ -10,6 +10,7 @@ import io
 import lzma
 import os
 import pathlib
+import platform
 import posixpath
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -151,8 +152,11 @@ def table(path: str, key: str) -> Listing:
         raise DataError(f"{path}:{number}: blank line, expected '<path>,<class name>'; take it out")
       if len(row) != 2 or not all(cell.strip() for cell in row):
         raise DataError(f"{path}:{number}: expected two columns, path and class name, got {','.join(row)[:100]!r}")
-      if rows or number > 1 or row[0].strip().lower().endswith(SUFFIXES):
-        rows.append((number, row[0].strip(), row[1].strip()))
+      name, label = row[0].strip(), row[1].strip()
+      if name.lower().endswith(SUFFIXES):
+        rows.append((number, name, label))
+      elif number > 1:
+        raise DataError(f"{path}:{number}: {name[:100]!r} is no image by its name ({', '.join(SUFFIXES)})")
   except csv.Error as error:
     raise DataError(f"{path}:{reader.line_num}: not a line of a CSV ({error})") from error
   return _listing(path, rows, None)
@@ -196,7 +200,8 @@ def class_folders(root: epath.Path, key: str, cache: pathlib.Path | None = None)
   Raises:
     DataError: no class folder, or one without an image.
   """
-  kept = None if cache is None else cache / f"folder-{hashlib.sha256(str(root).encode()).hexdigest()[:16]}.npz"
+  whole = os.path.abspath(root) if _is_local(root) else str(root)
+  kept = None if cache is None else cache / f"folder-{hashlib.sha256(os.fsencode(whole)).hexdigest()[:16]}.npz"
   found = load_arrays(kept) if kept else None
   if found is None or not np.array_equal(_times(root, found["folders"]), found["times"]):
     found = _local_folders(root) if _is_local(root) else _remote_folders(root)
@@ -271,7 +276,7 @@ def store_arrays(path: pathlib.Path, **content: np.ndarray | Sequence[str]) -> N
   arrays = {key: value if isinstance(value, np.ndarray) else
             np.frombuffer("\0".join(value).encode("utf-8", "surrogateescape"), np.uint8)
             for key, value in content.items()}
-  partial = path.with_name(f"{path.name}.{os.uname().nodename}.{os.getpid()}")  # all processes of a run write it
+  partial = path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}")  # all processes of a run write it
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(partial, "wb") as file:

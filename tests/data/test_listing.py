@@ -112,7 +112,7 @@ def test_a_table_gives_paths_and_names_with_or_without_a_heading(tmp_path):
   ("", "2: blank line"), (",", "2: blank line"), ("b.jpg", "2: expected two columns"),
   ("b.jpg,cat,3", "2: expected two columns"), ("b.jpg,", "2: expected two columns"),
   ('b.jpg,"cat', "[23]: not a line of a CSV"), ("a.jpg,dog", "2: .* in line 1 already"),
-  ("../b.jpg,cat", "2: .* is outside the root")])
+  ("../b.jpg,cat", "2: .* is outside the root"), ("b.tif,cat", r"2: 'b\.tif' is no image by its name \(\.bmp")])
 def test_a_bad_row_is_named_by_its_number(tmp_path, bad, message):
   with pytest.raises(DataError, match=rf"table\.csv:{message}"):
     listing.table(write_lines(tmp_path / "table.csv", "a.jpg,cat", bad), "train_csv")
