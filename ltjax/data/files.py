@@ -1,7 +1,7 @@
 """Encoded images, read one by one wherever they lie. A `Dataset` of photographs holds them in place of arrays."""
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from etils import epath
 
@@ -31,7 +31,14 @@ class Paths:
 
   def read(self, place: int) -> bytes:
     """The bytes of image `place`."""
-    return epath.Path(self.name(place)).read_bytes()
+    with self.open(place) as file:
+      return file.read()
+
+  def open(self, place: int) -> BinaryIO:
+    """Image `place` as a file, for who needs only a part of it."""
+    name = self.name(place)
+    # Through epath, a local file of 40 KB that is in memory takes twice as long (32 us).
+    return epath.Path(name).open("rb") if "://" in name else open(name, "rb", buffering=0)
 
   def name(self, place: int) -> str:
     """The full path of image `place`."""

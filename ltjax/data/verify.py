@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import numpy as np
 from absl import app, flags
-from etils import epath
 from ml_collections import config_flags
 from PIL import Image
 from tqdm import tqdm
@@ -73,8 +72,7 @@ def _read(images: Files, place: int, whole: bool) -> tuple[int, bytes]:
   if whole:
     data = images.read(place)
     return len(data), data
-  name = images.name(place)
-  with (epath.Path(name).open("rb") if "://" in name else open(name, "rb", buffering=0)) as file:
+  with images.open(place) as file:
     head = file.read(_HEAD)
     return len(head) if len(head) < _HEAD else file.seek(0, os.SEEK_END) or file.tell(), head
 

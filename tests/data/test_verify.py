@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from ltjax.data import verify
+from ltjax.data import files, verify
 from ltjax.data.official import OFFICIAL, Official, SplitList, is_official
 from tests.photographs import jpeg, write_lines, write_tree
 
@@ -86,7 +86,7 @@ def test_a_file_that_may_not_be_read_is_named(tree, tmp_path, monkeypatch):
       raise PermissionError(13, "Permission denied", name)
     return real(name, *args, **kwargs)
 
-  monkeypatch.setattr(verify, "open", refused, raising=False)
+  monkeypatch.setattr(files, "open", refused, raising=False)
   assert faults(tree, tmp_path) == [f"{path}: Permission denied"]
 
 
