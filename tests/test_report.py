@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -100,6 +101,18 @@ def test_the_pictures_show_something(finished):
 
 def results_with(groups, **accuracies):
   return dict(groups=groups, stages={name: dict(test=test) for name, test in accuracies.items()})
+
+
+def test_a_data_set_that_is_long_tailed_by_itself_has_the_imbalance_of_its_counts(finished, tmp_path):
+  config, dataset, workdir, results = finished
+  config = config.copy_and_resolve_references()
+  with config.unlocked():
+    del config.dataset["imbalance"]
+  confusions = {name: np.eye(10, dtype=int) for name in config.stages}
+  counts = dataset.class_counts
+  shutil.copytree(workdir, tmp_path / "run")
+  again = report.write(config, dataset, tmp_path / "run", confusions, results["parameters"])
+  assert again["data"]["imbalance"] == counts.max() / counts.min() != results["data"]["imbalance"]
 
 
 def test_the_table_has_a_dash_for_a_group_without_classes():

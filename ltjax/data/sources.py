@@ -1,4 +1,4 @@
-"""Where images come from. Every source is a function of its config block that returns a `Dataset` held in memory."""
+"""Where images come from: functions of a config block that return a `Dataset`. Here those that are held in memory."""
 
 import hashlib
 import pathlib
@@ -19,9 +19,10 @@ _CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog"
 class Dataset(NamedTuple):
   """A long-tailed training set and its balanced test set.
 
-  `train`, `test` and `held_out` are (images uint8 [n h w c], labels int64 [n]); `selected` are the training images'
-  indices in the balanced set they were taken from; `mean` and `std` are per channel, for images in [0, 1]. `held_out`
-  are images of the long-tailed set that are not trained on, so that something can be chosen on them; None without any.
+  `train`, `test` and `held_out` are (images, labels int64 [n]); images are uint8 [n h w c], or `files.Files` that hold
+  n of them encoded. `selected` are the training images' indices in the set they were taken from, the balanced one or a
+  whole list; `mean` and `std` are per channel, for images in [0, 1]. `held_out` are images that are not trained on, so
+  that something can be chosen on them; None without any.
   """
 
   train: tuple[np.ndarray, np.ndarray]
