@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from ltjax.data import photos, records
+from ltjax.data import photos, records, verify
+from ltjax.data.official import OFFICIAL
 from ltjax.errors import ConfigError, DataError
 from tests.photographs import jpeg, write_lines
 
@@ -101,6 +103,37 @@ def test_lists_select_by_the_names_that_tfds_keeps(imagenet, lists):
     assert [part[0].read(place) for place in range(len(places))] == [jpeg(first + k) for k in places]
     assert part[1].tolist() == [k % 3 for k in places]
   assert dataset.class_names == WNIDS and dataset.selected.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_imagenet_lt_without_a_root_comes_from_tfds(imagenet, lists, tmp_path, monkeypatch):
+  known = OFFICIAL["imagenet_lt"]
+  monkeypatch.setitem(OFFICIAL, "imagenet_lt", known._replace(classes=3))
+  for role, official in known.lists.items():
+    path = lists[dict(train="train_list", held_out="val_list", test="test_list")[role]]
+    Path(path).rename(tmp_path / f"{official.name}.txt")
+  dataset = photos.imagenet_lt(lists=str(tmp_path), tfds_dir=imagenet)
+  assert [dataset.train[0].read(place) for place in range(5)] == [jpeg(k) for k in (5, 0, 1, 3, 6)]
+  assert dataset.held_out[0].read(0) == jpeg(7) and dataset.test[0].read(0) == jpeg(104)
+  with open(tmp_path / "ImageNet_LT_test.txt", "a") as file:
+    file.write("x 3\n")
+  with pytest.raises(DataError, match=r"ImageNet_LT_test\.txt:3: label 3 is out of range"):
+    photos.imagenet_lt(lists=str(tmp_path), tfds_dir="/nowhere")  # before TFDS is opened
+
+
+@pytest.mark.parametrize("decode", [False, True])
+def test_verify_reads_records_too(tmp_path, decode):
+  rows = imagenet_rows()
+  rows["train"][3] = (*rows["train"][3][:2], b"<html>")
+  rows["validation"][2] = (*rows["validation"][2][:2], rows["train"][0][2])
+  data_dir = prepare(tmp_path, "imagenet2012", "5.1.0", "file_name", rows)
+  block = ConfigDict(dict(dataset=dict(name="tfds", builder="imagenet2012", tfds_dir=data_dir)))
+  wrong = verify.verify(block, tmp_path / "out", decode)
+  if decode:
+    page, same = wrong
+    assert "5.1.0 train record" in page and "no image: it starts with b'<html>'" in page
+    assert "the test set has the same image as the training set" in same
+  else:
+    assert wrong == []
 
 
 def test_what_a_list_has_and_tfds_has_not_is_named(imagenet, lists):
