@@ -210,11 +210,6 @@ def dataset(config) -> Callable[[], sources.Dataset]:
   return read
 
 
-def head_block(config, stage: str):
-  """The head of `stage`: its own, or else the config's."""
-  return config.head if config[stage].head is None else config[stage].head
-
-
 def backbone(config) -> Call:
   """The config's backbone, checked but not yet made."""
   backbones = {name: value for name, value in public(models).items() if name != "Classifier"}
@@ -223,8 +218,8 @@ def backbone(config) -> Call:
 
 def head(config, stage: str) -> tuple[Call, str]:
   """The head of `stage`, its own or else the config's, checked but not yet made; and its place in the config."""
-  where = "head" if config[stage].head is None else f"{stage}.head"
-  return bind(head_block(config, stage), public(heads), where, given=("num_classes",), may_change=False), where
+  block, where = (config.head, "head") if config[stage].head is None else (config[stage].head, f"{stage}.head")
+  return bind(block, public(heads), where, given=("num_classes",), may_change=False), where
 
 
 def model(config, num_classes: int, stage: str) -> models.Classifier:
