@@ -218,6 +218,9 @@ def _check_combination(config: ConfigDict, name: str, objective: build.Objective
   if adjust and "cosines" in adjust.arguments and not gives_cosines:
     raise ConfigError(f"{name}.adjust: {adjust.function.__name__} takes cosines, but the head {head_name!r} does not "
                       "give them; write head=dict(name='Cosine')")
+  if adjust and adjust.function.__module__.endswith(".angular") and head_name != "Cosine":
+    raise ConfigError(f"{name}.adjust: {adjust.function.__name__} works on the angle and needs cosines in [-1, 1], "
+                      f"which the head {head_name!r} scales beyond; write head=dict(name='Cosine')")
   if adjust and "features" in adjust.arguments and takes_norm_out:
     raise ConfigError(f"{name}.adjust: {adjust.function.__name__} works on the norm of the features, which the head "
                       f"{head_name!r} takes out; write head=dict(name='Linear')")

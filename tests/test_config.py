@@ -223,6 +223,18 @@ def test_one_clear_error(path, value, parts):
     assert part in message
 
 
+@pytest.mark.parametrize("adjust", ["arcface", "gcl_angular", "kps_angular"])
+@pytest.mark.parametrize("head", ["DisAlign", "LearnableScale"])
+def test_margins_on_the_angle_need_cosines_that_no_head_scales(adjust, head):
+  config = changed("classifier.adjust", dict(name=adjust))
+  configs.check(config)
+  config.classifier.head = dict(name=head, cosine=True)
+  assert f"classifier.adjust: {adjust} works on the angle and needs cosines in [-1, 1], which the head '{head}' scales " \
+      "beyond; write head=dict(name='Cosine')" in rejected(config)
+  config.classifier.adjust.name = "cosface"
+  configs.check(config)
+
+
 def test_what_is_not_a_config_at_all():
   for wrong in (None, 3, {}, "configs/gcl_digits.py"):
     assert "expected a ConfigDict" in rejected(wrong)
