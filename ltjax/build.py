@@ -28,6 +28,7 @@ from ltjax.schedules import Clock
 ADJUSTMENTS = (".adjustment", ".angular", ".margins")
 LOSSES = (".cross_entropy", ".disentangling", ".sigmoid", ".smoothing")
 WEIGHTS = (".weights",)
+REDUCTIONS = (".reduce",)
 PRECISIONS = {"float32": jnp.float32, "bf16": jnp.bfloat16}
 BRANCHED = (models.ResNetBBN,)  # the backbones that take a batch for each of two branches
 BATCH_NORM_MODES = ("train", "eval", "shift")
@@ -282,6 +283,7 @@ class Objective:
     self.weights = None
     if stage.class_weights is not None:
       self.weights = bind(stage.class_weights, public(losses, WEIGHTS), f"{where}.class_weights")
+    self.reduce = stage.reduce
     self.lr = schedule(stage.lr, f"{where}.lr")
     self.branches = branches(stage.branches, f"{where}.branches")
     self._weights = None
@@ -310,9 +312,10 @@ class Objective:
     if self.adjust:
       logits = _apply(self.adjust, logits, offered, scalars["adjust"])
     values = _apply(self.loss, logits, offered, scalars["loss"])
-    if self.weights:
-      return losses.weighted_mean(values, scalars["class_weights"][labels])
-    return losses.mean(values)
+    if not self.weights:
+      return losses.mean(values)
+    weights = scalars["class_weights"][labels]
+    return losses.weighted_mean(values, weights) if self.reduce == "weighted_mean" else losses.mean(weights * values)
 
 
 def _apply(call: Call, logits, offered: Mapping, scheduled: Mapping):

@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
-from ltjax import build, evaluate, recipes, train
+from ltjax import build, evaluate, losses, recipes, train
 from ltjax.errors import ConfigError, LtjaxError, WorkdirError, nearest
 from ltjax.schedules import Clock
 
@@ -28,6 +28,7 @@ RUN_NUMBERS = dict(seed=(int, "[0, 4294967295]"), steps_per_call=(int, "[0, inf)
                    eval_batch_size=(int, "[1, inf)"))
 STAGE_NUMBERS = dict(epochs=(int, "[1, inf)"), batch_size=(int, "[1, inf)"), weight_decay=(float, "[0, inf)"),
                      mixup=(float, "[0, inf)"), momentum=(float, "[0, 1)"))
+REDUCTIONS = tuple(build.public(losses, build.REDUCTIONS))
 PARTIAL = "config.tmp"
 
 
@@ -199,6 +200,9 @@ def _check_stage(config: ConfigDict, name: str) -> None:
   if block.batch_norm not in build.BATCH_NORM_MODES:
     raise ConfigError(f"{name}.batch_norm: expected one of {', '.join(build.BATCH_NORM_MODES)}, "
                       f"got {build.show(block.batch_norm)}")
+  if block.reduce not in REDUCTIONS:
+    raise ConfigError(f"{name}.reduce: expected one of {', '.join(REDUCTIONS)}, got {build.show(block.reduce)}"
+                      f"{nearest(str(block.reduce), REDUCTIONS)}")
   _check_patterns(block, name)
   objective = build.Objective(block, name)
   _check_combination(config, name, objective)
@@ -233,7 +237,7 @@ def _check_combination(config: ConfigDict, name: str, objective: build.Objective
 
 
 def _check_patterns(block: ConfigDict, name: str) -> None:
-  for key in ("train", "reset", "lr_factors"):
+  for key in ("train", "reset", "lr_factors", "no_decay"):
     if not isinstance(block[key], tuple | list):
       raise ConfigError(f"{name}.{key}: expected a tuple, got {build.show(block[key])}")
     for entry in block[key]:

@@ -38,6 +38,7 @@ HEADS = blocks(build.public(heads), ("num_classes",))
 HEADS |= {f"{name}.cosine": dict(HEADS[name], cosine=True) for name in ("DisAlign", "LearnableScale")}
 HEADS["NormalizedLinear.features"] = dict(HEADS["NormalizedLinear"], normalize_features=True)
 GIVE_COSINES = {"Cosine", "DisAlign.cosine", "LearnableScale.cosine"}
+ON_THE_ANGLE = {"arcface", "gcl_angular", "kps_angular"}  # only of cosines that no scale follows
 TAKE_THE_NORM_OUT = GIVE_COSINES | {"TDE", "NormalizedLinear.features"}
 MIXUP = dict(without=0.0, mixed=1.0)
 
@@ -49,6 +50,9 @@ def refusal(adjust: str, head: str) -> str | None:
   name = head.split(".")[0]
   if first == "cosines" and head not in GIVE_COSINES:
     return f"classifier.adjust: {adjust} takes cosines, but the head '{name}' does not"
+  if adjust in ON_THE_ANGLE and head != "Cosine":
+    return (f"classifier.adjust: {adjust} works on the angle and needs cosines in [-1, 1], which the head '{name}' "
+            "scales beyond; write head=dict(name='Cosine')")
   if "features" in arguments and head in TAKE_THE_NORM_OUT:
     return f"classifier.adjust: {adjust} works on the norm of the features, which the head '{name}' takes out"
   return None
