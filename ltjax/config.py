@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
-from ltjax import build, evaluate, losses, recipes, train
+from ltjax import build, losses, recipes, selection, train
 from ltjax.errors import ConfigError, LtjaxError, WorkdirError, nearest
 from ltjax.schedules import Clock
 
@@ -121,7 +121,7 @@ def check(config: ConfigDict) -> None:
   for name in stages:
     # What a stage trains and resets is in the model; 32 x 32 is only for the shapes.
     train.state_makers(config, name, 2, (1, 32, 32, 3))
-  evaluate.posthoc_blocks(config)
+  selection.blocks(config)
 
 
 def _check_literals(config: ConfigDict) -> None:
