@@ -5,7 +5,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Real
 
 from ltjax.errors import ConfigError
-from ltjax.losses.arguments import at_least_float32, class_indices, in_range, is_label, positive_counts, seen_or_one
+from ltjax.losses.arguments import (
+  at_least_float32,
+  class_indices,
+  in_range,
+  is_label,
+  once,
+  positive_counts,
+  seen_or_one,
+)
 from ltjax.losses.cross_entropy import at_label, log_normalizer
 
 __all__ = ["fbl", "logit_adjustment", "seesaw", "softmax_equalization"]
@@ -50,7 +58,7 @@ def logit_adjustment(
   """
   del labels
   logits = at_least_float32(logits)
-  return logits + log_prior(positive_counts(class_counts, logits), tau, epsilon)
+  return logits + once(log_prior(positive_counts(class_counts, logits), tau, epsilon))
 
 
 def log_prior(counts: Float[Array, "c"], tau: float | Float[Array, ""], epsilon: float) -> Float[Array, "c"]:
@@ -105,7 +113,7 @@ def fbl(
   if normalize:
     stimulus = stimulus / jnp.where(stimulus.max() > 0, stimulus.max(), 1.0)
   norm = jnp.sqrt(jnp.sum(at_least_float32(features) ** 2, axis=-1, keepdims=True) + 1e-24)
-  return logits - alpha / norm * stimulus
+  return logits - once(alpha / norm) * once(stimulus)
 
 
 def softmax_equalization(
@@ -155,8 +163,9 @@ def softmax_equalization(
   counts = positive_counts(class_counts, logits)
   if mask is None:
     mask = jax.random.bernoulli(key, keep, logits.shape)
-  rare = counts / counts.sum() < threshold
-  return jnp.where(mask.astype(bool) & rare & ~is_label(labels, logits), _OUT_OF_THE_SOFTMAX, logits)
+  rare = once(counts / counts.sum() < threshold)
+  # A sum needs no mask for its gradient, which is zero here anyhow, as the softmax is.
+  return logits + jnp.where(mask.astype(bool) & rare & ~is_label(labels, logits), _OUT_OF_THE_SOFTMAX, 0)
 
 
 def seesaw(
@@ -196,10 +205,10 @@ def seesaw(
   in_range("seesaw: p", p, "[0, inf)")
   in_range("seesaw: q", q, "[0, inf)")
   logits = at_least_float32(logits)
-  log_seen = jnp.log(seen_or_one(seen_counts, logits))
+  log_seen = once(jnp.log(seen_or_one(seen_counts, logits)))
   labels = class_indices(labels, logits)
   constant = jax.lax.stop_gradient(logits)
   most, log_sum = log_normalizer(constant)
-  floor = jnp.maximum(at_label(constant, labels), most + log_sum + jnp.log(jnp.asarray(0.01, logits.dtype)))
-  mitigation = jnp.minimum(log_seen - log_seen[labels][..., None], 0)
+  floor = once(jnp.maximum(at_label(constant, labels), most + log_sum + jnp.log(jnp.asarray(0.01, logits.dtype))))
+  mitigation = jnp.minimum(log_seen - once(log_seen[labels])[..., None], 0)
   return logits + p * mitigation + q * jnp.maximum(constant - floor[..., None], 0)

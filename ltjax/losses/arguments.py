@@ -72,11 +72,16 @@ def is_label(labels: Int[Array, "b"], logits: Float[Array, "b c"]) -> Bool[Array
   return class_indices(labels, logits)[..., None] == jnp.arange(logits.shape[-1])
 
 
+def once(x: Float[Array, "..."]) -> Float[Array, "..."]:
+  """`x`, computed once: XLA would otherwise compute a class vector again for each element that it is added to."""
+  return jax.lax.optimization_barrier(x)
+
+
 def only_at_label(values: Float[Array, "b"] | float, labels: Int[Array, "b"],
                   logits: Float[Array, "b c"]) -> Float[Array, "b c"]:
   """One number for each row, or one for all, at its label, and 0 elsewhere."""
   # XLA fuses this into whatever reads it, where a class vector or a one-hot product would be read once an element.
-  values = jnp.broadcast_to(jnp.asarray(values, logits.dtype), logits.shape[:-1])
+  values = once(jnp.broadcast_to(jnp.asarray(values, logits.dtype), logits.shape[:-1]))
   return jnp.where(is_label(labels, logits), values[..., None], 0)
 
 

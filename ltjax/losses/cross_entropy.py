@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ltjax.losses.arguments import at_least_float32, class_indices, in_range, probabilities
+from ltjax.losses.arguments import at_least_float32, class_indices, in_range, once, probabilities
 
 __all__ = ["cross_entropy", "focal"]
 
@@ -50,22 +50,32 @@ def cross_entropy(
     possible = jnp.where((t == 0) & jnp.isneginf(shifted), 0.0, shifted)
     target = log_sum * jnp.sum(t, axis=-1) - jnp.sum(t * possible, axis=-1)
   else:
-    target = log_sum - (at_label(logits, class_indices(labels, logits)) - most)
+    target = once(most - at_label(logits, class_indices(labels, logits))) + log_sum
   smooth = jnp.where(label_smoothing == 0, 0.0,
                      label_smoothing * (log_sum - jnp.mean(logits - most[..., None], axis=-1)))
   return (1 - label_smoothing) * target + smooth
 
 
-def log_normalizer(logits: Float[Array, "b c"]) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
+def log_normalizer(logits: Float[Array, "b c"], axis: int = -1) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
   """(max z, log sum exp(z - max z)): what to take from a row of z for its log softmax, in this order."""
   # Nothing of the size of z is kept for the backward pass: XLA reads z again, and whatever z is made of.
-  most = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
-  return most, jnp.log(jnp.sum(jnp.exp(logits - most[..., None]), axis=-1))
+  most = jax.lax.stop_gradient(jnp.max(logits, axis=axis))
+  return most, jnp.log(jnp.sum(jnp.exp(logits - jnp.expand_dims(most, axis)), axis=axis))
 
 
+@jax.custom_jvp
 def at_label(x: Float[Array, "b c"], labels: Int[Array, "b"]) -> Float[Array, "b"]:
   """Each row's entry at its label; NaN for a label outside [0, c)."""
   return jnp.take_along_axis(x, labels[..., None], axis=-1)[..., 0]
+
+
+# Written so that its transpose is a mask, which XLA fuses with what else the gradient is made of, where a gather's is a
+# scatter into an array of the size of x.
+@at_label.defjvp
+def _at_label_jvp(primals, tangents):
+  (x, labels), (dx, _) = primals, tangents
+  here = labels[..., None] == jnp.arange(x.shape[-1])
+  return at_label(x, labels), jnp.sum(jnp.where(here, dx, 0), axis=-1)
 
 
 def focal(

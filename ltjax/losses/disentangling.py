@@ -1,12 +1,11 @@
 """LADE: losses in which the examples of a batch meet; logits and labels in, one value per example out."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Real
 
 from ltjax.losses.adjustment import logit_adjustment
 from ltjax.losses.arguments import at_least_float32, class_indices, in_range, positive_counts
-from ltjax.losses.cross_entropy import at_label, cross_entropy
+from ltjax.losses.cross_entropy import at_label, cross_entropy, log_normalizer
 
 __all__ = ["lade", "prior_lade"]
 
@@ -55,7 +54,8 @@ def lade(
   batch, classes = logits.shape
   prior = counts / counts.sum()
   to_uniform = jnp.log(1 / classes + 1e-9) - jnp.log(prior + 1e-9)
-  r = jax.nn.logsumexp(logits + to_uniform, axis=0) - jnp.log(jnp.asarray(batch, logits.dtype))
+  most, log_sum = log_normalizer(logits, axis=0)
+  r = most + log_sum + to_uniform - jnp.log(jnp.asarray(batch, logits.dtype))
   in_batch = jnp.zeros(classes, logits.dtype).at[labels].add(1)
   return jnp.sum(prior * (r + remine * r**2)) - batch * (prior / (in_batch + 1e-8))[labels] * at_label(logits, labels)
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Real
 
-from ltjax.losses.arguments import at_least_float32, in_range, is_label, positive_counts
+from ltjax.losses.arguments import at_least_float32, in_range, is_label, once, positive_counts
 
 __all__ = ["class_balanced_focal", "sigmoid_equalization"]
 
@@ -83,7 +83,7 @@ def sigmoid_equalization(
   logits = at_least_float32(logits)
   counts = positive_counts(class_counts, logits)
   label = is_label(labels, logits)
-  frequent = counts / counts.sum() >= threshold
+  frequent = once(counts / counts.sum() >= threshold)
   surely = jnp.where(label, logits, -logits)
   loss = jnp.maximum(-surely, 0) + jnp.log1p(jnp.exp(-jnp.abs(surely)))
   return jnp.sum(jnp.where(label | frequent, loss, 0.0), axis=-1)

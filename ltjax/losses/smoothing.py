@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Real
 
 from ltjax.errors import ConfigError
-from ltjax.losses.arguments import at_least_float32, class_indices, in_range, positive_counts
+from ltjax.losses.arguments import at_least_float32, class_indices, in_range, once, positive_counts
 from ltjax.losses.cross_entropy import at_label, log_normalizer
 
 __all__ = ["label_aware_smoothing"]
@@ -69,7 +69,7 @@ def label_aware_smoothing(
   labels = class_indices(labels, logits)
   n_min, n_max = counts.min(), counts.max()
   u = jnp.where(n_max > n_min, (counts - n_min) / jnp.where(n_max > n_min, n_max - n_min, 1.0), 1.0)
-  smoothing = (tail + (head - tail) * _SHAPES[shape](u, power))[labels]
+  smoothing = once((tail + (head - tail) * _SHAPES[shape](u, power))[labels])
   target = at_label(logits, labels) - most
-  mean = jnp.mean(logits - most[..., None], axis=-1)
+  mean = jnp.mean(logits, axis=-1) - most
   return log_sum - (1 - smoothing) * target - smoothing * mean

@@ -5,6 +5,8 @@ import pytest
 
 from ltjax import losses
 from ltjax.errors import ConfigError, DataError
+from ltjax.losses import angular
+from ltjax.losses.cross_entropy import at_label
 
 LOGITS = jnp.asarray(np.random.RandomState(0).randn(8, 5), jnp.float32)
 COSINES = jnp.tanh(LOGITS)
@@ -289,3 +291,47 @@ def test_arcface_has_the_derivatives_of_autodiff_in_both_modes():
   np.testing.assert_allclose(curvature(ours), curvature(plain), rtol=1e-3, atol=1e-3)
   slopes = [jax.grad(lambda m, f=f: (f(COSINES, m) * by[0]).sum())(0.4) for f in (ours, plain)]
   np.testing.assert_allclose(*slopes, rtol=1e-4)
+
+
+@pytest.mark.parametrize("margin", [0.0, 1.5])
+def test_gcl_angular_has_the_derivatives_of_autodiff_in_both_modes(margin):
+  noise = jnp.asarray(np.random.RandomState(2).randn(8, 5), jnp.float32)
+
+  def plain(cosines, amount):
+    delta = jnp.log(COUNTS.max() / COUNTS) / np.log(COUNTS.max() / COUNTS.min())
+    t = jnp.pi / 2 * amount * delta * jnp.abs(jnp.clip(noise, -1, 1))
+    t = t + jnp.where(LABELS[:, None] == jnp.arange(5), margin, 0)
+    turned = cosines * jnp.cos(t) - jnp.sqrt(1 - cosines**2) * jnp.sin(t)
+    return 30 * jnp.where(cosines > -jnp.cos(t), turned, cosines - jnp.sin(t))
+
+  def ours(cosines, amount):
+    return losses.gcl_angular(cosines, LABELS, COUNTS, noise=noise, margin=margin, noise_scale=amount)
+
+  at, by = (COSINES, jnp.float32(0.9)), (jnp.cos(COSINES), jnp.float32(0.7))
+  for found, expected in zip(jax.jvp(ours, at, by), jax.jvp(plain, at, by), strict=True):
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-4)
+  grads = [jax.grad(lambda x, a, f=f: (f(x, a) * by[0]).sum(), argnums=(0, 1))(*at) for f in (ours, plain)]
+  for found, expected in zip(*grads, strict=True):
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_sine_and_cosine_of_the_angular_losses_are_those_of_numpy():
+  angles = np.linspace(0, np.pi, 1001)
+  for dtype, atol in ((np.float32, 1e-6), (np.float64, 1e-14)):
+    with jax.enable_x64(dtype == np.float64):
+      found = angular._sine_and_cosine(jnp.asarray(angles, dtype))
+      for ours, exact in zip(found, (np.sin(angles), np.cos(angles)), strict=True):
+        assert ours.dtype == dtype
+        np.testing.assert_allclose(ours, exact, rtol=0, atol=atol)
+
+
+def test_the_entry_at_the_label_has_the_gradient_of_a_gather():
+  def plain(x):
+    return x[jnp.arange(8), LABELS]
+
+  slopes = jnp.arange(1.0, 9)
+  gradients = [jax.grad(lambda x, f=f: (f(x) * slopes).sum())(LOGITS)
+               for f in (plain, lambda x: at_label(x, LABELS))]
+  np.testing.assert_array_equal(*gradients)
+  found = jax.jvp(lambda x: at_label(x, LABELS), (LOGITS,), (jnp.cos(LOGITS),))
+  np.testing.assert_array_equal(found[1], plain(jnp.cos(LOGITS)))
