@@ -28,6 +28,7 @@ from ltjax.schedules import Clock
 ADJUSTMENTS = (".adjustment", ".angular", ".margins")
 LOSSES = (".cross_entropy", ".disentangling", ".sigmoid", ".smoothing")
 WEIGHTS = (".weights",)
+REDUCTIONS = (".reduce",)
 PRECISIONS = {"float32": jnp.float32, "bf16": jnp.bfloat16}
 BRANCHED = (models.ResNetBBN,)  # the backbones that take a batch for each of two branches
 BATCH_NORM_MODES = ("train", "eval", "shift")
@@ -210,11 +211,6 @@ def dataset(config) -> Callable[[], sources.Dataset]:
   return read
 
 
-def head_block(config, stage: str):
-  """The head of `stage`: its own, or else the config's."""
-  return config.head if config[stage].head is None else config[stage].head
-
-
 def backbone(config) -> Call:
   """The config's backbone, checked but not yet made."""
   backbones = {name: value for name, value in public(models).items() if name != "Classifier"}
@@ -223,8 +219,8 @@ def backbone(config) -> Call:
 
 def head(config, stage: str) -> tuple[Call, str]:
   """The head of `stage`, its own or else the config's, checked but not yet made; and its place in the config."""
-  where = "head" if config[stage].head is None else f"{stage}.head"
-  return bind(head_block(config, stage), public(heads), where, given=("num_classes",), may_change=False), where
+  block, where = (config.head, "head") if config[stage].head is None else (config[stage].head, f"{stage}.head")
+  return bind(block, public(heads), where, given=("num_classes",), may_change=False), where
 
 
 def model(config, num_classes: int, stage: str) -> models.Classifier:
@@ -287,6 +283,7 @@ class Objective:
     self.weights = None
     if stage.class_weights is not None:
       self.weights = bind(stage.class_weights, public(losses, WEIGHTS), f"{where}.class_weights")
+    self.reduce = stage.reduce
     self.lr = schedule(stage.lr, f"{where}.lr")
     self.branches = branches(stage.branches, f"{where}.branches")
     self._weights = None
@@ -315,9 +312,10 @@ class Objective:
     if self.adjust:
       logits = _apply(self.adjust, logits, offered, scalars["adjust"])
     values = _apply(self.loss, logits, offered, scalars["loss"])
-    if self.weights:
-      return losses.weighted_mean(values, scalars["class_weights"][labels])
-    return losses.mean(values)
+    if not self.weights:
+      return losses.mean(values)
+    weights = scalars["class_weights"][labels]
+    return losses.weighted_mean(values, weights) if self.reduce == "weighted_mean" else losses.mean(weights * values)
 
 
 def _apply(call: Call, logits, offered: Mapping, scheduled: Mapping):

@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
-from ltjax import build, evaluate, recipes, train
+from ltjax import build, losses, recipes, selection, train
 from ltjax.errors import ConfigError, LtjaxError, WorkdirError, nearest
 from ltjax.schedules import Clock
 
@@ -28,6 +28,7 @@ RUN_NUMBERS = dict(seed=(int, "[0, 4294967295]"), steps_per_call=(int, "[0, inf)
                    eval_batch_size=(int, "[1, inf)"))
 STAGE_NUMBERS = dict(epochs=(int, "[1, inf)"), batch_size=(int, "[1, inf)"), weight_decay=(float, "[0, inf)"),
                      mixup=(float, "[0, inf)"), momentum=(float, "[0, 1)"))
+REDUCTIONS = tuple(build.public(losses, build.REDUCTIONS))
 PARTIAL = "config.tmp"
 
 
@@ -120,7 +121,7 @@ def check(config: ConfigDict) -> None:
   for name in stages:
     # What a stage trains and resets is in the model; 32 x 32 is only for the shapes.
     train.state_makers(config, name, 2, (1, 32, 32, 3))
-  evaluate.posthoc_blocks(config)
+  selection.blocks(config)
 
 
 def _check_literals(config: ConfigDict) -> None:
@@ -199,6 +200,9 @@ def _check_stage(config: ConfigDict, name: str) -> None:
   if block.batch_norm not in build.BATCH_NORM_MODES:
     raise ConfigError(f"{name}.batch_norm: expected one of {', '.join(build.BATCH_NORM_MODES)}, "
                       f"got {build.show(block.batch_norm)}")
+  if block.reduce not in REDUCTIONS:
+    raise ConfigError(f"{name}.reduce: expected one of {', '.join(REDUCTIONS)}, got {build.show(block.reduce)}"
+                      f"{nearest(str(block.reduce), REDUCTIONS)}")
   _check_patterns(block, name)
   objective = build.Objective(block, name)
   _check_combination(config, name, objective)
@@ -218,6 +222,9 @@ def _check_combination(config: ConfigDict, name: str, objective: build.Objective
   if adjust and "cosines" in adjust.arguments and not gives_cosines:
     raise ConfigError(f"{name}.adjust: {adjust.function.__name__} takes cosines, but the head {head_name!r} does not "
                       "give them; write head=dict(name='Cosine')")
+  if adjust and adjust.function.__module__.endswith(".angular") and head_name != "Cosine":
+    raise ConfigError(f"{name}.adjust: {adjust.function.__name__} works on the angle and needs cosines in [-1, 1], "
+                      f"which the head {head_name!r} scales beyond; write head=dict(name='Cosine')")
   if adjust and "features" in adjust.arguments and takes_norm_out:
     raise ConfigError(f"{name}.adjust: {adjust.function.__name__} works on the norm of the features, which the head "
                       f"{head_name!r} takes out; write head=dict(name='Linear')")
@@ -230,7 +237,7 @@ def _check_combination(config: ConfigDict, name: str, objective: build.Objective
 
 
 def _check_patterns(block: ConfigDict, name: str) -> None:
-  for key in ("train", "reset", "lr_factors"):
+  for key in ("train", "reset", "lr_factors", "no_decay"):
     if not isinstance(block[key], tuple | list):
       raise ConfigError(f"{name}.{key}: expected a tuple, got {build.show(block[key])}")
     for entry in block[key]:

@@ -37,7 +37,8 @@ RUN_KEYS = tuple(_run(dataset={}, augment={}, backbone={}))
 def stage(*, epochs: int, batch_size: int, lr, loss: dict, weight_decay: float, adjust: dict | None = None,
           sampler: dict | None = None, mixup: float = 0.0, class_weights: dict | None = None, train: tuple = (".*",),
           lr_factors: tuple = (), head: dict | None = None, branches: dict | None = None, reset: tuple = (),
-          batch_norm: str = "", momentum: float = 0.9) -> ConfigDict:
+          batch_norm: str = "", momentum: float = 0.9, no_decay: tuple = (),
+          reduce: str = "weighted_mean") -> ConfigDict:
   """One stage: a fresh optimiser and a trainable set.
 
   Args:
@@ -45,11 +46,11 @@ def stage(*, epochs: int, batch_size: int, lr, loss: dict, weight_decay: float, 
     batch_size: global batch size; the last N mod batch_size examples of an epoch's permutation are not used.
     lr: a number or a schedule.
     loss: a loss of `ltjax.losses`, by name, with its hyper-parameters (numbers or schedules).
-    weight_decay: coupled L2 on every trained parameter.
+    weight_decay: coupled L2 on every trained parameter but those of `no_decay`.
     adjust: a logit adjustment of `ltjax.losses` that goes before the loss.
     sampler: a sampler of `ltjax.data.samplers`; instance sampling where none is given.
     mixup: alpha of the Beta distribution; 0 is off.
-    class_weights: weights from class counts; the loss becomes sum(w l) / sum(w).
+    class_weights: weights from class counts; see `reduce`.
     train: regular expressions on parameter paths; what none of them matches is frozen.
     lr_factors: (regular expression, factor on the learning rate) pairs.
     head: a head of its own for this stage, in place of the config's; it takes over the parameters of the stage before
@@ -59,12 +60,16 @@ def stage(*, epochs: int, batch_size: int, lr, loss: dict, weight_decay: float, 
     batch_norm: train: batch statistics, running ones move; eval: running statistics, fixed; shift: as train, with the
       affine parameters frozen. Where none is given, train if everything is trained, else eval.
     momentum: of SGD.
+    no_decay: regular expressions of parameters without weight decay.
+    reduce: a reduction of `ltjax.losses`, by name, for the class weights w: weighted_mean is sum(w l) / sum(w), mean is
+      sum(w l) / batch_size. Without weights both are the mean.
   """
   return ConfigDict(dict(
       epochs=epochs, batch_size=batch_size, lr=lr, loss=loss, weight_decay=weight_decay, adjust=adjust,
       sampler=sampler or dict(name="instance"), mixup=mixup, class_weights=class_weights, train=train,
       lr_factors=lr_factors, head=head, branches=branches, reset=reset,
-      batch_norm=batch_norm or ("train" if train == (".*",) else "eval"), momentum=momentum))
+      batch_norm=batch_norm or ("train" if train == (".*",) else "eval"), momentum=momentum,
+      no_decay=no_decay, reduce=reduce))
 
 
 # Methods of tests/golden/published_results.csv that are another's config with arguments: {method: (config, arguments)}.

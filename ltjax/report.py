@@ -23,7 +23,7 @@ def write(config, dataset, workdir: pathlib.Path, confusions: dict[str, np.ndarr
   """Writes the results and the report of a finished run and returns the content of `results.json`.
 
   `confusions` holds every stage's confusion matrix on the test set, in the order of the stages; `command` is how the
-  run was started; `posthoc` is what `evaluate.run_posthoc` found.
+  run was started; `posthoc` is what `selection.run` found.
   """
   counts = dataset.class_counts
   stages = {name: _stage(config[name], workdir / name, confusion, counts) for name, confusion in confusions.items()}

@@ -179,13 +179,15 @@ def state_makers(config, name: str, num_classes: int, image_shape: tuple):
     return dict(params=variables["params"], batch_stats=variables.get("batch_stats", {}))
 
   shapes = jax.eval_shape(init)["params"]
-  optim.check_patterns(block.reset, shapes, where=f"{name}.reset")
+  for key in ("reset", "no_decay"):
+    optim.check_patterns(block[key], shapes, where=f"{name}.{key}")
   factors = optim.learning_rate_factors(shapes, block.train, block.lr_factors, where=f"{name}.train")
   trained = [path for path, factor in flax.traverse_util.flatten_dict(factors).items() if factor is not None]
   if block.batch_norm == "shift" and any("norm" in path[-2] for path in trained):
     raise ConfigError(f"{name}.batch_norm: 'shift' moves the statistics of a frozen backbone, but {name}.train trains "
                       "BatchNorm's parameters; use 'train', or freeze them")
-  tx = optim.sgd(momentum=block.momentum, weight_decay=block.weight_decay, factors=factors)
+  tx = optim.sgd(momentum=block.momentum, weight_decay=block.weight_decay, factors=factors,
+                 no_decay=block.no_decay)
 
   def make_state(variables):
     opt_state = tx.init(optim.split(variables["params"], factors)[0])

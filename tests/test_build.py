@@ -56,11 +56,14 @@ def test_the_objective_is_the_adjustment_the_loss_and_the_mean():
   assert value(objective, key=3) != value(objective, key=4)
 
 
-def test_class_weights_divide_by_their_sum():
+def test_class_weights_divide_by_their_sum_or_by_the_batch_size():
   logits, labels = batch()
   objective = build.Objective(stage(class_weights=dict(name="inverse_frequency")), "s")
   each, weights = losses.cross_entropy(logits, labels), losses.inverse_frequency(COUNTS)[labels]
   np.testing.assert_allclose(value(objective), (each * weights).sum() / weights.sum(), rtol=1e-6)
+  over_the_batch = build.Objective(stage(class_weights=dict(name="inverse_frequency"), reduce="mean"), "s")
+  np.testing.assert_allclose(value(over_the_batch), (each * weights).sum() / 4, rtol=1e-6)
+  np.testing.assert_allclose(value(build.Objective(stage(reduce="mean"), "s")), each.mean(), rtol=1e-6)
 
 
 def test_everything_scheduled_moves():

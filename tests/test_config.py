@@ -178,6 +178,12 @@ CASES = [  # path, value, parts of the message
     ("classifier.train", ("hat/.*",), "'hat/.*' matches no parameter; there are | head/kernel"),
     ("classifier.train", ("head/(",), "'head/(' is not a regular expression"),
     ("classifier.reset", ("hat/.*",), "classifier.reset: 'hat/.*' matches no parameter"),
+    ("classifier.no_decay", ("hat/.*",), "classifier.no_decay: 'hat/.*' matches no parameter; there are"),
+    ("classifier.no_decay", ("head/(",), "classifier.no_decay: 'head/(' is not a regular expression"),
+    ("classifier.no_decay", "head/bias", "classifier.no_decay: expected a tuple, got 'head/bias'"),
+    ("classifier.reduce", "weightedmean", "reduce: expected one of mean, weighted_mean, got | 'weighted_mean'?"),
+    ("classifier.reduce", None, "classifier.reduce: expected one of mean, weighted_mean, got None"),
+    ("head", dict(name="Linear", rare_start=1), "head.rare_start: expected bool, got 1"),
     ("classifier.lr_factors", ("head/.*", 0.1), "classifier.lr_factors: expected (regular expression, factor) pairs"),
     ("classifier.lr_factors", (("head/.*", -1.0),), "classifier.lr_factors: expected a number of at least 0"),
     ("classifier.lr_factors", (("hat/.*", 1.0),), "'hat/.*' matches no parameter"),
@@ -221,6 +227,19 @@ def test_one_clear_error(path, value, parts):
   message = rejected(changed(path, value))
   for part in parts.split(" | "):
     assert part in message
+
+
+@pytest.mark.parametrize("adjust", ["arcface", "gcl_angular", "kps_angular"])
+@pytest.mark.parametrize("head", ["DisAlign", "LearnableScale"])
+def test_margins_on_the_angle_need_cosines_that_no_head_scales(adjust, head):
+  config = changed("classifier.adjust", dict(name=adjust))
+  configs.check(config)
+  config.classifier.head = dict(name=head, cosine=True)
+  message = rejected(config)
+  assert f"classifier.adjust: {adjust} works on the angle and needs cosines in [-1, 1]" in message
+  assert f"which the head '{head}' scales beyond; write head=dict(name='Cosine')" in message
+  config.classifier.adjust.name = "cosface"
+  configs.check(config)
 
 
 def test_what_is_not_a_config_at_all():

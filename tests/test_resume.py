@@ -19,8 +19,9 @@ pytestmark = pytest.mark.skipif(
 CONFIGS = dict(
     # instance sampling, then cben with a frozen backbone; noisy logits and mixup in both stages
     gcl=lambda: tiny.config("gcl_digits", steps_per_call=1, classifier__mixup=1.0),
-    # no mixup; all parameters trained in both samplings
-    balanced=lambda: tiny.config("ce_digits", steps_per_call=1, representation__sampler=dict(name="class_balanced")),
+    # no mixup; all parameters trained in both samplings, one without decay
+    balanced=lambda: tiny.config("ce_digits", steps_per_call=1, representation__sampler=dict(name="class_balanced"),
+                                 representation__no_decay=("head/bias",)),
     # turns of a class cut by batches and by epochs
     aware=lambda: tiny.config("ce_digits", steps_per_call=1,
                               representation__sampler=dict(name="class_aware", samples_per_class=3)),

@@ -3,6 +3,8 @@
 Every head is called as `head(features, train=train)`; most compute the same in training and in tests.
 """
 
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,20 +23,27 @@ class Linear(nn.Module):
   """The affine classifier: z = W^T x + b.
 
   The kernel starts as kaiming_normal (fan_in, gain sqrt 2), the bias as U(-1/sqrt(d), 1/sqrt(d)), as in the
-  `ResNet_s` of kaidic/LDAM-DRW.
+  `ResNet_s` of kaidic/LDAM-DRW; with `rare_start` the bias is -log(c - 1), where each class's sigmoid is 1/c.
 
   Args:
-    num_classes: c.
+    num_classes: c; at least 2 with `rare_start`.
+    rare_start: for sigmoid losses (Cui et al, `Class-Balanced Loss Based on Effective Number of Samples
+      <https://arxiv.org/abs/1901.05555>`_, 2019), whose first steps would else push all classes down.
   """
   num_classes: int
+  rare_start: bool = False
 
   @nn.compact
   def __call__(self, features: Float[Array, "b d"], *, train: bool = False) -> Float[Array, "b c"]:
     """Returns the logits [b c] of features [b d], in float32 (float64 for float64)."""
     del train
     dim = features.shape[-1]
+    if self.rare_start and self.num_classes < 2:
+      raise ConfigError(f"head: Linear with rare_start needs at least 2 classes, got {self.num_classes}")
+    start = nn.initializers.constant(-math.log(self.num_classes - 1)) if self.rare_start else (
+        _symmetric_uniform(dim**-0.5))
     kernel = self.param("kernel", _kaiming_normal, (dim, self.num_classes), jnp.float32)
-    bias = self.param("bias", _symmetric_uniform(dim**-0.5), (self.num_classes,), jnp.float32)
+    bias = self.param("bias", start, (self.num_classes,), jnp.float32)
     return _matmul(_full_precision(features), kernel) + bias
 
 
