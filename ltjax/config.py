@@ -228,6 +228,9 @@ def _check_combination(config: ConfigDict, name: str, objective: build.Objective
   if adjust and "features" in adjust.arguments and takes_norm_out:
     raise ConfigError(f"{name}.adjust: {adjust.function.__name__} works on the norm of the features, which the head "
                       f"{head_name!r} takes out; write head=dict(name='Linear')")
+  if objective.weights and objective.loss.function.__module__.endswith(".disentangling"):
+    raise ConfigError(f"{name}.class_weights: {objective.loss.function.__name__} is the loss of a batch, which weights "
+                      "that differ between its examples make no sense of; write class_weights=None")
   if objective.branches and backbone.function not in build.BRANCHED:
     raise ConfigError(f"{name}.branches: the backbone {backbone.function.__name__!r} takes one batch, not one for each "
                       f"branch; write backbone=dict(name={build.BRANCHED[0].__name__!r})")

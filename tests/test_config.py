@@ -222,6 +222,16 @@ CASES = [  # path, value, parts of the message
 ]
 
 
+@pytest.mark.parametrize("loss", ["lade", "prior_lade"])
+def test_the_loss_of_a_batch_takes_no_weights(loss):
+  config = changed("classifier.loss", dict(name=loss))
+  config.classifier.adjust = None
+  configs.check(config)
+  config.classifier.class_weights = ConfigDict(dict(name="inverse_frequency"))
+  message = rejected(config)
+  assert f"classifier.class_weights: {loss} is the loss of a batch" in message and "class_weights=None" in message
+
+
 @pytest.mark.parametrize(("path", "value", "parts"), CASES)
 def test_one_clear_error(path, value, parts):
   message = rejected(changed(path, value))
