@@ -1,0 +1,6 @@
+"""How parameters start, where several modules start them alike."""
+
+import flax.linen as nn
+
+# PyTorch's kaiming_normal_; the initializer that jax calls kaiming_normal draws from a truncated normal.
+kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
