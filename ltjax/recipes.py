@@ -36,8 +36,9 @@ RUN_KEYS = tuple(_run(dataset={}, augment={}, backbone={}))
 
 def stage(*, epochs: int, batch_size: int, lr, loss: dict, weight_decay: float, adjust: dict | None = None,
           sampler: dict | None = None, mixup: float = 0.0, class_weights: dict | None = None, train: tuple = (".*",),
-          lr_factors: tuple = (), head: dict | None = None, branches: dict | None = None, reset: tuple = (),
-          batch_norm: str = "", momentum: float = 0.9) -> ConfigDict:
+          lr_factors: tuple = (), head: dict | None = None, branches: dict | None = None,
+          generation: dict | None = None, reset: tuple = (), batch_norm: str = "",
+          momentum: float = 0.9) -> ConfigDict:
   """One stage: a fresh optimiser and a trainable set.
 
   Args:
@@ -55,6 +56,9 @@ def stage(*, epochs: int, batch_size: int, lr, loss: dict, weight_decay: float, 
     head: a head of its own for this stage, in place of the config's; it takes over the parameters of the stage before
       that have its paths, and draws the others.
     branches: a second batch beside the first, dict(sampler=..., share=...), for two-branch backbones (BBN).
+    generation: dict(gamma=..., alpha=..., weight=...), features that the backbone's `insert` makes for rare classes
+      (AFA); the loss is that of the batch, plus weight times that of the batch and the generated rows together. While
+      the weight is 0, nothing is generated.
     reset: regular expressions of parameters that start afresh instead of from the stage before.
     batch_norm: train: batch statistics, running ones move; eval: running statistics, fixed; shift: as train, with the
       affine parameters frozen. Where none is given, train if everything is trained, else eval.
@@ -63,7 +67,8 @@ def stage(*, epochs: int, batch_size: int, lr, loss: dict, weight_decay: float, 
   return ConfigDict(dict(
       epochs=epochs, batch_size=batch_size, lr=lr, loss=loss, weight_decay=weight_decay, adjust=adjust,
       sampler=sampler or dict(name="instance"), mixup=mixup, class_weights=class_weights, train=train,
-      lr_factors=lr_factors, head=head, branches=branches, reset=reset,
+      lr_factors=lr_factors, head=head, branches=branches, generation=generation,
+      reset=reset,
       batch_norm=batch_norm or ("train" if train == (".*",) else "eval"), momentum=momentum))
 
 

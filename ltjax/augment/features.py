@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ltjax.errors import ConfigError
 from ltjax.losses.arguments import in_range
 
-__all__ = ["Generating", "Plan", "combine", "generate", "generated_counts", "generation_bound", "plan"]
+__all__ = ["Generating", "Plan", "combine", "enlarge", "generate", "generated_counts", "generation_bound", "plan"]
 
 
 class Plan(NamedTuple):
@@ -135,6 +135,13 @@ def plan(labels: Int[Array, "b"], *, key: jax.Array, num_classes: int, gamma: fl
   class_rows = jnp.argsort(labels)[start[drawn] + nth]
   variation_rows = (class_rows + 1 + jax.random.randint(key_variation, (m,), 0, b - 1)) % b
   return Plan(drawn.astype(labels.dtype), class_rows, variation_rows, slots < ends[-1])
+
+
+def enlarge(images: Float[Array, "b h w c"], labels: Int[Array, "b"], plan: Plan) -> tuple[
+    Generating, Int[Array, "b+m"], Bool[Array, "b+m"]]:
+  """(input of the network, labels, valid) of a batch and, after it, what `plan` generates from it."""
+  return (Generating(images, plan), jnp.concatenate([labels, plan.labels]),
+          jnp.concatenate([jnp.ones(len(labels), bool), plan.valid]))
 
 
 def combine(class_related: Float[Array, "b ..."], variation_related: Float[Array, "b ..."],

@@ -115,7 +115,7 @@ def test_the_parts_come_from_rows_of_the_class_and_from_any_other_row(drawn):
   valid = plans.valid
   assert (labels[plans.class_rows] == plans.labels)[valid].all()
   assert (plans.class_rows != plans.variation_rows).all()
-  assert ((0 <= plans.variation_rows) & (plans.variation_rows < len(labels))).all()
+  assert ((plans.variation_rows >= 0) & (plans.variation_rows < len(labels))).all()
   expected = [label for label in (3, 0, 7) for _ in range(exact_counts(labels, 9, alpha=1)[label])]
   assert all(row[mask].tolist() == expected for row, mask in zip(plans.labels, valid, strict=True))
 
