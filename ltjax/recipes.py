@@ -89,6 +89,11 @@ _VARIANTS = dict(
     fbl_linear_increase=("fbl", "curriculum=linear_increase"),
     fbl_sine_increase=("fbl", "curriculum=sine_increase"),
     fbl_cosine_increase=("fbl", "curriculum=cosine_increase"))
+# The AFA paper's methods are arguments of one config, its baselines too: they have its backbone.
+_AFA = dict(
+    ce="decomposition=none,retrain=false", ce_crt="decomposition=none", afa="retrain=false", afa_crt="",
+    afa_no_generation="generation=false,retrain=false", afa_no_addition="addition=false,retrain=false",
+    afa_no_layback="layback=false,retrain=false")
 # MiSLAS has other constants where the imbalance is not 100: its released configs. None is released for 200.
 _MISLAS = {
     ("cifar10", 10): "head=0.1,lr_factor=0.2", ("cifar10", 50): "head=0.2,lr_factor=0.2",
@@ -156,15 +161,15 @@ def published(row: Mapping[str, str]) -> str:
     row: at least its columns paper, method, dataset and imbalance.
 
   Raises:
-    ConfigError: a row of another data set than CIFAR, or of a paper without configs here (CAMC, AFA).
+    ConfigError: a row of another data set than CIFAR, or of a paper without configs here (CAMC).
 
   >>> published(dict(paper="thesis", method="gcl_cloud_cosine", dataset="cifar10", imbalance="100"))
   'configs/gcl_cifar10.py:100,cloud_size=cosine'
   """
   method, dataset = row["method"], row["dataset"]
-  if dataset not in ("cifar10", "cifar100") or row["paper"] in ("camc", "afa"):
+  if dataset not in ("cifar10", "cifar100") or row["paper"] == "camc":
     raise ConfigError(f"published: there is no config for {method!r} of {row['paper']!r} on {dataset!r}")
-  stem, given = _VARIANTS.get(method, (method, ""))
+  stem, given = _VARIANTS.get(method, (method, "")) if row["paper"] != "afa" else ("afa", _AFA[method])
   if stem in ("mislas", "mislas_kps"):
     given = _MISLAS.get((dataset, int(row["imbalance"])), "")
   return f"configs/{stem}_{dataset}.py:{row['imbalance']}" + (f",{given}" if given else "")

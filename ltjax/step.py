@@ -36,7 +36,7 @@ def make_train_step(model, tx, factors, objective, load, *, batch_norm: str):
 
   `data` are the stage's constant arrays and its random key, `scalars` the scheduled values at this step. Only the
   parameters that `factors` trains are differentiated, so a frozen backbone costs no backward pass. Where `scalars` have
-  `generation`, which makes a program of its own, rows are generated, and with this weight the loss of all rows is added.
+  `generation`, which makes a program of its own, rows are generated and the loss of all rows is added with it.
   """
 
   def train_step(state: TrainState, data, indices, scalars) -> TrainState:
