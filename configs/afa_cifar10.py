@@ -1,4 +1,4 @@
-"""Attentive feature augmentation (AFA/LTVR; Wang et al., 2022), then classifier re-training, on CIFAR-10-LT.
+"""Attentive feature augmentation with classifier re-training (AFA/LTVR; Wang et al., 2022) on CIFAR-10-LT.
 
 python -m ltjax.main --config=configs/afa_cifar10.py --workdir=runs/afa_c10            imbalance 100
     --config=configs/afa_cifar10.py:100,generation=false                                any other, and arguments

@@ -1,4 +1,4 @@
-"""Attentive feature augmentation (AFA/LTVR; Wang et al., 2022), then classifier re-training, on CIFAR-100-LT.
+"""Attentive feature augmentation with classifier re-training (AFA/LTVR; Wang et al., 2022) on CIFAR-100-LT.
 
 python -m ltjax.main --config=configs/afa_cifar100.py --workdir=runs/afa_c100            imbalance 100
     --config=configs/afa_cifar100.py:100,generation=false                                any other, and arguments

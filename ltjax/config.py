@@ -8,7 +8,7 @@ import os
 import pathlib
 import re
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -228,10 +228,10 @@ def _check_combination(config: ConfigDict, name: str, objective: build.Objective
     raise ConfigError(f"{name}.mixup: branches are two batches already, which mixup would mix once more; "
                       "write mixup=0.0, or take branches out")
   if objective.generation:
-    _check_generation(config, name, head_name)
+    _check_generation(config, name, head_name, objective.loss.function)
 
 
-def _check_generation(config: ConfigDict, name: str, head_name: str) -> None:
+def _check_generation(config: ConfigDict, name: str, head_name: str, loss: Callable) -> None:
   """Raises where features are to be generated but nothing makes them, or what goes with them has no meaning."""
   if config.backbone.get("insert") is None:
     raise ConfigError(f"{name}.generation: nothing in the backbone makes features; write "
@@ -243,6 +243,9 @@ def _check_generation(config: ConfigDict, name: str, head_name: str) -> None:
   if head_name == "TDE":
     raise ConfigError(f"{name}.generation: the head 'TDE' would take rows that are not valid into its running mean; "
                       "use another head, or write generation=None")
+  if loss.__module__.endswith(".disentangling"):
+    raise ConfigError(f"{name}.loss: {loss.__name__} is of a whole batch, so rows that are not valid would count; "
+                      "use another loss, or write generation=None")
 
 
 def _check_patterns(block: ConfigDict, name: str) -> None:

@@ -18,9 +18,10 @@ from ltjax.augment import features
 from ltjax.data import resident
 from ltjax.errors import ConfigError
 from tests import goldens, tiny
+from tests.test_matrix import ADJUSTMENTS, LOSSES
 
 ROOT = pathlib.Path(__file__).parents[1]
-BLOCK = dict(gamma=1.0, alpha=4.0, wfour=dict(name="switch", at=2, before=0.0, after=2.0))
+BLOCK = dict(gamma=1.0, alpha=4.0, weight=dict(name="switch", at=2, before=0.0, after=2.0))
 
 
 def config(generation=BLOCK, insert="AFA", **overrides):
@@ -44,7 +45,7 @@ def objective(**overrides):
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 def test_golden(case, hyper, inputs, outputs, precision):
   """The paper's L_ori, L_all and schedule, whose epochs count from 1, as the step adds them up."""
-  block = dict(BLOCK, wfour=dict(name="switch", at=hyper["t"] - 1, before=0.0, after=hyper["lam"]))
+  block = dict(BLOCK, weight=dict(name="switch", at=hyper["t"] - 1, before=0.0, after=hyper["lam"]))
   made = objective(generation=block)
   rtol = 1e-9 if precision == "float64" else 1e-5
   with jax.enable_x64(precision == "float64"):
@@ -72,7 +73,7 @@ def test_golden(case, hyper, inputs, outputs, precision):
 
 
 @pytest.mark.parametrize("overrides", [
-    {}, dict(representation__class_wfours=dict(name="inverse_frequency")),
+    {}, dict(representation__class_weights=dict(name="inverse_frequency")),
     dict(representation__adjust=dict(name="fbl", alpha=60.0)),
     dict(representation__adjust=dict(name="logit_adjustment"), representation__loss=dict(name="focal"))])
 def test_rows_that_are_not_valid_change_nothing(overrides):
@@ -94,6 +95,37 @@ def test_rows_that_are_not_valid_change_nothing(overrides):
   for one, other in zip(poisoned_slopes, slopes, strict=True):
     np.testing.assert_allclose(one[:6], other, rtol=1e-5, atol=1e-8)
     assert not one[6:].any()
+
+
+WHOLE_BATCH = {"lade", "prior_lade"}
+
+
+@pytest.mark.parametrize("adjust", ADJUSTMENTS)
+def test_poison_stays_in_its_rows_whatever_the_adjustment(adjust):
+  _check_poison(build.Objective(config(
+      representation__adjust=ADJUSTMENTS[adjust] and ConfigDict(ADJUSTMENTS[adjust])).representation, "here"))
+
+
+@pytest.mark.parametrize("loss", sorted(set(LOSSES) - WHOLE_BATCH))
+def test_poison_stays_in_its_rows_whatever_the_loss(loss):
+  _check_poison(build.Objective(config(representation__loss=ConfigDict(LOSSES[loss])).representation, "here"))
+
+
+def _check_poison(made: build.Objective) -> None:
+  rng, counts = np.random.default_rng(0), np.float32(np.geomspace(500, 5, 10))
+  given = dict(key=jax.random.key(0), scalars=made.scalars(build.Clock(0, 1, 4), counts), class_counts=counts,
+               seen_counts=counts, valid=jnp.arange(9) < 6)
+  rows = [jnp.asarray(rng.uniform(-1, 1, (9, 10)), jnp.float32) for _ in range(2)]
+  poison = [jnp.where(given["valid"][:, None], x, jnp.nan) for x in rows]
+  labels = jnp.array([0, 0, 1, 2, 3, 9, 9, 1, 1])
+
+  @jax.jit
+  def loss(logits, features):
+    return made(logits, labels, features=features, **given)
+
+  (value, slopes), (clean, clean_slopes) = (jax.value_and_grad(loss, argnums=(0, 1))(*x) for x in (poison, rows))
+  assert np.isfinite(value) and slopes[0].any()
+  jax.tree.map(np.testing.assert_array_equal, (value, slopes), (clean, clean_slopes))
 
 
 # -- the step --------------------------------------------------------------------------------------------------------
@@ -183,13 +215,15 @@ REFUSED = [
     (dict(insert=None), "representation.generation: nothing in the backbone makes features; write"),
     (dict(representation__mixup=1.0), "representation.mixup: a mixed image has no class to generate for"),
     (dict(head__name="TDE"), "representation.generation: the head 'TDE' would take"),
+    (dict(representation__loss=dict(name="lade")), "representation.loss: lade is of a whole batch"),
+    (dict(representation__loss=dict(name="prior_lade")), "representation.loss: prior_lade is of a whole batch"),
     (dict(generation=dict(BLOCK, gama=1.0)), "representation.generation.gama: not a key here .did you mean 'gamma'"),
-    (dict(generation=dict(gamma=1.0, alpha=4.0)), "representation.generation.wfour: missing"),
+    (dict(generation=dict(gamma=1.0, alpha=4.0)), "representation.generation.weight: missing"),
     (dict(generation=dict(BLOCK, gamma=0.0)), "representation.generation.gamma: expected a number above 0, got 0.0"),
     (dict(generation=dict(BLOCK, alpha=-1.0)), "representation.generation.alpha: expected a number of at least 0"),
-    (dict(generation=dict(BLOCK, wfour=-1.0)), "representation.generation.wfour: expected a number of at least 0"),
-    (dict(generation=dict(BLOCK, wfour=dict(name="linear", start=1.0, end=-5.0))), "generation.wfour in epoch 1"),
-    (dict(generation=2.0), r"representation.generation: expected dict\(gamma=..., alpha=..., wfour=...\), got 2.0"),
+    (dict(generation=dict(BLOCK, weight=-1.0)), "representation.generation.weight: expected a number of at least 0"),
+    (dict(generation=dict(BLOCK, weight=dict(name="linear", start=1.0, end=-5.0))), "generation.weight in epoch 1"),
+    (dict(generation=2.0), r"representation.generation: expected dict\(gamma=..., alpha=..., weight=...\), got 2.0"),
     (dict(insert="AFAA"), "backbone.insert.name: there is no 'AFAA' .did you mean 'AFA'..; there are AFA, CBAM, Glob"),
     (dict(insert=dict(name="AFA", axis="spatial")), "backbone.insert.axis: AFA has no such argument"),
     (dict(insert=dict(name="AFA", mask_axis="space")), "backbone.insert: AFA: mask_axis must be one of channel, spat"),
@@ -230,7 +264,7 @@ def test_every_module_trains_with_generation_and_without(insert):
 
 def small_run() -> dict:
   """Two steps with generation on whatever devices there are, at a rate that lets no difference grow."""
-  found = config(dict(BLOCK, wfour=2.0), representation__lr=dict(name="constant", value=1e-4))
+  found = config(dict(BLOCK, weight=2.0), representation__lr=dict(name="constant", value=1e-4))
   stage = train.prepare(found, "representation", build.dataset(found)())
   state = stage.make_state(stage.init())
   for step in range(2):
