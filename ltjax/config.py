@@ -8,7 +8,7 @@ import os
 import pathlib
 import re
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -237,6 +237,25 @@ def _check_combination(config: ConfigDict, name: str, objective: build.Objective
   if objective.branches and config[name].mixup:
     raise ConfigError(f"{name}.mixup: branches are two batches already, which mixup would mix once more; "
                       "write mixup=0.0, or take branches out")
+  if objective.generation:
+    _check_generation(config, name, head_name, objective.loss.function)
+
+
+def _check_generation(config: ConfigDict, name: str, head_name: str, loss: Callable) -> None:
+  """Raises where features are to be generated but nothing makes them, or what goes with them has no meaning."""
+  if config.backbone.get("insert") is None:
+    raise ConfigError(f"{name}.generation: nothing in the backbone makes features; write "
+                      f"backbone=dict(name={config.backbone.name!r}, ..., insert=dict(name='AFA')), or generation=None")
+  for key, meaning in dict(mixup="a mixed image has no class to generate for",
+                           branches="features are generated from one batch, not two").items():
+    if config[name][key]:
+      raise ConfigError(f"{name}.{key}: {meaning}; take {key} or generation out")
+  if head_name == "TDE":
+    raise ConfigError(f"{name}.generation: the head 'TDE' would take rows that are not valid into its running mean; "
+                      "use another head, or write generation=None")
+  if loss.__module__.endswith(".disentangling"):
+    raise ConfigError(f"{name}.loss: {loss.__name__} is of a whole batch, so rows that are not valid would count; "
+                      "use another loss, or write generation=None")
 
 
 def _check_patterns(block: ConfigDict, name: str) -> None:
@@ -266,6 +285,8 @@ def _check_values(block: ConfigDict, name: str, objective: build.Objective, cloc
   if objective.branches:
     moving["branches.share"] = objective.branches.share
     samplers[f"{name}.branches.sampler"] = objective.branches.sampler
+  if objective.generation:
+    moving["generation.weight"] = objective.generation.weight
   draws = {where: build.sampler(sampler, where, np.array([100, 10, 1])) for where, sampler in samplers.items()}
   for clock in clocks:
     for key, schedule in moving.items():

@@ -36,9 +36,9 @@ RUN_KEYS = tuple(_run(dataset={}, augment={}, backbone={}))
 
 def stage(*, epochs: int, batch_size: int, lr, loss: dict, weight_decay: float, adjust: dict | None = None,
           sampler: dict | None = None, mixup: float = 0.0, class_weights: dict | None = None, train: tuple = (".*",),
-          lr_factors: tuple = (), head: dict | None = None, branches: dict | None = None, reset: tuple = (),
-          batch_norm: str = "", momentum: float = 0.9, no_decay: tuple = (),
-          reduce: str = "weighted_mean") -> ConfigDict:
+          lr_factors: tuple = (), head: dict | None = None, branches: dict | None = None,
+          generation: dict | None = None, reset: tuple = (), batch_norm: str = "", momentum: float = 0.9,
+          no_decay: tuple = (), reduce: str = "weighted_mean") -> ConfigDict:
   """One stage: a fresh optimiser and a trainable set.
 
   Args:
@@ -56,6 +56,9 @@ def stage(*, epochs: int, batch_size: int, lr, loss: dict, weight_decay: float, 
     head: a head of its own for this stage, in place of the config's; it takes over the parameters of the stage before
       that have its paths, and draws the others.
     branches: a second batch beside the first, dict(sampler=..., share=...), for two-branch backbones (BBN).
+    generation: dict(gamma=..., alpha=..., weight=...), features that the backbone's `insert` makes for rare classes
+      (AFA); the loss is that of the batch, plus weight times that of the batch and the generated rows together. While
+      the weight is 0, nothing is generated.
     reset: regular expressions of parameters that start afresh instead of from the stage before.
     batch_norm: train: batch statistics, running ones move; eval: running statistics, fixed; shift: as train, with the
       affine parameters frozen. Where none is given, train if everything is trained, else eval.
@@ -67,9 +70,9 @@ def stage(*, epochs: int, batch_size: int, lr, loss: dict, weight_decay: float, 
   return ConfigDict(dict(
       epochs=epochs, batch_size=batch_size, lr=lr, loss=loss, weight_decay=weight_decay, adjust=adjust,
       sampler=sampler or dict(name="instance"), mixup=mixup, class_weights=class_weights, train=train,
-      lr_factors=lr_factors, head=head, branches=branches, reset=reset,
-      batch_norm=batch_norm or ("train" if train == (".*",) else "eval"), momentum=momentum,
-      no_decay=no_decay, reduce=reduce))
+      lr_factors=lr_factors, head=head, branches=branches, generation=generation, reset=reset,
+      batch_norm=batch_norm or ("train" if train == (".*",) else "eval"), momentum=momentum, no_decay=no_decay,
+      reduce=reduce))
 
 
 # Methods of tests/golden/published_results.csv that are another's config with arguments: {method: (config, arguments)}.
@@ -89,6 +92,11 @@ _VARIANTS = dict(
     fbl_linear_increase=("fbl", "curriculum=linear_increase"),
     fbl_sine_increase=("fbl", "curriculum=sine_increase"),
     fbl_cosine_increase=("fbl", "curriculum=cosine_increase"))
+# The AFA paper's methods are arguments of one config, its baselines too: they have its backbone.
+_AFA = dict(
+    ce="decomposition=none,retrain=false", ce_crt="decomposition=none", afa="retrain=false", afa_crt="",
+    afa_no_generation="generation=false,retrain=false", afa_no_addition="addition=false,retrain=false",
+    afa_no_layback="layback=false,retrain=false")
 # MiSLAS has other constants where the imbalance is not 100: its released configs. None is released for 200.
 _MISLAS = {
     ("cifar10", 10): "head=0.1,lr_factor=0.2", ("cifar10", 50): "head=0.2,lr_factor=0.2",
@@ -156,15 +164,15 @@ def published(row: Mapping[str, str]) -> str:
     row: at least its columns paper, method, dataset and imbalance.
 
   Raises:
-    ConfigError: a row of another data set than CIFAR, or of a paper without configs here (CAMC, AFA).
+    ConfigError: a row of another data set than CIFAR, or of a paper without configs here (CAMC).
 
   >>> published(dict(paper="thesis", method="gcl_cloud_cosine", dataset="cifar10", imbalance="100"))
   'configs/gcl_cifar10.py:100,cloud_size=cosine'
   """
   method, dataset = row["method"], row["dataset"]
-  if dataset not in ("cifar10", "cifar100") or row["paper"] in ("camc", "afa"):
+  if dataset not in ("cifar10", "cifar100") or row["paper"] == "camc":
     raise ConfigError(f"published: there is no config for {method!r} of {row['paper']!r} on {dataset!r}")
-  stem, given = _VARIANTS.get(method, (method, ""))
+  stem, given = _VARIANTS.get(method, (method, "")) if row["paper"] != "afa" else ("afa", _AFA[method])
   if stem in ("mislas", "mislas_kps"):
     given = _MISLAS.get((dataset, int(row["imbalance"])), "")
   return f"configs/{stem}_{dataset}.py:{row['imbalance']}" + (f",{given}" if given else "")

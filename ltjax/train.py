@@ -50,6 +50,13 @@ class Stage(NamedTuple):
   chunk: int  # the larger number of steps a call
   evaluator: Evaluator
 
+  def count(self, first: int, boundary: int) -> int:
+    """How many steps from `first` go into one call: a chunk of one and the same program, or else 1."""
+    if boundary - first < self.chunk:
+      return 1
+    programs = {self.objective.generates(self.order.clock(step)) for step in range(first, first + self.chunk)}
+    return self.chunk if len(programs) == 1 else 1
+
   def batches(self, first: int, count: int):
     """Indices and scheduled values of `count` steps from `first`, on the devices: [b] for one step, else [count b].
 
@@ -136,7 +143,7 @@ def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str 
   with checkpoints, bar, jax.transfer_guard("disallow"):
     while done < order.steps:
       boundary = min(order.steps, *((done // every + 1) * every for every in (log_every, evaluate_every, save_every)))
-      count = stage.chunk if boundary - done >= stage.chunk else 1
+      count = stage.count(done, boundary)
       state = stage.train_steps[count](state, stage.data, *stage.batches(done, count))
       # At most two calls ahead of the device: a signal is answered soon, and the bar shows what is done.
       ahead.append(jnp.copy(state.step))

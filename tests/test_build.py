@@ -107,12 +107,12 @@ def test_numbers_in_limits(limits, inside, outside):
 
 def test_every_hyper_parameter_has_a_type_that_can_be_checked():
   functions = {**build.public(losses), **build.public(samplers), **build.public(schedules)}
-  for module in (build.sources, build.heads, build.models):
+  for module in (build.sources, build.heads, build.models, build.afa):
     functions |= build.public(module)
-  del functions["Classifier"]
+  del functions["Classifier"], functions["decompose"]
   unchecked = {
       f"{name}.{key}" for name, function in functions.items() for key, parameter in build._parameters(function).items()
-      if build._kind(parameter) is object and key not in (*build.Objective.inputs, "dtype")}
+      if build._kind(parameter) is object and key not in (*build.Objective.inputs, "dtype", "insert")}
   assert not unchecked
   kinds = {key: build._kind(parameter) for key, parameter in build._parameters(functions["ResNetCIFAR"]).items()}
   assert kinds["depth"] is int and kinds["widths"] is tuple

@@ -208,7 +208,7 @@ CASES = [  # path, value, parts of the message
     ("head", dict(name="Cosin"), "there is no 'Cosin' (did you mean 'Cosine'?); there are Cosine, DisAlign"),
     ("head", dict(name="Cosine", num_classes=10), "head.num_classes: Cosine has no such argument"),
     ("head", dict(name="Linear"), "adjust: gcl takes cosines, but the head 'Linear' | write head=dict(name='Cosine')"),
-    ("backbone", dict(name="ResNet"), "there is no 'ResNet' (did you mean 'ResNetBBN'?); there are ResNetBBN"),
+    ("backbone", dict(name="ResNet32"), "there is no 'ResNet32' (did you mean 'ResNet'?); there are ResNet, ResNetBBN"),
     ("backbone", dict(name="Classifier"), "there is no 'Classifier'"),
     ("dataset", dict(name="cifar1000"), "there is no 'cifar1000' (did you mean 'cifar100'?); there are cifar10,"),
     ("dataset", dict(name="digits", imbalance=5.0), "dataset: digits needs profile, subset_seed"),

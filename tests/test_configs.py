@@ -84,11 +84,15 @@ def shrunk(name):
     config.dataset.dir, images = folder, 10000
   else:
     config.dataset, config.augment = digits.dataset, digits.augment
-  backbone = config.backbone.name
-  config.backbone = ConfigDict(dict(name=backbone, depth=14 if backbone == "ResNetBBN" else 8, widths=(4, 4, 8)))
+  small = dict(ResNet=dict(depth=10, width=4, stem="cifar"), ResNetBBN=dict(depth=14, widths=(4, 4, 8)),
+               ResNetCIFAR=dict(depth=8, widths=(4, 4, 8)))
+  kept = {key: value for key, value in config.backbone.to_dict().items() if key in ("name", "insert")}
+  config.backbone = ConfigDict(kept | small[kept["name"]])
   config.log_every_steps, config.eval_every_epochs, config.checkpoint_every_epochs = 1, 1, 1
   for stage in config.stages:
     config[stage].epochs, config[stage].batch_size = 1, images // 3
+    if config[stage].generation:
+      config[stage].generation.weight.at = 0
   return config
 
 
