@@ -41,6 +41,7 @@ def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "") ->
   configs.check_workdir(config, workdir)  # before the data, which may be a long download
   dataset = build.dataset(config)()
   for name in config.stages:
+    build.model(config, dataset.class_counts, name)
     sharding.check_batch(name, config[name].batch_size, sharding.data_mesh().devices.size, len(dataset.train[1]))
   configs.open_workdir(config, workdir)
 
