@@ -84,11 +84,15 @@ def reinforcement(
 def _fuse(responses, kernel, bias):
   """A convolution [t n n k j] of each class's maps [b h w k t] to [b h w j t]."""
   # As shifted sums: XLA on a CPU is slow at convolutions in t groups, and slower at their derivatives.
-  (_, h, w, _, _), n = responses.shape, kernel.shape[1]
-  framed = jnp.pad(responses, ((0, 0), (n // 2, n // 2), (n // 2, n // 2), (0, 0), (0, 0)))
-  kernel = kernel.transpose(1, 2, 3, 4, 0)
-  return bias.T + sum(
-      jnp.sum(framed[:, y:y + h, x:x + w, :, None] * kernel[y, x], axis=3) for y in range(n) for x in range(n))
+  (_, h, w, _, t), n = responses.shape, kernel.shape[1]
+  kernel = jnp.broadcast_to(kernel, (t, *kernel.shape[1:]))
+  fused = bias.T
+  for y, x in np.ndindex(n, n):
+    # Shifted after the sum over k, which leaves less to keep for the derivative than before it.
+    part = jnp.einsum("bhwkt,tkj->bhwjt", responses, kernel[:, y, x])
+    framed = jnp.pad(part, ((0, 0), (n // 2, n // 2), (n // 2, n // 2), (0, 0), (0, 0)))
+    fused = fused + framed[:, y:y + h, x:x + w]
+  return fused
 
 
 def calibrated_scores(

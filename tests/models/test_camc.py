@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,12 +75,11 @@ def test_golden(case, hyper, inputs, outputs, precision):
   with jax.enable_x64(precision == "float64"):
     given = {name: jnp.asarray(inputs[name], precision) for name in GOLDEN}
     (value, scores), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(given)
-    weights = camc.reinforcement(*(given[name] for name in GOLDEN if name != "W"))
+    weights = camc.reinforcement(*(given[name] for name in GOLDEN if name != "W")).transpose(0, 3, 1, 2)
     maps = camc.class_activation_maps(given["F"], given["W"])
   close(scores, outputs["scores"], precision)
   close(value, outputs["loss"], precision)
-  close(weights, 1 + 1 / (1 + np.exp(-np.moveaxis(outputs["fused_map"], 1, -1)))
-        if outputs["fused_map"].shape != weights.shape else 1 + 1 / (1 + np.exp(-outputs["fused_map"])), precision)
+  close(weights, 1 + 1 / (1 + np.exp(-outputs["fused_map"])), precision)
   close(maps, np.einsum("bhwd,dc->bhwc", inputs["F"], inputs["W"]), precision)
   one_place = inputs["F"].shape[1:3] == (1, 1)
   for name in GOLDEN:
@@ -103,7 +103,7 @@ def test_equals_the_direct_form(options):
 
 
 def test_never_makes_the_embeddings():
-  given = arrays(b=16, h=7, w=7, d=512, c=60, t=50, k=3)
+  given = arrays(b=16, h=7, w=7, d=1024, c=60, t=50, k=3)
   shapes = {name: jax.ShapeDtypeStruct(value.shape, "float32") for name, value in given.items() if name != "tail"}
 
   def loss(trained, maps):
@@ -111,8 +111,9 @@ def test_never_makes_the_embeddings():
 
   maps = shapes.pop("maps")
   compiled = jax.jit(jax.grad(loss)).lower(shapes, maps).compile()
-  responses, embeddings = 4 * 16 * 50 * 49 * 3, 4 * 16 * 50 * 512 * 49
-  assert 0 < compiled.memory_analysis().temp_size_in_bytes < 12 * responses + 4 * maps.size < embeddings / 4
+  responses, embeddings = 4 * 16 * 50 * 49 * 3, 4 * 16 * 50 * 49 * 1024
+  assert embeddings > 300 * responses
+  assert 0 < compiled.memory_analysis().temp_size_in_bytes < 12 * responses + 4 * maps.size
 
 
 def test_shared_fusion_is_the_same_fusion_for_all():
@@ -313,9 +314,15 @@ def test_statistics_move_once_a_crop_in_training_and_never_in_tests(images, vari
 
   before = variables["batch_stats"]["backbone"]["stem_norm"]["mean"]
   np.testing.assert_array_equal(moved(2, False), before)
-  whole = moved(None, True)
-  np.testing.assert_allclose(moved(1, True), whole, rtol=1e-4, atol=1e-6)
-  assert np.abs(moved(2, True) - before).max() > 2 * np.abs(whole - before).max()
+  np.testing.assert_allclose(moved(1, True), moved(None, True), rtol=1e-4, atol=1e-6)
+  crops = [jax.image.resize(images[:, y0:y1, x0:x1], images.shape, "linear") for (y0, y1), (x0, x1) in (
+      (y, x) for y in camc.crop_boxes(12, 2)[:, 0, :2] for x in camc.crop_boxes(8, 2)[:, 0, :2])]
+  expected = before
+  for crop in crops:
+    conv = nn.Conv(4, (3, 3), padding=1, use_bias=False).apply(
+        {"params": variables["params"]["backbone"]["stem_conv"]}, crop)
+    expected = 0.9 * expected + 0.1 * conv.mean((0, 1, 2))
+  np.testing.assert_allclose(moved(2, True), expected, rtol=1e-3, atol=1e-6)
 
 
 def test_gradients_reach_the_backbone_through_the_crops(images, variables):
