@@ -77,12 +77,12 @@ def test_a_head_without_class_vectors_has_no_maps():
   assert look(models.Classifier(backbone=tiny.OneConv(), head=Squares(5)))[-1] is None
 
 
-def test_of_a_run_they_are_those_of_the_smallest_classes():
+def test_of_a_run_they_are_those_of_the_smallest_classes(monkeypatch):
   config = tiny.config("ce_digits")
   dataset = build.dataset(config)()
   dataset = dataset._replace(test=tuple(part[dataset.test[1] != 9] for part in dataset.test))
-  state = tiny.parts(config, "representation").state()
-  variables = dict(params=state.params, batch_stats=state.batch_stats)
+  monkeypatch.setattr(build, "model", tiny.one_conv)
+  variables = tiny.one_conv().init(jax.random.key(0), dataset.test[0][:1], train=False)
   seen = cams.of_run(config, dataset, "representation", variables, number=3)
   assert seen.labels.tolist() == [8, 7, 6]  # of the smallest class there is no test image
   for image, label in zip(seen.images, seen.labels, strict=True):
