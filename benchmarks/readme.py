@@ -21,7 +21,8 @@ from ltjax.errors import ConfigError  # noqa: E402
 COMMON = ("ResNetCIFAR", "Linear", "instance")  # parts of nearly every config
 # The golden file of a part where it is not called as the part is.
 GOLDEN = dict(
-    AFA="paper_afa_decomposition", Cosine="cosine_classifier", DisAlign="disalign", LearnableScale="lws",
+    AFA="paper_afa_decomposition", CAMC="paper_camc", Cosine="cosine_classifier", DisAlign="disalign",
+    LearnableScale="lws",
     NormalizedLinear="paper_normfc", ResNetBBN="bbn_mix", TDE="tde", cben="paper_gcl_cben", class_balanced="samplers",
     class_balanced_focal="cb_focal", cross_entropy="ce", effective_number="class_balanced_weights",
     generation="paper_afa_generation", nearest_class_mean="ncm", reverse="samplers", tau_normalize="tau_norm")

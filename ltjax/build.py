@@ -36,10 +36,10 @@ BATCH_NORM_MODES = ("train", "eval", "shift")
 # Where a hyper-parameter makes sense, as a number and at every value of its schedule. One name means one thing in all
 # functions; a name that is not here may be any finite number.
 LIMITS = dict(
-    alpha="[0, inf)", at="[0, inf)", base="[0, inf)", beta="[0, 1)", factors="[0, inf)", gamma="[0, inf)",
-    holdout="[0, 1)", imbalance="[1, inf)", label_smoothing="[0, 1]", lr="[0, inf)", margin="[0, inf)",
-    max_margin="[0, inf)", momentum="[0, 1)", noise_scale="[0, inf)", num_heads="[1, inf)",
-    samples_per_class="[1, inf)", scale="(0, inf)", share="[0, 1]", shorten="[0, inf)",
+    alpha="[0, inf)", at="[0, inf)", base="[0, inf)", beta="[0, 1)", crops="[1, inf)", factors="[0, inf)",
+    gamma="[0, inf)", holdout="[0, 1)", imbalance="[1, inf)", label_smoothing="[0, 1]", lr="[0, inf)",
+    margin="[0, inf)", max_margin="[0, inf)", momentum="[0, 1)", noise_scale="[0, inf)", num_heads="[1, inf)",
+    num_prototypes="[1, inf)", samples_per_class="[1, inf)", scale="(0, inf)", share="[0, 1]", shorten="[0, inf)",
     subset_seed="[0, 4294967295]", tau="[0, inf)", warmup="[0, inf)", weight="[0, inf)")
 
 
@@ -233,17 +233,21 @@ def backbone(config) -> Call:
 def head(config, stage: str) -> tuple[Call, str]:
   """The head of `stage`, its own or else the config's, checked but not yet made; and its place in the config."""
   block, where = (config.head, "head") if config[stage].head is None else (config[stage].head, f"{stage}.head")
-  return bind(block, public(heads), where, given=("num_classes",), may_change=False), where
+  given = ("num_classes", "class_counts")
+  return bind(block, public(heads), where, given=given, may_change=False), where
 
 
-def model(config, num_classes: int, stage: str) -> models.Classifier:
-  """The network of `stage`: backbone and head."""
+def model(config, class_counts: Sequence[int] | np.ndarray | None, stage: str) -> models.Classifier:
+  """The network of `stage`: backbone and head; without class counts for two classes, to see its parameters."""
   if not isinstance(config.precision, str) or config.precision not in PRECISIONS:
     raise ConfigError(f"precision: expected one of {sorted(PRECISIONS)}, got {show(config.precision)}")
   images, (classes, where) = backbone(config), head(config, stage)
+  given = dict(num_classes=2 if class_counts is None else len(class_counts))
+  if "class_counts" in classes.arguments:
+    given["class_counts"] = None if class_counts is None else tuple(map(int, class_counts))
   return models.Classifier(
       backbone=named("backbone", images.function, **images.constants, dtype=PRECISIONS[config.precision]),
-      head=named(where, classes.function, **classes.constants, num_classes=num_classes))
+      head=named(where, classes.function, **classes.constants, **given))
 
 
 def sampler(block, where: str, class_counts: np.ndarray) -> samplers.Cycle | Callable[[Clock], np.ndarray] | None:

@@ -120,7 +120,7 @@ def check(config: ConfigDict) -> None:
     _check_stage(config, name)
   for name in stages:
     # What a stage trains and resets is in the model; 32 x 32 is only for the shapes.
-    train.state_makers(config, name, 2, (1, 32, 32, 3))
+    train.state_makers(config, name, None, (1, 32, 32, 3))
   selection.blocks(config)
 
 
@@ -215,10 +215,10 @@ def _check_stage(config: ConfigDict, name: str) -> None:
 
 def _check_combination(config: ConfigDict, name: str, objective: build.Objective) -> None:
   """Raises where the adjustment needs what the head does not give, or two batches meet what takes one."""
-  (head, _), backbone, adjust = build.head(config, name), build.backbone(config), objective.adjust
+  (head, where), backbone, adjust = build.head(config, name), build.backbone(config), objective.adjust
   head_name, options = head.function.__name__, head.constants
   gives_cosines = head_name == "Cosine" or options.get("cosine", False)
-  takes_norm_out = gives_cosines or head_name == "TDE" or options.get("normalize_features", False)
+  takes_norm_out = gives_cosines or head_name in ("CAMC", "TDE") or options.get("normalize_features", False)
   if adjust and "cosines" in adjust.arguments and not gives_cosines:
     raise ConfigError(f"{name}.adjust: {adjust.function.__name__} takes cosines, but the head {head_name!r} does not "
                       "give them; write head=dict(name='Cosine')")
@@ -231,6 +231,11 @@ def _check_combination(config: ConfigDict, name: str, objective: build.Objective
   if objective.weights and objective.loss.function.__module__.endswith(".disentangling"):
     raise ConfigError(f"{name}.class_weights: {objective.loss.function.__name__} is the loss of a batch, which weights "
                       "that differ between its examples make no sense of; write class_weights=None")
+  if "num_prototypes" in head.arguments:
+    _check_place(config, name, where, head_name)
+  if objective.branches and options.get("crops"):
+    raise ConfigError(f"{where}.crops: crops of {options['crops']} x {options['crops']} are taken of one batch, but "
+                      f"{name} has branches; take one of them out")
   if objective.branches and backbone.function not in build.BRANCHED:
     raise ConfigError(f"{name}.branches: the backbone {backbone.function.__name__!r} takes one batch, not one for each "
                       f"branch; write backbone=dict(name={build.BRANCHED[0].__name__!r})")
@@ -256,6 +261,16 @@ def _check_generation(config: ConfigDict, name: str, head_name: str, loss: Calla
   if loss.__module__.endswith(".disentangling"):
     raise ConfigError(f"{name}.loss: {loss.__name__} is of a whole batch, so rows that are not valid would count; "
                       "use another loss, or write generation=None")
+
+
+def _check_place(config: ConfigDict, name: str, where: str, head_name: str) -> None:
+  """Raises unless `name` is the last of several stages."""
+  if name != config.stages[-1]:
+    raise ConfigError(f"{where}: {head_name} belongs to the last stage, {config.stages[-1]!r}, but {name!r} has it; "
+                      f"write --config.{config.stages[-1]}.head=..., and another head for {name!r}")
+  if len(config.stages) == 1:
+    raise ConfigError(f"{where}: {head_name} takes its prototypes from the stage before, but {name!r} is the only one "
+                      f"of stages={tuple(config.stages)!r}; put one before it that learns the representation")
 
 
 def _check_patterns(block: ConfigDict, name: str) -> None:

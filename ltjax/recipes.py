@@ -164,15 +164,17 @@ def published(row: Mapping[str, str]) -> str:
     row: at least its columns paper, method, dataset and imbalance.
 
   Raises:
-    ConfigError: a row of another data set than CIFAR, or of a paper without configs here (CAMC).
+    ConfigError: a row of another data set than CIFAR.
 
   >>> published(dict(paper="thesis", method="gcl_cloud_cosine", dataset="cifar10", imbalance="100"))
   'configs/gcl_cifar10.py:100,cloud_size=cosine'
   """
   method, dataset = row["method"], row["dataset"]
-  if dataset not in ("cifar10", "cifar100") or row["paper"] == "camc":
+  if dataset not in ("cifar10", "cifar100"):
     raise ConfigError(f"published: there is no config for {method!r} of {row['paper']!r} on {dataset!r}")
   stem, given = _VARIANTS.get(method, (method, "")) if row["paper"] != "afa" else ("afa", _AFA[method])
   if stem in ("mislas", "mislas_kps"):
     given = _MISLAS.get((dataset, int(row["imbalance"])), "")
+  if stem in ("camc", "camcpp") and dataset == "cifar10" and int(row["imbalance"]) <= 50:
+    given = "threshold=1000"  # section IV-D
   return f"configs/{stem}_{dataset}.py:{row['imbalance']}" + (f",{given}" if given else "")

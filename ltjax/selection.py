@@ -84,7 +84,7 @@ def _trace(name: str, candidate: dict) -> None:
 
 def _check_kernel(config, stage: str, where: str) -> None:
   """Raises unless the head's logits are features @ kernel + bias up to the lengths that the method changes."""
-  model = build.model(config, 2, stage)
+  model = build.model(config, None, stage)
   shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
   head = shapes["params"].get("head", {})
   if not {"kernel"} <= set(head) <= {"kernel", "bias"} or "head" in shapes.get("batch_stats", {}):
@@ -105,7 +105,7 @@ def run(config, dataset, variables: Mapping[str, dict]) -> list[dict]:
 
   @functools.cache
   def extractor(stage):
-    return evaluate.Extractor(build.model(config, len(counts), stage), variables[stage], mean=dataset.mean,
+    return evaluate.Extractor(build.model(config, counts, stage), variables[stage], mean=dataset.mean,
                               std=dataset.std, batch_size=config.eval_batch_size, mesh=mesh)
 
   @functools.cache

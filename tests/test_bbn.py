@@ -41,9 +41,9 @@ def stage(dataset):
 
 def train_step_of(found, dataset):
   name, block = "representation", found.representation
-  _, _, tx, factors = train.state_makers(found, name, 10, dataset.train[0][:1].shape)
+  _, _, tx, factors = train.state_makers(found, name, (1,) * 10, dataset.train[0][:1].shape)
   load = resident.make_load(**found.augment, mixup=0.0, branches=True)
-  model = build.model(found, 10, name)
+  model = build.model(found, (1,) * 10, name)
   return model, load, steps.make_train_step(model, tx, factors, build.Objective(block, name), load,
                                             batch_norm=block.batch_norm)
 
@@ -89,7 +89,7 @@ def test_with_the_whole_share_the_second_branch_learns_nothing(stage, dataset):
 
 def test_evaluation_is_the_plain_forward(stage, dataset):
   state = stage.make_state(stage.init())
-  model = build.model(config(), 10, "representation")
+  model = build.model(config(), (1,) * 10, "representation")
   images = (jnp.asarray(dataset.test[0]) / 255 - jnp.asarray(dataset.mean)) / jnp.asarray(dataset.std)
   logits, _ = model.apply(dict(params=state.params, batch_stats=state.batch_stats), images, train=False)
   right = int((logits.argmax(axis=-1) == dataset.test[1]).sum())

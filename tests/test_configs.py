@@ -126,7 +126,8 @@ def test_trains(name, trained):
     assert tiny.saved_steps(workdir, stage)[-1] == len(losses)
     assert 0 < results["stages"][stage]["test"]["overall"] < 1
   assert {path.name for path in (workdir / "report").iterdir()} == {
-      "README.md", "training_curves.png", "accuracy_by_class_size.png", "confusion_matrix.png"}
+      "README.md", "training_curves.png", "accuracy_by_class_size.png", "confusion_matrix.png",
+      "activation_maps.png"}
   for path in (workdir / "report").glob("*.png"):
     with Image.open(path) as image:
       image.load()

@@ -20,7 +20,8 @@ from ltjax.models import heads
 from tests import tiny
 
 # What has no default.
-REQUIRED = dict(q=0.5, progress=dict(name="linear"), alpha=1.0, head=0.3, tail=0.1, beta=0.9, scale=16.0)
+REQUIRED = dict(q=0.5, progress=dict(name="linear"), alpha=1.0, head=0.3, tail=0.1, beta=0.9, scale=16.0,
+                threshold=100)
 
 
 def blocks(choices, given=()) -> dict[str, dict]:
@@ -35,10 +36,12 @@ LOSSES = blocks(build.public(losses, build.LOSSES), build.Objective.inputs)
 SAMPLERS = blocks(build.public(samplers))
 HEADS = blocks(build.public(heads), ("num_classes",))
 HEADS |= {f"{name}.cosine": dict(HEADS[name], cosine=True) for name in ("DisAlign", "LearnableScale")}
+HEADS["CAMC.crops"] = dict(HEADS["CAMC"], crops=2)
 HEADS["NormalizedLinear.features"] = dict(HEADS["NormalizedLinear"], normalize_features=True)
 GIVE_COSINES = {"Cosine", "DisAlign.cosine", "LearnableScale.cosine"}
 ON_THE_ANGLE = {"arcface", "gcl_angular", "kps_angular"}  # only of cosines that no scale follows
-TAKE_THE_NORM_OUT = GIVE_COSINES | {"TDE", "NormalizedLinear.features"}
+TAKE_THE_NORM_OUT = GIVE_COSINES | {"CAMC", "CAMC.crops", "TDE", "NormalizedLinear.features"}
+NEED_A_STAGE_BEFORE = {"CAMC", "CAMC.crops"}
 MIXUP = dict(without=0.0, mixed=1.0)
 
 
@@ -103,6 +106,7 @@ def test_every_adjustment_on_every_head_trains_or_is_refused_by_name(head, datas
   others = itertools.cycle(itertools.product(LOSSES, SAMPLERS, MIXUP, (1, 2)))
   for adjust in ADJUSTMENTS:
     loss, sampler, mixup, stages = next(itertools.islice(others, 7, None))
+    stages = 2 if head in NEED_A_STAGE_BEFORE else stages
     found = config(adjust, loss, sampler, head, mixup, stages=stages)
     if message := refusal(adjust, head):
       with pytest.raises(ConfigError) as info:
@@ -152,7 +156,7 @@ def covering() -> list[tuple]:
     good = [head for head in HEADS if not refusal(adjust, head)]
     head = next((head for head in heads_left if head in good), good[0])
     heads_left = [name for name in heads_left if name != head]
-    found.append((adjust, loss, sampler, head, mixup, 1 + row // 2 % 2))
+    found.append((adjust, loss, sampler, head, mixup, 2 if head in NEED_A_STAGE_BEFORE else 1 + row // 2 % 2))
   return found + [("none", "cross_entropy", "class_aware", head, "mixed", 2) for head in heads_left]
 
 
