@@ -40,7 +40,7 @@ LIMITS = dict(
     gamma="[0, inf)", holdout="[0, 1)", imbalance="[1, inf)", label_smoothing="[0, 1]", lr="[0, inf)",
     margin="[0, inf)", max_margin="[0, inf)", momentum="[0, 1)", noise_scale="[0, inf)", num_heads="[1, inf)",
     num_prototypes="[1, inf)", samples_per_class="[1, inf)", scale="(0, inf)", share="[0, 1]", shorten="[0, inf)",
-    subset_seed="[0, 4294967295]", tau="[0, inf)", warmup="[0, inf)", weight="[0, inf)")
+    subset_seed="[0, 4294967295]", tau="[0, inf)", threshold="[0, inf)", warmup="[0, inf)", weight="[0, inf)")
 
 
 def public(module, families: tuple[str, ...] = ("",)) -> dict[str, Callable]:

@@ -125,7 +125,8 @@ def wrong_values(path, value):
   if isinstance(value, int):
     # 5 epochs of warm-up is a number that happens to be whole, and so is the epoch of a switch.
     whole = [] if "lr" in path or path[-1] in ("at", "shorten") else [value + 0.5]
-    return ["7", -1, None, True, {"name": "nothing"}, float("nan"), *whole]
+    none = [] if path[-1] == "crops" else [None]  # CAMC without crops
+    return ["7", -1, *none, True, {"name": "nothing"}, float("nan"), *whole]
   if isinstance(value, float):
     return ["0.5", float("nan"), float("inf"), True, (value,), -1.0 if path[-1] not in ("start", "end") else "x"]
   if isinstance(value, str):
@@ -205,7 +206,7 @@ CASES = [  # path, value, parts of the message
     ("classifier.class_weights", dict(name="effective_number", beta=1.0), "beta: expected a number in [0, 1)"),
     ("classifier.class_weights", dict(name="effective_number", beta="x"), "beta: expected a number in [0, 1)"),
     ("classifier.class_weights", dict(name="mean"), "there is no 'mean' | there are effective_number"),
-    ("head", dict(name="Cosin"), "there is no 'Cosin' (did you mean 'Cosine'?); there are Cosine, DisAlign"),
+    ("head", dict(name="Cosin"), "there is no 'Cosin' (did you mean 'Cosine'?); there are CAMC, Cosine"),
     ("head", dict(name="Cosine", num_classes=10), "head.num_classes: Cosine has no such argument"),
     ("head", dict(name="Linear"), "adjust: gcl takes cosines, but the head 'Linear' | write head=dict(name='Cosine')"),
     ("backbone", dict(name="ResNet32"), "there is no 'ResNet32' (did you mean 'ResNet'?); there are ResNet, ResNetBBN"),

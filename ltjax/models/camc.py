@@ -220,7 +220,8 @@ class CAMC(nn.Module):
     shared_fusion: one fusion for all classes.
     fusion_size: n, odd.
     fusion_layers: 2 puts a layer from k to k maps and a ReLU (`hidden_kernel`, `hidden_bias`) before the fusion.
-    normalize_prototypes: respond with cosines.
+    normalize_prototypes: respond with cosines. Products grow with the features' length, which a small magnitude g in
+      the stage before makes large, and may leave the sigmoid at its ends, where it tells no place from another.
     pick: which images of a class become prototypes: random ones, the first, or those nearest to the centres of k-means.
     class_counts: training images of each class; None where they are not known yet, for the names of the parameters.
 
