@@ -156,7 +156,7 @@ def test_a_call_of_several_steps_stops_where_generation_begins(stage):
 
 
 def test_a_step_is_the_loss_of_the_images_and_of_all_rows(stage, dataset):
-  model, at = build.model(config(), 10, "representation"), 2 * stage.order.steps_per_epoch
+  model, at = build.model(config(), (1,) * 10, "representation"), 2 * stage.order.steps_per_epoch
   state, (indices, scalars) = stage.make_state(stage.init()), stage.batches(at, 1)
   variables = dict(params=state.params, batch_stats=state.batch_stats)
   key_load, _, key_plan = jax.random.split(jax.random.fold_in(stage.data["key"], 0), 3)
