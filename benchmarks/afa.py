@@ -152,8 +152,9 @@ def main():
       "| setting | step | GFLOPs | of plain | memory of intermediate values, GB | compiled in, s |",
       "| --- | --- | ---: | ---: | ---: | ---: |", *rows, "", *time_rows(args.rounds), "",
       f"FLOPs and memory are the compiler's own (cost_analysis, memory_analysis), times the least of {args.rounds}",
-      f"rounds in which the rows take turns. {report.hardware()['device']};", f"{versions}; commit {report.commit()}.", "", f"`python benchmarks/afa.py {' '.join(sys.argv[1:])}`".replace(
-          " `", "`"), ""]
+      f"rounds in which the rows take turns. {report.hardware()['device']};",
+      f"{versions}; commit {report.commit()}.", "",
+      f"`{' '.join(['python benchmarks/afa.py', *sys.argv[1:]])}`", ""]
   (ROOT / "benchmarks" / "results" / f"afa_{jax.devices()[0].platform}.md").write_text("\n".join(lines))
   print("\n".join(lines))
 
