@@ -9,6 +9,7 @@ Everything goes to benchmarks/results/afa_<platform>.md.
 
 import argparse
 import pathlib
+import statistics
 import sys
 import time
 from typing import NamedTuple
@@ -101,15 +102,16 @@ def runner(step: Step, setting: Setting):
 
 
 def in_turns(calls: dict, rounds: int) -> dict[str, float]:
-  """{row: least seconds}, the rows in turn, after one call of each; others may use the machine, too."""
-  times = {name: [] for name in calls}
+  """{row: median seconds}, the rows in turn, after one call of each."""
+  # Of a CPU, the seconds of all its cores that the step took: others may be using them, too.
+  clock, times = time.process_time if jax.default_backend() == "cpu" else time.perf_counter, {name: [] for name in calls}
   for turn in range(rounds + 1):
     for name, call in calls.items():
-      began = time.perf_counter()
+      began = clock()
       call()
       if turn:
-        times[name].append(time.perf_counter() - began)
-  return {name: min(found) for name, found in times.items()}
+        times[name].append(clock() - began)
+  return {name: statistics.median(found) for name, found in times.items()}
 
 
 def cost_rows(setting: Setting) -> list[str]:
@@ -137,7 +139,7 @@ def time_rows(rounds: int) -> list[str]:
   saved, extra = 29 * 96 * (one - two), made["AFA, no generation"].seconds
   return ["| step of ResNet-32, CIFAR-10, batch 128 | ms | of plain | compiled in, s |", "| --- | ---: | ---: | ---: |",
           *rows, "", f"Over the 29 epochs of 96 steps before generation begins, two programs take {saved:.0f} s less "
-          f"than one, and {extra:.0f} s more to", f"compile: {'two' if saved > extra else 'one'} is faster."]
+          f"than one, and {extra:.0f} s", f"more to compile: {'two are' if saved > extra else 'one is'} faster."]
 
 
 def main():
@@ -151,8 +153,8 @@ def main():
       "# What AFA costs", "",
       "| setting | step | GFLOPs | of plain | memory of intermediate values, GB | compiled in, s |",
       "| --- | --- | ---: | ---: | ---: | ---: |", *rows, "", *time_rows(args.rounds), "",
-      f"FLOPs and memory are the compiler's own (cost_analysis, memory_analysis), times the least of {args.rounds}",
-      f"rounds in which the rows take turns. {report.hardware()['device']};",
+      f"FLOPs and memory are the compiler's own (cost_analysis, memory_analysis), times the medians of {args.rounds}",
+      f"rounds in which the rows take turns, on a CPU in seconds of its cores. {report.hardware()['device']};",
       f"{versions}; commit {report.commit()}.", "",
       f"`{' '.join(['python benchmarks/afa.py', *sys.argv[1:]])}`", ""]
   (ROOT / "benchmarks" / "results" / f"afa_{jax.devices()[0].platform}.md").write_text("\n".join(lines))
