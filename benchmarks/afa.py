@@ -104,7 +104,8 @@ def runner(step: Step, setting: Setting):
 def in_turns(calls: dict, rounds: int) -> dict[str, float]:
   """{row: median seconds}, the rows in turn, after one call of each."""
   # Of a CPU, the seconds of all its cores that the step took: others may be using them, too.
-  clock, times = time.process_time if jax.default_backend() == "cpu" else time.perf_counter, {name: [] for name in calls}
+  clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
+  times = {name: [] for name in calls}
   for turn in range(rounds + 1):
     for name, call in calls.items():
       began = clock()
