@@ -64,13 +64,13 @@ def compiled(setting: Setting, insert: bool, weight: float | None) -> Step:
   config.backbone = ConfigDict(dict(setting.backbone, insert=dict(name="AFA") if insert else None))
   block = config.representation
   block.generation = None if weight is None else ConfigDict(dict(gamma=1.0, alpha=4.0, weight=1.0))
-  images, classes = (1, setting.size, setting.size, 3), setting.classes
-  make_state, init, tx, factors = train.state_makers(config, "representation", classes, images)
+  images, counts = (1, setting.size, setting.size, 3), np.ones(setting.classes, int)
+  make_state, init, tx, factors = train.state_makers(config, "representation", counts, images)
   objective = build.Objective(block, "representation")
   step = steps.make_train_step(
-      build.model(config, classes, "representation"), tx, factors, objective,
+      build.model(config, counts, "representation"), tx, factors, objective,
       resident.make_load(**config.augment, mixup=0.0), batch_norm=block.batch_norm)
-  scalars = objective.scalars(build.Clock(0, 1, block.epochs), np.ones(classes))
+  scalars = objective.scalars(build.Clock(0, 1, block.epochs), counts)
   scalars |= {} if weight is None else dict(generation=np.float32(weight))
   lowered = jax.jit(step, donate_argnums=0).lower(
       jax.eval_shape(lambda: make_state(init())), jax.eval_shape(lambda: data(setting)),
