@@ -45,7 +45,8 @@ def bare_step(args):
   """The least that trains: flax, optax and cross entropy on one batch, again and again."""
   config = ce_cifar10.get_config()
   config.precision = args.precision
-  model, tx = build.model(config, 10), optax.chain(optax.add_decayed_weights(2e-4), optax.sgd(0.1, momentum=0.9))
+  model = build.model(config, (1,) * 10, "representation")
+  tx = optax.chain(optax.add_decayed_weights(2e-4), optax.sgd(0.1, momentum=0.9))
   rng = np.random.default_rng(0)
   images = jax.device_put(rng.standard_normal((args.batch_size, 32, 32, 3), np.float32))
   labels = jax.device_put(rng.integers(0, 10, args.batch_size))

@@ -21,10 +21,11 @@ from ltjax.errors import ConfigError  # noqa: E402
 COMMON = ("ResNetCIFAR", "Linear", "instance")  # parts of nearly every config
 # The golden file of a part where it is not called as the part is.
 GOLDEN = dict(
-    Cosine="cosine_classifier", DisAlign="disalign", LearnableScale="lws", NormalizedLinear="paper_normfc",
-    ResNetBBN="bbn_mix", TDE="tde", cben="paper_gcl_cben", class_balanced="samplers",
+    AFA="paper_afa_decomposition", CAMC="paper_camc", Cosine="cosine_classifier", DisAlign="disalign",
+    LearnableScale="lws",
+    NormalizedLinear="paper_normfc", ResNetBBN="bbn_mix", TDE="tde", cben="paper_gcl_cben", class_balanced="samplers",
     class_balanced_focal="cb_focal", cross_entropy="ce", effective_number="class_balanced_weights",
-    nearest_class_mean="ncm", reverse="samplers", tau_normalize="tau_norm")
+    generation="paper_afa_generation", nearest_class_mean="ncm", reverse="samplers", tau_normalize="tau_norm")
 NOTE = """Published top-1 in % at imbalance 100 (two numbers are two papers'). golden: compared with numbers that
 released code or its equations give; equation: with the paper's. Arguments behind the imbalance give ablations, as in
 `--config=configs/gcl_cifar10.py:100,cloud_size=cosine`; the first lines of a config list them with their numbers."""
@@ -66,8 +67,9 @@ def parts(path: pathlib.Path) -> list[str]:
   config = module.get_config()
   stages = [config[name] for name in config.stages]
   blocks = [stage[key] for key in ("adjust", "loss", "class_weights", "sampler", "head") for stage in stages]
-  names = [block["name"] for block in (config.backbone, config.head, *blocks, *config.posthoc) if block]
-  names += ["mixup"] if any(stage.mixup for stage in stages) else []
+  names = [block["name"] for block in (
+      config.backbone, config.backbone.get("insert"), config.head, *blocks, *config.posthoc) if block]
+  names += [key for key in ("generation", "mixup") if any(stage[key] for stage in stages)]
   return list(dict.fromkeys(name for name in names if name not in COMMON))
 
 

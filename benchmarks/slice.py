@@ -4,8 +4,10 @@ python benchmarks/slice.py --dir=DIR [--images=2000] [--epochs=2] [--batch-size=
 
 DIR holds the official binary files. The slice keeps the classes' shares, one image of each at least. Losses are means
 over thirds of an epoch. Where a schedule of the loss moves (FBL's alpha, BBN's share), the first one is that of the
-last epoch, inside which it stands still. --width=4 shrinks the network. With names (ce_cifar10, or
-gcl_cifar10:100,cloud_size=cosine) only those are run; without, all, and the table goes to benchmarks/results/slices.md.
+epoch from which on it stands still. Generation, where a config has it, begins with the second epoch. --width=4 shrinks
+the network; ResNeXt-50 is always a ResNet-10 of width 8 here. With names (ce_cifar10, or
+gcl_cifar10:100,cloud_size=cosine) only those are run; without, all, and the table goes to
+benchmarks/results/slices.md.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from ltjax.errors import LtjaxError  # noqa: E402
 from ltjax.schedules import Clock  # noqa: E402
 
 TEST_IMAGES = 500
+SMALL = 8  # the width of what has 50 layers in the config and would take a CPU a day
 
 
 def sliced(dataset, images: int):
@@ -43,22 +46,38 @@ def shrunk(name: str, args, dataset):
   get_config = importlib.import_module(f"configs.{stem}").get_config
   config = get_config(argument) if argument else get_config()
   config.dataset.dir = args.dir
-  if args.width:
-    with config.unlocked():
-      config.backbone.widths = (args.width, args.width, 2 * args.width)
+  if args.width or config.backbone.name == "ResNet":
+    shrink(config.backbone, args.width or SMALL)
   data = sliced(dataset(config)(), args.images)
   config.log_every_steps = max(1, len(data.train[1]) // args.batch_size // 3)
   config.eval_every_epochs = config.checkpoint_every_epochs = args.epochs
   for stage in config.stages:
+    if config[stage].generation and "at" in config[stage].generation.weight:
+      config[stage].generation.weight.at = 1
     config[stage].epochs, config[stage].batch_size = args.epochs, args.batch_size
   return config, data
 
 
-def moves(block, stage: str) -> bool:
-  """Whether what the stage minimises changes between its first and its last epoch."""
-  objective, clocks = build.Objective(block, stage), [Clock(epoch, 1, block.epochs) for epoch in (0, block.epochs - 1)]
-  calls = [call for call in (objective.adjust, objective.loss, objective.weights) if call]
-  return block.branches is not None or any(call.at(clocks[0]) != call.at(clocks[1]) for call in calls)
+def shrink(backbone, width: int) -> None:
+  """Makes a backbone of `width` channels in its first stage; of the deep ones, the shallowest."""
+  with backbone.unlocked():
+    if backbone.name == "ResNet":
+      backbone.depth, backbone.width, backbone.groups, backbone.group_width = 10, width, 1, None
+    else:
+      backbone.widths = (width, width, 2 * width)
+
+
+def settled(block, stage: str) -> int:
+  """The epoch from which on the stage minimises one and the same thing."""
+  objective = build.Objective(block, stage)
+
+  def values(epoch: int) -> list:
+    clock = Clock(epoch, 1, block.epochs)
+    moving = [part.at(clock) for part in (objective.adjust, objective.loss, objective.weights) if part]
+    moving += [objective.branches.share(clock)] if objective.branches else []
+    return moving + ([objective.generation.weight(clock)] if objective.generation else [])
+
+  return max((epoch + 1 for epoch in range(block.epochs) if values(epoch) != values(block.epochs - 1)), default=0)
 
 
 def losses(config, stage: str, workdir: pathlib.Path) -> tuple[float, float]:
@@ -67,9 +86,8 @@ def losses(config, stage: str, workdir: pathlib.Path) -> tuple[float, float]:
   starts = [0, *(line["step"] for line in lines[:-1])]
   whole = [(start, line) for start, line in zip(starts, lines, strict=True)
            if line["step"] - start == config.log_every_steps]
-  if moves(config[stage], stage):
-    last_epoch = lines[-1]["step"] * (config[stage].epochs - 1) // config[stage].epochs
-    whole = [(start, line) for start, line in whole if start >= last_epoch]
+  first = lines[-1]["step"] * settled(config[stage], stage) // config[stage].epochs
+  whole = [(start, line) for start, line in whole if start >= first]
   return whole[0][1]["loss"], whole[-1][1]["loss"]
 
 
@@ -114,7 +132,9 @@ def command() -> int:
     versions = ", ".join(f"{name} {version}" for name, version in report.versions().items())
     (ROOT / "benchmarks" / "results" / "slices.md").write_text("\n".join([
         f"# CIFAR configs on a slice of CIFAR: {args.images} images, {args.epochs} epochs, batch {args.batch_size}",
-        "", "Losses are means over thirds of an epoch; where a schedule of the loss moves, of the last epoch.", "",
+        "", "Losses are means over thirds of an epoch; from the epoch on in which the loss is that of the last one.",
+        f"ResNeXt-50 (afa) is a ResNet-10 of width {args.width or SMALL} here, all others are as configured"
+        f"{f' but for the width {args.width}' if args.width else ''}.", "",
         head, *rows, "", f"`python benchmarks/slice.py {' '.join(sys.argv[1:])}`, commit {report.commit()},",
         f"{report.hardware()['device']}; {versions}.", ""]))
   return 0 if good else 1

@@ -20,26 +20,29 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ltjax import losses, models, schedules
+from ltjax.augment.features import Plan, plan
 from ltjax.data import photos, samplers, sources
 from ltjax.errors import ConfigError, DataError, LtjaxError, nearest
-from ltjax.models import heads
+from ltjax.models import afa, heads
 from ltjax.schedules import Clock
 
 # Which of `losses` is what, by the submodule that defines it.
 ADJUSTMENTS = (".adjustment", ".angular", ".margins")
 LOSSES = (".cross_entropy", ".disentangling", ".sigmoid", ".smoothing")
 WEIGHTS = (".weights",)
+REDUCTIONS = (".reduce",)
 PRECISIONS = {"float32": jnp.float32, "bf16": jnp.bfloat16}
 BRANCHED = (models.ResNetBBN,)  # the backbones that take a batch for each of two branches
 BATCH_NORM_MODES = ("train", "eval", "shift")
 # Where a hyper-parameter makes sense, as a number and at every value of its schedule. One name means one thing in all
 # functions; a name that is not here may be any finite number.
 LIMITS = dict(
-    alpha="[0, inf)", at="[0, inf)", base="[0, inf)", beta="[0, 1)", factors="[0, inf)", gamma="[0, inf)",
-    holdout="[0, 1)", imbalance="[1, inf)", label_smoothing="[0, 1]", lr="[0, inf)", margin="[0, inf)",
-    max_margin="[0, inf)", momentum="[0, 1)", noise_scale="[0, inf)", num_heads="[1, inf)",
-    samples_per_class="[1, inf)", scale="(0, inf)", share="[0, 1]", shorten="[0, inf)",
-    subset_seed="[0, 4294967295]", tau="[0, inf)", val_fraction="(0, 1)", warmup="[0, inf)")
+    alpha="[0, inf)", at="[0, inf)", base="[0, inf)", beta="[0, 1)", crops="[1, inf)", factors="[0, inf)",
+    gamma="[0, inf)", holdout="[0, 1)", imbalance="[1, inf)", label_smoothing="[0, 1]", lr="[0, inf)",
+    margin="[0, inf)", max_margin="[0, inf)", momentum="[0, 1)", noise_scale="[0, inf)", num_heads="[1, inf)",
+    num_prototypes="[1, inf)", samples_per_class="[1, inf)", scale="(0, inf)", share="[0, 1]", shorten="[0, inf)",
+    subset_seed="[0, 4294967295]", tau="[0, inf)", threshold="[0, inf)", val_fraction="(0, 1)",
+    warmup="[0, inf)", weight="[0, inf)")
 
 
 def public(module, families: tuple[str, ...] = ("",)) -> dict[str, Callable]:
@@ -215,31 +218,42 @@ def dataset(config) -> Callable[..., sources.Dataset]:
   return read
 
 
-def head_block(config, stage: str):
-  """The head of `stage`: its own, or else the config's."""
-  return config.head if config[stage].head is None else config[stage].head
-
-
 def backbone(config) -> Call:
-  """The config's backbone, checked but not yet made."""
+  """The config's backbone, checked but not yet made; with what its `insert` names, made."""
   backbones = {name: value for name, value in public(models).items() if name != "Classifier"}
-  return bind(config.backbone, backbones, "backbone", given=("dtype",), may_change=False)
+  block = config.backbone.to_dict() if isinstance(config.backbone, ConfigDict) else config.backbone
+  insert = block.get("insert") if isinstance(block, Mapping) else None
+  if insert is None:
+    return bind(block, backbones, "backbone", given=("dtype",), may_change=False)
+  call = bind({key: value for key, value in block.items() if key != "insert"}, backbones, "backbone",
+              given=("dtype",), may_change=False)
+  if "insert" not in call.arguments:
+    takers = sorted(name for name, value in backbones.items() if "insert" in _parameters(value))
+    raise ConfigError(f"backbone.insert: {block['name']} has no place for a module; {' and '.join(takers)} have")
+  inserts = {name: value for name, value in public(afa).items() if inspect.isclass(value)}
+  module = bind(insert, inserts, "backbone.insert", may_change=False)
+  call.constants["insert"] = named("backbone.insert", module.function, **module.constants)
+  return call
 
 
 def head(config, stage: str) -> tuple[Call, str]:
   """The head of `stage`, its own or else the config's, checked but not yet made; and its place in the config."""
-  where = "head" if config[stage].head is None else f"{stage}.head"
-  return bind(head_block(config, stage), public(heads), where, given=("num_classes",), may_change=False), where
+  block, where = (config.head, "head") if config[stage].head is None else (config[stage].head, f"{stage}.head")
+  given = ("num_classes", "class_counts")
+  return bind(block, public(heads), where, given=given, may_change=False), where
 
 
-def model(config, num_classes: int, stage: str) -> models.Classifier:
-  """The network of `stage`: backbone and head."""
+def model(config, class_counts: Sequence[int] | np.ndarray | None, stage: str) -> models.Classifier:
+  """The network of `stage`: backbone and head; without class counts for two classes, to see its parameters."""
   if not isinstance(config.precision, str) or config.precision not in PRECISIONS:
     raise ConfigError(f"precision: expected one of {sorted(PRECISIONS)}, got {show(config.precision)}")
   images, (classes, where) = backbone(config), head(config, stage)
+  given = dict(num_classes=2 if class_counts is None else len(class_counts))
+  if "class_counts" in classes.arguments:
+    given["class_counts"] = None if class_counts is None else tuple(map(int, class_counts))
   return models.Classifier(
       backbone=named("backbone", images.function, **images.constants, dtype=PRECISIONS[config.precision]),
-      head=named(where, classes.function, **classes.constants, num_classes=num_classes))
+      head=named(where, classes.function, **classes.constants, **given))
 
 
 def sampler(block, where: str, class_counts: np.ndarray) -> samplers.Cycle | Callable[[Clock], np.ndarray] | None:
@@ -266,17 +280,40 @@ def branches(block, where: str) -> SecondBatch | None:
   """The `branches` block of a stage; None where it has none."""
   if block is None:
     return None
-  keys = SecondBatch._fields
+  block = _block(block, where, SecondBatch._fields)
+  bind(block["sampler"], public(samplers), f"{where}.sampler")
+  return SecondBatch(block["sampler"], schedule(block["share"], f"{where}.share"))
+
+
+class Generation(NamedTuple):
+  """A stage's `generation`, checked: what is generated from a batch, and how much the loss over all rows counts."""
+
+  gamma: float
+  alpha: float
+  weight: Callable[[Clock], float]
+
+
+def generation(block, where: str) -> Generation | None:
+  """The `generation` block of a stage; None where it has none."""
+  if block is None:
+    return None
+  values = _block(block, where, Generation._fields)
+  check_number(values["gamma"], f"{where}.gamma", float, "(0, inf)")
+  check_number(values["alpha"], f"{where}.alpha", float, LIMITS["alpha"])
+  return Generation(values["gamma"], values["alpha"], schedule(values["weight"], f"{where}.weight"))
+
+
+def _block(block, where: str, keys: tuple[str, ...]) -> Mapping:
+  """`block`, which has exactly `keys`."""
   if not isinstance(block, Mapping | ConfigDict) or not len(block):
-    raise ConfigError(f"{where}: expected dict(sampler=..., share=...), got {show(block)}")
+    raise ConfigError(f"{where}: expected dict({', '.join(f'{key}=...' for key in keys)}), got {show(block)}")
   for key in block:
     if key not in keys:
       raise ConfigError(f"{where}.{key}: not a key here{nearest(key, keys)}; there are {', '.join(keys)}")
   for key in keys:
     if key not in block:
       raise ConfigError(f"{where}.{key}: missing from the config")
-  bind(block["sampler"], public(samplers), f"{where}.sampler")
-  return SecondBatch(block["sampler"], schedule(block["share"], f"{where}.share"))
+  return block
 
 
 class Objective:
@@ -292,15 +329,31 @@ class Objective:
     self.weights = None
     if stage.class_weights is not None:
       self.weights = bind(stage.class_weights, public(losses, WEIGHTS), f"{where}.class_weights")
+    self.reduce = stage.reduce
     self.lr = schedule(stage.lr, f"{where}.lr")
     self.branches = branches(stage.branches, f"{where}.branches")
+    self.generation = generation(stage.generation, f"{where}.generation")
     self._weights = None
 
+  def plan(self, labels, key, num_classes: int) -> Plan:
+    """What is generated from a batch with `labels`, in a stage with `generation`."""
+    return plan(labels, key=key, num_classes=num_classes, gamma=self.generation.gamma,
+                alpha=self.generation.alpha)
+
+  def generates(self, clock: Clock) -> bool:
+    """Whether features are generated at `clock`."""
+    return self.generation is not None and self.generation.weight(clock) > 0
+
   def scalars(self, clock: Clock, class_counts: np.ndarray) -> dict:
-    """Every scheduled value at `clock`, as the float32 arrays that enter the compiled step."""
+    """Every scheduled value at `clock`, as the float32 arrays that enter the compiled step.
+
+    `generation` is there only where features are generated, so that there is a compiled step without.
+    """
     values = dict(lr=self.lr(clock), loss=self.loss.at(clock), adjust=self.adjust.at(clock) if self.adjust else {})
     if self.branches:
       values["share"] = self.branches.share(clock)
+    if self.generates(clock):
+      values["generation"] = self.generation.weight(clock)
     if self.weights:
       values["class_weights"] = self._class_weights(class_counts, self.weights.at(clock))
     return {key: {k: np.float32(v) for k, v in value.items()} if isinstance(value, dict) else np.float32(value)
@@ -314,15 +367,19 @@ class Objective:
         self._weights = scheduled, np.asarray(weights)
     return self._weights[1]
 
-  def __call__(self, logits, labels, *, features, key, scalars, class_counts, seen_counts):
-    """The mean loss of a batch."""
+  def __call__(self, logits, labels, *, features, key, scalars, class_counts, seen_counts, valid=None):
+    """The mean loss of a batch, or of its rows that are `valid`."""
+    if valid is not None:  # whatever is in the other rows, a NaN too, stays there
+      logits, features = (jnp.where(valid[:, None], rows, 1) for rows in (logits, features))
     offered = dict(labels=labels, class_counts=class_counts, seen_counts=seen_counts, features=features, key=key)
     if self.adjust:
       logits = _apply(self.adjust, logits, offered, scalars["adjust"])
     values = _apply(self.loss, logits, offered, scalars["loss"])
-    if self.weights:
-      return losses.weighted_mean(values, scalars["class_weights"][labels])
-    return losses.mean(values)
+    weights = scalars["class_weights"][labels] if self.weights else jnp.ones_like(values)
+    counted = jnp.ones_like(values) if valid is None else valid.astype(values.dtype)
+    if self.reduce == "weighted_mean":
+      return losses.weighted_mean(values, weights * counted)
+    return losses.weighted_mean(weights * values, counted)
 
 
 def _apply(call: Call, logits, offered: Mapping, scheduled: Mapping):

@@ -8,7 +8,7 @@ import os
 import pathlib
 import re
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
-from ltjax import build, evaluate, recipes, train
+from ltjax import build, losses, recipes, selection, train
 from ltjax.errors import ConfigError, LtjaxError, WorkdirError, nearest
 from ltjax.schedules import Clock
 
@@ -28,6 +28,7 @@ RUN_NUMBERS = dict(seed=(int, "[0, 4294967295]"), steps_per_call=(int, "[0, inf)
                    eval_batch_size=(int, "[1, inf)"))
 STAGE_NUMBERS = dict(epochs=(int, "[1, inf)"), batch_size=(int, "[1, inf)"), weight_decay=(float, "[0, inf)"),
                      mixup=(float, "[0, inf)"), momentum=(float, "[0, 1)"))
+REDUCTIONS = tuple(build.public(losses, build.REDUCTIONS))
 PARTIAL = "config.tmp"
 
 
@@ -119,8 +120,8 @@ def check(config: ConfigDict) -> None:
     _check_stage(config, name)
   for name in stages:
     # What a stage trains and resets is in the model; 32 x 32 is only for the shapes.
-    train.state_makers(config, name, 2, (1, 32, 32, 3))
-  evaluate.posthoc_blocks(config)
+    train.state_makers(config, name, None, (1, 32, 32, 3))
+  selection.blocks(config)
 
 
 def _check_literals(config: ConfigDict) -> None:
@@ -199,6 +200,9 @@ def _check_stage(config: ConfigDict, name: str) -> None:
   if block.batch_norm not in build.BATCH_NORM_MODES:
     raise ConfigError(f"{name}.batch_norm: expected one of {', '.join(build.BATCH_NORM_MODES)}, "
                       f"got {build.show(block.batch_norm)}")
+  if block.reduce not in REDUCTIONS:
+    raise ConfigError(f"{name}.reduce: expected one of {', '.join(REDUCTIONS)}, got {build.show(block.reduce)}"
+                      f"{nearest(str(block.reduce), REDUCTIONS)}")
   _check_patterns(block, name)
   objective = build.Objective(block, name)
   _check_combination(config, name, objective)
@@ -211,26 +215,66 @@ def _check_stage(config: ConfigDict, name: str) -> None:
 
 def _check_combination(config: ConfigDict, name: str, objective: build.Objective) -> None:
   """Raises where the adjustment needs what the head does not give, or two batches meet what takes one."""
-  (head, _), backbone, adjust = build.head(config, name), build.backbone(config), objective.adjust
+  (head, where), backbone, adjust = build.head(config, name), build.backbone(config), objective.adjust
   head_name, options = head.function.__name__, head.constants
   gives_cosines = head_name == "Cosine" or options.get("cosine", False)
-  takes_norm_out = gives_cosines or head_name == "TDE" or options.get("normalize_features", False)
+  takes_norm_out = gives_cosines or head_name in ("CAMC", "TDE") or options.get("normalize_features", False)
   if adjust and "cosines" in adjust.arguments and not gives_cosines:
     raise ConfigError(f"{name}.adjust: {adjust.function.__name__} takes cosines, but the head {head_name!r} does not "
                       "give them; write head=dict(name='Cosine')")
+  if adjust and adjust.function.__module__.endswith(".angular") and head_name != "Cosine":
+    raise ConfigError(f"{name}.adjust: {adjust.function.__name__} works on the angle and needs cosines in [-1, 1], "
+                      f"which the head {head_name!r} scales beyond; write head=dict(name='Cosine')")
   if adjust and "features" in adjust.arguments and takes_norm_out:
     raise ConfigError(f"{name}.adjust: {adjust.function.__name__} works on the norm of the features, which the head "
                       f"{head_name!r} takes out; write head=dict(name='Linear')")
+  if objective.weights and objective.loss.function.__module__.endswith(".disentangling"):
+    raise ConfigError(f"{name}.class_weights: {objective.loss.function.__name__} is the loss of a batch, which weights "
+                      "that differ between its examples make no sense of; write class_weights=None")
+  if "num_prototypes" in head.arguments:
+    _check_place(config, name, where, head_name)
+  if objective.branches and options.get("crops"):
+    raise ConfigError(f"{where}.crops: crops of {options['crops']} x {options['crops']} are taken of one batch, but "
+                      f"{name} has branches; take one of them out")
   if objective.branches and backbone.function not in build.BRANCHED:
     raise ConfigError(f"{name}.branches: the backbone {backbone.function.__name__!r} takes one batch, not one for each "
                       f"branch; write backbone=dict(name={build.BRANCHED[0].__name__!r})")
   if objective.branches and config[name].mixup:
     raise ConfigError(f"{name}.mixup: branches are two batches already, which mixup would mix once more; "
                       "write mixup=0.0, or take branches out")
+  if objective.generation:
+    _check_generation(config, name, head_name, objective.loss.function)
+
+
+def _check_generation(config: ConfigDict, name: str, head_name: str, loss: Callable) -> None:
+  """Raises where features are to be generated but nothing makes them, or what goes with them has no meaning."""
+  if config.backbone.get("insert") is None:
+    raise ConfigError(f"{name}.generation: nothing in the backbone makes features; write "
+                      f"backbone=dict(name={config.backbone.name!r}, ..., insert=dict(name='AFA')), or generation=None")
+  for key, meaning in dict(mixup="a mixed image has no class to generate for",
+                           branches="features are generated from one batch, not two").items():
+    if config[name][key]:
+      raise ConfigError(f"{name}.{key}: {meaning}; take {key} or generation out")
+  if head_name == "TDE":
+    raise ConfigError(f"{name}.generation: the head 'TDE' would take rows that are not valid into its running mean; "
+                      "use another head, or write generation=None")
+  if loss.__module__.endswith(".disentangling"):
+    raise ConfigError(f"{name}.loss: {loss.__name__} is of a whole batch, so rows that are not valid would count; "
+                      "use another loss, or write generation=None")
+
+
+def _check_place(config: ConfigDict, name: str, where: str, head_name: str) -> None:
+  """Raises unless `name` is the last of several stages."""
+  if name != config.stages[-1]:
+    raise ConfigError(f"{where}: {head_name} belongs to the last stage, {config.stages[-1]!r}, but {name!r} has it; "
+                      f"write --config.{config.stages[-1]}.head=..., and another head for {name!r}")
+  if len(config.stages) == 1:
+    raise ConfigError(f"{where}: {head_name} takes its prototypes from the stage before, but {name!r} is the only one "
+                      f"of stages={tuple(config.stages)!r}; put one before it that learns the representation")
 
 
 def _check_patterns(block: ConfigDict, name: str) -> None:
-  for key in ("train", "reset", "lr_factors"):
+  for key in ("train", "reset", "lr_factors", "no_decay"):
     if not isinstance(block[key], tuple | list):
       raise ConfigError(f"{name}.{key}: expected a tuple, got {build.show(block[key])}")
     for entry in block[key]:
@@ -256,6 +300,8 @@ def _check_values(block: ConfigDict, name: str, objective: build.Objective, cloc
   if objective.branches:
     moving["branches.share"] = objective.branches.share
     samplers[f"{name}.branches.sampler"] = objective.branches.sampler
+  if objective.generation:
+    moving["generation.weight"] = objective.generation.weight
   draws = {where: build.sampler(sampler, where, np.array([100, 10, 1])) for where, sampler in samplers.items()}
   for clock in clocks:
     for key, schedule in moving.items():

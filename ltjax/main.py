@@ -15,7 +15,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from ltjax import build, evaluate, report, sharding
+from ltjax import build, cams, report, selection, sharding
 from ltjax import config as configs
 from ltjax.errors import ConfigError, LtjaxError, TrainingError
 from ltjax.train import Interrupted, run_stage
@@ -42,18 +42,21 @@ def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "") ->
   configs.check_workdir(config, workdir)  # before the data, which may be a long download
   dataset = build.dataset(config)(workdir.absolute().parent / CACHE)
   for name in config.stages:
+    build.model(config, dataset.class_counts, name)
     sharding.check_batch(name, config[name].batch_size, sharding.data_mesh().devices.size, len(dataset.train[1]))
   configs.open_workdir(config, workdir)
 
-  kept = {block.stage: None for block in evaluate.posthoc_blocks(config)}
+  kept = {block.stage: None for block in selection.blocks(config)}
   confusions, before, parameters = {}, None, 0
   for name in config.stages:
     result = run_stage(config, name, dataset, workdir, before=before, stop=stop)
     confusions[name], parameters, before = result.confusion, result.parameters, name
+    last = dict(params=result.state.params, batch_stats=result.state.batch_stats)
     if name in kept:
-      kept[name] = dict(params=result.state.params, batch_stats=result.state.batch_stats)
-  posthoc = evaluate.run_posthoc(config, dataset, kept)
-  return report.write(config, dataset, workdir, confusions, parameters, command, posthoc)
+      kept[name] = last
+  posthoc = selection.run(config, dataset, kept)
+  activations = cams.of_run(config, dataset, before, last)
+  return report.write(config, dataset, workdir, confusions, parameters, command, posthoc, activations)
 
 
 class StopRequest:

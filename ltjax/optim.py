@@ -9,11 +9,17 @@ import optax
 from ltjax.errors import ConfigError
 
 
-def sgd(*, momentum: float, weight_decay: float, factors) -> optax.GradientTransformationExtraArgs:
+def sgd(*, momentum: float, weight_decay: float, factors,
+        no_decay: tuple = ()) -> optax.GradientTransformationExtraArgs:
   """v <- momentum v + (g + weight_decay p); p <- p - lr factor v, with `lr` given at every update.
 
-  The decay is coupled and falls on every trained parameter, BatchNorm's and biases included, as in the released codes.
+  The decay is coupled and falls on every trained parameter, BatchNorm's and biases included, as in the released codes;
+  `no_decay` are regular expressions on the paths of those that it spares.
   """
+
+  def decayed(params):
+    return jax.tree_util.tree_map_with_path(lambda path, _: not any(
+        re.fullmatch(pattern, jax.tree_util.keystr(path, simple=True, separator="/")) for pattern in no_decay), params)
 
   def scale(updates, params=None, *, lr, **extra):
     del params, extra
@@ -21,7 +27,8 @@ def sgd(*, momentum: float, weight_decay: float, factors) -> optax.GradientTrans
 
   scale_by_lr = optax.GradientTransformationExtraArgs(
       lambda params: optax.EmptyState(), lambda updates, state, params=None, **extra: (scale(updates, **extra), state))
-  return optax.chain(optax.add_decayed_weights(weight_decay), optax.trace(momentum), scale_by_lr)
+  decay = optax.add_decayed_weights(weight_decay, decayed if no_decay else None)
+  return optax.chain(decay, optax.trace(momentum), scale_by_lr)
 
 
 def learning_rate_factors(params, train: tuple, lr_factors: tuple = (), *, where: str = "train"):

@@ -66,6 +66,29 @@ def accuracy_by_class_size(confusions: dict[str, np.ndarray], class_counts: np.n
   _save(figure, path)
 
 
+def activation_maps(found, class_names: tuple[str, ...], path: pathlib.Path) -> None:
+  """A column an image: the image, then each kind of map of its class over it, from its smallest value to its largest.
+
+  `found` is a `cams.Activations`.
+  """
+  images, (height, width) = found.images.squeeze(-1) if found.images.shape[-1] == 1 else found.images, (
+      found.images.shape[1:3])
+  figure = Figure(figsize=(1.8 * len(images), 0.45 + (1.8 * height / width + 0.1) * (1 + len(found.maps))),
+                  layout="constrained")
+  rows = figure.subplots(1 + len(found.maps), len(images), squeeze=False)
+  for column, (image, label, prediction) in enumerate(zip(images, found.labels, found.predictions, strict=True)):
+    verdict = "right" if label == prediction else f"taken for {class_names[prediction]}"
+    rows[0, column].set_title(f"{class_names[label]}\n{verdict}", fontsize="small")
+    for row, (axis, heat) in enumerate(zip(rows[:, column], (None, *found.maps.values()), strict=True)):
+      axis.imshow(image, cmap="gray", extent=(0, width, height, 0))
+      if heat is not None:
+        axis.imshow(heat[column], cmap="jet", alpha=0.5, extent=(0, width, height, 0), interpolation="bilinear")
+      axis.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
+      if column == 0:
+        axis.set_ylabel(("image", *found.maps)[row], fontsize="small")
+  _save(figure, path)
+
+
 def confusion_matrix(confusion: np.ndarray, class_counts: np.ndarray, class_names: tuple[str, ...],
                      path: pathlib.Path) -> None:
   """Rows are true classes, columns predictions, in per cent of the row; classes from the largest to the smallest."""

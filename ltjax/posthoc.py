@@ -31,7 +31,7 @@ def tau_normalize(kernel: Float[Array, "d c"], *, tau: float | Float[Array, ""])
 
   References:
     Kang et al., `Decoupling Representation and Classifier for Long-Tailed Recognition
-    <https://arxiv.org/abs/1910.09217>`_, 2020, equation 4; `tau_norm.py` of facebookresearch/classifier-balancing,
+    <https://arxiv.org/abs/1910.09217>`_, 2020; `tau_norm.py` of facebookresearch/classifier-balancing,
     whose grid is linspace(0, 2, 21).
 
   >>> tau_normalize(jnp.array([[0.0, 4.0], [2.0, 0.0]]), tau=0.5).round(4).tolist()
@@ -75,7 +75,7 @@ def nearest_class_mean(
 
   References:
     Kang et al., `Decoupling Representation and Classifier for Long-Tailed Recognition
-    <https://arxiv.org/abs/1910.09217>`_, 2020, section 4.2. `KNNClassifier` of facebookresearch/classifier-balancing
+    <https://arxiv.org/abs/1910.09217>`_, 2020. `KNNClassifier` of facebookresearch/classifier-balancing
     has metric "euclidean" or "dot" and features "un", "l2n" (unit=True) or "cl2n" (and a center).
 
   >>> nearest_class_mean(jnp.array([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0]]), jnp.array([0, 0, 1]), 2).tolist()
@@ -165,7 +165,7 @@ def adjust_logits(
     DataError: counts that are not one positive number a class.
 
   References:
-    Menon et al., `Long-tail learning via logit adjustment <https://arxiv.org/abs/2007.07314>`_, 2021, equation 9.
+    Menon et al., `Long-tail learning via logit adjustment <https://arxiv.org/abs/2007.07314>`_, 2021, post hoc.
     `ltjax.losses.logit_adjustment` is the form for training.
 
   >>> adjust_logits(jnp.array([[0.0, -1.0]]), jnp.array([99, 1])).argmax(-1).tolist()

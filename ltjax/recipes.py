@@ -61,8 +61,9 @@ RUN_KEYS = tuple(_run(dataset={}, augment={}, backbone={}))
 
 def stage(*, epochs: int, batch_size: int, lr, loss: dict, weight_decay: float, adjust: dict | None = None,
           sampler: dict | None = None, mixup: float = 0.0, class_weights: dict | None = None, train: tuple = (".*",),
-          lr_factors: tuple = (), head: dict | None = None, branches: dict | None = None, reset: tuple = (),
-          batch_norm: str = "", momentum: float = 0.9) -> ConfigDict:
+          lr_factors: tuple = (), head: dict | None = None, branches: dict | None = None,
+          generation: dict | None = None, reset: tuple = (), batch_norm: str = "", momentum: float = 0.9,
+          no_decay: tuple = (), reduce: str = "weighted_mean") -> ConfigDict:
   """One stage: a fresh optimiser and a trainable set.
 
   Args:
@@ -70,26 +71,33 @@ def stage(*, epochs: int, batch_size: int, lr, loss: dict, weight_decay: float, 
     batch_size: global batch size; the last N mod batch_size examples of an epoch's permutation are not used.
     lr: a number or a schedule.
     loss: a loss of `ltjax.losses`, by name, with its hyper-parameters (numbers or schedules).
-    weight_decay: coupled L2 on every trained parameter.
+    weight_decay: coupled L2 on every trained parameter but those of `no_decay`.
     adjust: a logit adjustment of `ltjax.losses` that goes before the loss.
     sampler: a sampler of `ltjax.data.samplers`; instance sampling where none is given.
     mixup: alpha of the Beta distribution; 0 is off.
-    class_weights: weights from class counts; the loss becomes sum(w l) / sum(w).
+    class_weights: weights from class counts; see `reduce`.
     train: regular expressions on parameter paths; what none of them matches is frozen.
     lr_factors: (regular expression, factor on the learning rate) pairs.
     head: a head of its own for this stage, in place of the config's; it takes over the parameters of the stage before
       that have its paths, and draws the others.
     branches: a second batch beside the first, dict(sampler=..., share=...), for two-branch backbones (BBN).
+    generation: dict(gamma=..., alpha=..., weight=...), features that the backbone's `insert` makes for rare classes
+      (AFA); the loss is that of the batch, plus weight times that of the batch and the generated rows together. While
+      the weight is 0, nothing is generated.
     reset: regular expressions of parameters that start afresh instead of from the stage before.
     batch_norm: train: batch statistics, running ones move; eval: running statistics, fixed; shift: as train, with the
       affine parameters frozen. Where none is given, train if everything is trained, else eval.
     momentum: of SGD.
+    no_decay: regular expressions of parameters without weight decay.
+    reduce: a reduction of `ltjax.losses`, by name, for the class weights w: weighted_mean is sum(w l) / sum(w), mean is
+      sum(w l) / batch_size. Without weights both are the mean.
   """
   return ConfigDict(dict(
       epochs=epochs, batch_size=batch_size, lr=lr, loss=loss, weight_decay=weight_decay, adjust=adjust,
       sampler=sampler or dict(name="instance"), mixup=mixup, class_weights=class_weights, train=train,
-      lr_factors=lr_factors, head=head, branches=branches, reset=reset,
-      batch_norm=batch_norm or ("train" if train == (".*",) else "eval"), momentum=momentum))
+      lr_factors=lr_factors, head=head, branches=branches, generation=generation, reset=reset,
+      batch_norm=batch_norm or ("train" if train == (".*",) else "eval"), momentum=momentum, no_decay=no_decay,
+      reduce=reduce))
 
 
 # Methods of tests/golden/published_results.csv that are another's config with arguments: {method: (config, arguments)}.
@@ -109,6 +117,11 @@ _VARIANTS = dict(
     fbl_linear_increase=("fbl", "curriculum=linear_increase"),
     fbl_sine_increase=("fbl", "curriculum=sine_increase"),
     fbl_cosine_increase=("fbl", "curriculum=cosine_increase"))
+# The AFA paper's methods are arguments of one config, its baselines too: they have its backbone.
+_AFA = dict(
+    ce="decomposition=none,retrain=false", ce_crt="decomposition=none", afa="retrain=false", afa_crt="",
+    afa_no_generation="generation=false,retrain=false", afa_no_addition="addition=false,retrain=false",
+    afa_no_layback="layback=false,retrain=false")
 # MiSLAS has other constants where the imbalance is not 100: its released configs. None is released for 200.
 _MISLAS = {
     ("cifar10", 10): "head=0.1,lr_factor=0.2", ("cifar10", 50): "head=0.2,lr_factor=0.2",
@@ -176,15 +189,17 @@ def published(row: Mapping[str, str]) -> str:
     row: at least its columns paper, method, dataset and imbalance.
 
   Raises:
-    ConfigError: a row of another data set than CIFAR, or of a paper without configs here (CAMC, AFA).
+    ConfigError: a row of another data set than CIFAR.
 
   >>> published(dict(paper="thesis", method="gcl_cloud_cosine", dataset="cifar10", imbalance="100"))
   'configs/gcl_cifar10.py:100,cloud_size=cosine'
   """
   method, dataset = row["method"], row["dataset"]
-  if dataset not in ("cifar10", "cifar100") or row["paper"] in ("camc", "afa"):
+  if dataset not in ("cifar10", "cifar100"):
     raise ConfigError(f"published: there is no config for {method!r} of {row['paper']!r} on {dataset!r}")
-  stem, given = _VARIANTS.get(method, (method, ""))
+  stem, given = _VARIANTS.get(method, (method, "")) if row["paper"] != "afa" else ("afa", _AFA[method])
   if stem in ("mislas", "mislas_kps"):
     given = _MISLAS.get((dataset, int(row["imbalance"])), "")
+  if stem in ("camc", "camcpp") and dataset == "cifar10" and int(row["imbalance"]) <= 50:
+    given = "threshold=1000"  # section IV-D
   return f"configs/{stem}_{dataset}.py:{row['imbalance']}" + (f",{given}" if given else "")

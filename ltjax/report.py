@@ -12,18 +12,23 @@ import jax
 import numpy as np
 
 import ltjax
-from ltjax import journal, metrics, plots
+from ltjax import cams, journal, metrics, plots
 from ltjax.data import longtail
 
 GROUPS = ("many", "medium", "few")
+ACTIVATIONS = """
+![class activation maps](activation_maps.png)
+
+Where the last stage's model sees the class of an image, for a test image of each of the smallest classes.
+"""
 
 
 def write(config, dataset, workdir: pathlib.Path, confusions: dict[str, np.ndarray], parameters: int,
-          command: str = "", posthoc: Sequence[dict] = ()) -> dict:
+          command: str = "", posthoc: Sequence[dict] = (), activations: cams.Activations | None = None) -> dict:
   """Writes the results and the report of a finished run and returns the content of `results.json`.
 
   `confusions` holds every stage's confusion matrix on the test set, in the order of the stages; `command` is how the
-  run was started; `posthoc` is what `evaluate.run_posthoc` found.
+  run was started; `posthoc` is what `selection.run` found, `activations` what `cams.of_run` found.
   """
   counts = dataset.class_counts
   stages = {name: _stage(config[name], workdir / name, confusion, counts) for name, confusion in confusions.items()}
@@ -46,7 +51,9 @@ def write(config, dataset, workdir: pathlib.Path, confusions: dict[str, np.ndarr
                         folder / "training_curves.png")
   plots.accuracy_by_class_size(confusions, counts, dataset.class_names, folder / "accuracy_by_class_size.png")
   plots.confusion_matrix(confusions[config.stages[-1]], counts, dataset.class_names, folder / "confusion_matrix.png")
-  (folder / "README.md").write_text(_page(config, results))
+  if activations:
+    plots.activation_maps(activations, dataset.class_names, folder / "activation_maps.png")
+  (folder / "README.md").write_text(_page(config, results, pictured=activations is not None))
   partial = workdir / "results.tmp"
   partial.write_text(json.dumps(results, indent=1) + "\n")
   partial.replace(workdir / "results.json")
@@ -100,7 +107,7 @@ def _posthoc_line(found: dict) -> str:
           f"{', ...' if len(choice['candidates']) > len(best) else ''}")
 
 
-def _page(config, results: dict) -> str:
+def _page(config, results: dict, pictured: bool) -> str:
   data, last = results["data"], results["stages"][config.stages[-1]]
   rows = "\n".join(
       f"| {name} | {count} | {100 * accuracy:.1f} |"
@@ -128,7 +135,7 @@ result is the last epoch's.
 ![accuracy of each class against its size](accuracy_by_class_size.png)
 
 ![confusion matrix](confusion_matrix.png)
-
+{ACTIVATIONS if pictured else ''}
 | class | training images | test accuracy, % |
 | --- | ---: | ---: |
 {rows}

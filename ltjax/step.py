@@ -7,6 +7,7 @@ import optax
 from flax import struct
 
 from ltjax import optim
+from ltjax.augment.features import enlarge
 from ltjax.augment.images import normalize
 
 
@@ -34,29 +35,35 @@ def make_train_step(model, tx, factors, objective, load, *, batch_norm: str):
   """train_step(state, data, indices [b], scalars) -> state.
 
   `data` are the stage's constant arrays and its random key, `scalars` the scheduled values at this step. Only the
-  parameters that `factors` trains are differentiated, so a frozen backbone costs no backward pass.
+  parameters that `factors` trains are differentiated, so a frozen backbone costs no backward pass. Where `scalars` have
+  `generation`, which makes a program of its own, rows are generated and the loss of all rows is added with it.
   """
 
   def train_step(state: TrainState, data, indices, scalars) -> TrainState:
-    key_load, key_loss = jax.random.split(jax.random.fold_in(data["key"], state.step))
+    key_load, key_loss, key_plan = jax.random.split(jax.random.fold_in(data["key"], state.step), 3)
     images, targets = load(data, indices, key_load, scalars)
-    seen_counts = state.seen_counts
+    seen_counts, terms = state.seen_counts, [(labels, share, None) for labels, share in targets]
     for labels, share in targets:
       seen_counts = seen_counts.at[labels].add(share)
+    if "generation" in scalars:
+      plan = objective.plan(targets[0][0], key_plan, len(data["class_counts"]))
+      images, labels, valid = enlarge(images, targets[0][0], plan)
+      terms.append((labels, scalars["generation"], valid))
     trained, frozen = optim.split(state.params, factors)
 
     def loss_fn(trained):
       variables = dict(params=optim.join(trained, frozen), batch_stats=state.batch_stats)
       (logits, features), updates = model.apply(variables, images, train=batch_norm != "eval", mutable=["batch_stats"])
       loss = 0.0
-      for (labels, share), key in zip(targets, jax.random.split(key_loss, len(targets)), strict=True):
-        loss += share * objective(logits, labels, features=features, key=key, scalars=scalars,
+      for (labels, share, valid), key in zip(terms, jax.random.split(key_loss, len(terms)), strict=True):
+        rows = slice(len(labels))  # generated rows are the last
+        loss += share * objective(logits[rows], labels, features=features[rows], key=key, scalars=scalars, valid=valid,
                                   class_counts=data["class_counts"], seen_counts=seen_counts)
       return loss, (logits, updates["batch_stats"])
 
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained)
     updates, opt_state = tx.update(grads, state.opt_state, trained, lr=scalars["lr"])
-    predictions = jnp.argmax(logits, axis=-1)
+    predictions = jnp.argmax(logits[:len(indices)], axis=-1)
     correct = sum(share * jnp.sum(predictions == labels) for labels, share in targets)
     sums = dict(loss=loss * len(indices), correct=correct, examples=jnp.float32(len(indices)))
     return state.replace(

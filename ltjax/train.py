@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from ltjax import build, metrics, optim, prng, sharding
+from ltjax import build, metrics, optim, prng, prototypes, sharding
 from ltjax import step as steps
 from ltjax.checkpoint import Checkpoints
 from ltjax.data import resident
@@ -50,6 +50,13 @@ class Stage(NamedTuple):
   chunk: int  # the larger number of steps a call
   evaluator: Evaluator
 
+  def count(self, first: int, boundary: int) -> int:
+    """How many steps from `first` go into one call: a chunk of one and the same program, or else 1."""
+    if boundary - first < self.chunk:
+      return 1
+    programs = {self.objective.generates(self.order.clock(step)) for step in range(first, first + self.chunk)}
+    return self.chunk if len(programs) == 1 else 1
+
   def batches(self, first: int, count: int):
     """Indices and scheduled values of `count` steps from `first`, on the devices: [b] for one step, else [count b].
 
@@ -70,7 +77,7 @@ def prepare(config, name: str, dataset) -> Stage:
   """Everything that stage `name` runs with; compiles nothing yet."""
   block, counts, mesh = config[name], dataset.class_counts, sharding.data_mesh()
   whole, on_cpu = sharding.replicated(mesh), jax.default_backend() == "cpu"
-  model, objective = build.model(config, len(counts), name), build.Objective(block, name)
+  model, objective = build.model(config, counts, name), build.Objective(block, name)
   samplers = [build.sampler(block.sampler, f"{name}.sampler", counts)]
   if objective.branches:
     samplers.append(build.sampler(objective.branches.sampler, f"{name}.branches.sampler", counts))
@@ -80,7 +87,7 @@ def prepare(config, name: str, dataset) -> Stage:
       class_counts=counts.astype(np.float32), key=prng.stream(config.seed, name)), whole)
   evaluator = Evaluator(model, jax.device_put(resident.arrays(dataset, "test"), whole), len(counts),
                         batch_size=config.eval_batch_size, mesh=mesh)
-  make_state, init, tx, factors = state_makers(config, name, len(counts), dataset.train[0][:1].shape)
+  make_state, init, tx, factors = state_makers(config, name, counts, dataset.train[0][:1].shape)
   like = abstract(lambda: make_state(init()), whole)
   load = resident.make_load(**config.augment, mixup=block.mixup, branches=objective.branches is not None)
   train_step = steps.make_train_step(model, tx, factors, objective, load, batch_norm=block.batch_norm)
@@ -118,10 +125,11 @@ def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str 
   if checkpoints.latest() is not None:
     state = checkpoints.restore(stage.like)
   elif before:
-    _, init_before, _, _ = state_makers(config, before, len(counts), dataset.train[0][:1].shape)
+    _, init_before, _, _ = state_makers(config, before, counts, dataset.train[0][:1].shape)
     with Checkpoints(workdir / before / "checkpoints") as earlier:
       variables = earlier.restore_model(abstract(init_before, whole))
-    state = stage.make_state(take_over(variables, stage.init, block.reset))
+    taken = take_over(variables, stage.init, block.reset)
+    state = stage.make_state(prototypes.fill(config, name, before, dataset, taken, variables, folder))
   else:
     state = stage.make_state(stage.init())
   done = start = int(jax.device_get(state.step))
@@ -136,7 +144,7 @@ def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str 
   with checkpoints, bar, jax.transfer_guard("disallow"):
     while done < order.steps:
       boundary = min(order.steps, *((done // every + 1) * every for every in (log_every, evaluate_every, save_every)))
-      count = stage.chunk if boundary - done >= stage.chunk else 1
+      count = stage.count(done, boundary)
       state = stage.train_steps[count](state, stage.data, *stage.batches(done, count))
       # At most two calls ahead of the device: a signal is answered soon, and the bar shows what is done.
       ahead.append(jnp.copy(state.step))
@@ -165,27 +173,30 @@ def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str 
   return StageResult(state, parameters, stage.evaluator(state) if confusion is None else confusion)
 
 
-def state_makers(config, name: str, num_classes: int, image_shape: tuple):
+def state_makers(config, name: str, class_counts: np.ndarray | None, image_shape: tuple):
   """(make_state, init, tx, factors) of stage `name`.
 
   `init()` draws {"params", "batch_stats"}; `make_state` wraps such variables in a state at step 0; `factors` say what
   the optimiser `tx` trains. Nothing here is compiled as a whole: XLA takes longer over one program that draws every
   kernel than the draws take one by one.
   """
-  block, model = config[name], build.model(config, num_classes, name)
+  block, model = config[name], build.model(config, class_counts, name)
+  num_classes = model.head.num_classes
 
   def init():
     variables = model.init(prng.stream(config.seed, name, "init"), jnp.zeros(image_shape), train=False)
     return dict(params=variables["params"], batch_stats=variables.get("batch_stats", {}))
 
   shapes = jax.eval_shape(init)["params"]
-  optim.check_patterns(block.reset, shapes, where=f"{name}.reset")
+  for key in ("reset", "no_decay"):
+    optim.check_patterns(block[key], shapes, where=f"{name}.{key}")
   factors = optim.learning_rate_factors(shapes, block.train, block.lr_factors, where=f"{name}.train")
   trained = [path for path, factor in flax.traverse_util.flatten_dict(factors).items() if factor is not None]
   if block.batch_norm == "shift" and any("norm" in path[-2] for path in trained):
     raise ConfigError(f"{name}.batch_norm: 'shift' moves the statistics of a frozen backbone, but {name}.train trains "
                       "BatchNorm's parameters; use 'train', or freeze them")
-  tx = optim.sgd(momentum=block.momentum, weight_decay=block.weight_decay, factors=factors)
+  tx = optim.sgd(momentum=block.momentum, weight_decay=block.weight_decay, factors=factors,
+                 no_decay=block.no_decay)
 
   def make_state(variables):
     opt_state = tx.init(optim.split(variables["params"], factors)[0])

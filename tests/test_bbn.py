@@ -41,9 +41,9 @@ def stage(dataset):
 
 def train_step_of(found, dataset):
   name, block = "representation", found.representation
-  _, _, tx, factors = train.state_makers(found, name, 10, dataset.train[0][:1].shape)
+  _, _, tx, factors = train.state_makers(found, name, (1,) * 10, dataset.train[0][:1].shape)
   load = resident.make_load(**found.augment, mixup=0.0, branches=True)
-  model = build.model(found, 10, name)
+  model = build.model(found, (1,) * 10, name)
   return model, load, steps.make_train_step(model, tx, factors, build.Objective(block, name), load,
                                             batch_norm=block.batch_norm)
 
@@ -89,7 +89,7 @@ def test_with_the_whole_share_the_second_branch_learns_nothing(stage, dataset):
 
 def test_evaluation_is_the_plain_forward(stage, dataset):
   state = stage.make_state(stage.init())
-  model = build.model(config(), 10, "representation")
+  model = build.model(config(), (1,) * 10, "representation")
   images = (jnp.asarray(dataset.test[0]) / 255 - jnp.asarray(dataset.mean)) / jnp.asarray(dataset.std)
   logits, _ = model.apply(dict(params=state.params, batch_stats=state.batch_stats), images, train=False)
   right = int((logits.argmax(axis=-1) == dataset.test[1]).sum())
@@ -144,7 +144,8 @@ def test_the_network_of_two_branches_trains_on_one_batch_too(dataset):
 def test_a_backbone_takes_branches_where_the_build_says_so(backbone):
   cls = getattr(models, backbone)
   fields = {field.name for field in dataclasses.fields(cls)}
-  module = cls(**{key: value for key, value in dict(depth=14, widths=(4, 4, 8)).items() if key in fields})
+  module = cls(**{key: value for key, value in dict(
+      depth=10 if cls is models.ResNet else 14, width=4, widths=(4, 4, 8)).items() if key in fields})
   images = jnp.zeros((2, 8, 8, 3))
   variables = jax.eval_shape(lambda: module.init(jax.random.key(0), images, train=False))
   forward = lambda variables: module.apply(variables, Branches(images, images, 0.5), train=False)  # noqa: E731

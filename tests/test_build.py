@@ -56,11 +56,14 @@ def test_the_objective_is_the_adjustment_the_loss_and_the_mean():
   assert value(objective, key=3) != value(objective, key=4)
 
 
-def test_class_weights_divide_by_their_sum():
+def test_class_weights_divide_by_their_sum_or_by_the_batch_size():
   logits, labels = batch()
   objective = build.Objective(stage(class_weights=dict(name="inverse_frequency")), "s")
   each, weights = losses.cross_entropy(logits, labels), losses.inverse_frequency(COUNTS)[labels]
   np.testing.assert_allclose(value(objective), (each * weights).sum() / weights.sum(), rtol=1e-6)
+  over_the_batch = build.Objective(stage(class_weights=dict(name="inverse_frequency"), reduce="mean"), "s")
+  np.testing.assert_allclose(value(over_the_batch), (each * weights).sum() / 4, rtol=1e-6)
+  np.testing.assert_allclose(value(build.Objective(stage(reduce="mean"), "s")), each.mean(), rtol=1e-6)
 
 
 def test_everything_scheduled_moves():
@@ -104,12 +107,12 @@ def test_numbers_in_limits(limits, inside, outside):
 
 def test_every_hyper_parameter_has_a_type_that_can_be_checked():
   functions = {**build.public(losses), **build.public(samplers), **build.public(schedules)}
-  for module in (build.sources, build.photos, build.heads, build.models):
+  for module in (build.sources, build.photos, build.heads, build.models, build.afa):
     functions |= build.public(module)
-  del functions["Classifier"]
+  del functions["Classifier"], functions["decompose"]
   unchecked = {
       f"{name}.{key}" for name, function in functions.items() for key, parameter in build._parameters(function).items()
-      if build._kind(parameter) is object and key not in (*build.Objective.inputs, "dtype", "cache")}
+      if build._kind(parameter) is object and key not in (*build.Objective.inputs, "dtype", "insert", "cache")}
   assert not unchecked
   kinds = {key: build._kind(parameter) for key, parameter in build._parameters(functions["ResNetCIFAR"]).items()}
   assert kinds["depth"] is int and kinds["widths"] is tuple

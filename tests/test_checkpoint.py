@@ -162,7 +162,7 @@ def test_a_checkpoint_of_other_classes_is_refused_in_one_sentence(stages, tmp_pa
   with Checkpoints(tmp_path / "checkpoints") as checkpoints:
     checkpoints.save(filled(stages["representation"], step=4), wait=True)
     config = tiny.config("gcl_digits")
-    like = tiny.parts(config, "representation", lambda *args: tiny.one_conv(num_classes=7)).stage.like
+    like = tiny.parts(config, "representation", lambda *args: tiny.one_conv(class_counts=(1,) * 7)).stage.like
     for restore, wanted in ((checkpoints.restore, like), (checkpoints.restore_model, model_of(like))):
       with pytest.raises(WorkdirError, match=r"ts/4: .*head/kernel is \(4, 10\), expected \(4, 7\);") as info:
         restore(wanted)

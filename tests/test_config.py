@@ -125,7 +125,8 @@ def wrong_values(path, value):
   if isinstance(value, int):
     # 5 epochs of warm-up is a number that happens to be whole, and so is the epoch of a switch.
     whole = [] if "lr" in path or path[-1] in ("at", "shorten") else [value + 0.5]
-    return ["7", -1, None, True, {"name": "nothing"}, float("nan"), *whole]
+    none = [] if path[-1] == "crops" else [None]  # CAMC without crops
+    return ["7", -1, *none, True, {"name": "nothing"}, float("nan"), *whole]
   if isinstance(value, float):
     return ["0.5", float("nan"), float("inf"), True, (value,), -1.0 if path[-1] not in ("start", "end") else "x"]
   if isinstance(value, str):
@@ -178,6 +179,12 @@ CASES = [  # path, value, parts of the message
     ("classifier.train", ("hat/.*",), "'hat/.*' matches no parameter; there are | head/kernel"),
     ("classifier.train", ("head/(",), "'head/(' is not a regular expression"),
     ("classifier.reset", ("hat/.*",), "classifier.reset: 'hat/.*' matches no parameter"),
+    ("classifier.no_decay", ("hat/.*",), "classifier.no_decay: 'hat/.*' matches no parameter; there are"),
+    ("classifier.no_decay", ("head/(",), "classifier.no_decay: 'head/(' is not a regular expression"),
+    ("classifier.no_decay", "head/bias", "classifier.no_decay: expected a tuple, got 'head/bias'"),
+    ("classifier.reduce", "weightedmean", "reduce: expected one of mean, weighted_mean, got | 'weighted_mean'?"),
+    ("classifier.reduce", None, "classifier.reduce: expected one of mean, weighted_mean, got None"),
+    ("head", dict(name="Linear", rare_start=1), "head.rare_start: expected bool, got 1"),
     ("classifier.lr_factors", ("head/.*", 0.1), "classifier.lr_factors: expected (regular expression, factor) pairs"),
     ("classifier.lr_factors", (("head/.*", -1.0),), "classifier.lr_factors: expected a number of at least 0"),
     ("classifier.lr_factors", (("hat/.*", 1.0),), "'hat/.*' matches no parameter"),
@@ -199,10 +206,10 @@ CASES = [  # path, value, parts of the message
     ("classifier.class_weights", dict(name="effective_number", beta=1.0), "beta: expected a number in [0, 1)"),
     ("classifier.class_weights", dict(name="effective_number", beta="x"), "beta: expected a number in [0, 1)"),
     ("classifier.class_weights", dict(name="mean"), "there is no 'mean' | there are effective_number"),
-    ("head", dict(name="Cosin"), "there is no 'Cosin' (did you mean 'Cosine'?); there are Cosine, DisAlign"),
+    ("head", dict(name="Cosin"), "there is no 'Cosin' (did you mean 'Cosine'?); there are CAMC, Cosine"),
     ("head", dict(name="Cosine", num_classes=10), "head.num_classes: Cosine has no such argument"),
     ("head", dict(name="Linear"), "adjust: gcl takes cosines, but the head 'Linear' | write head=dict(name='Cosine')"),
-    ("backbone", dict(name="ResNet"), "there is no 'ResNet' (did you mean 'ResNetBBN'?); there are ResNetBBN"),
+    ("backbone", dict(name="ResNet32"), "there is no 'ResNet32' (did you mean 'ResNet'?); there are ResNet, ResNetBBN"),
     ("backbone", dict(name="Classifier"), "there is no 'Classifier'"),
     ("dataset", dict(name="cifar1000"), "there is no 'cifar1000' (did you mean 'cifar100'?); there are cifar10,"),
     ("dataset", dict(name="digits", imbalance=5.0), "dataset: digits needs profile, subset_seed"),
@@ -216,11 +223,34 @@ CASES = [  # path, value, parts of the message
 ]
 
 
+@pytest.mark.parametrize("loss", ["lade", "prior_lade"])
+def test_the_loss_of_a_batch_takes_no_weights(loss):
+  config = changed("classifier.loss", dict(name=loss))
+  config.classifier.adjust = None
+  configs.check(config)
+  config.classifier.class_weights = ConfigDict(dict(name="inverse_frequency"))
+  message = rejected(config)
+  assert f"classifier.class_weights: {loss} is the loss of a batch" in message and "class_weights=None" in message
+
+
 @pytest.mark.parametrize(("path", "value", "parts"), CASES)
 def test_one_clear_error(path, value, parts):
   message = rejected(changed(path, value))
   for part in parts.split(" | "):
     assert part in message
+
+
+@pytest.mark.parametrize("adjust", ["arcface", "gcl_angular", "kps_angular"])
+@pytest.mark.parametrize("head", ["DisAlign", "LearnableScale"])
+def test_margins_on_the_angle_need_cosines_that_no_head_scales(adjust, head):
+  config = changed("classifier.adjust", dict(name=adjust))
+  configs.check(config)
+  config.classifier.head = dict(name=head, cosine=True)
+  message = rejected(config)
+  assert f"classifier.adjust: {adjust} works on the angle and needs cosines in [-1, 1]" in message
+  assert f"which the head '{head}' scales beyond; write head=dict(name='Cosine')" in message
+  config.classifier.adjust.name = "cosface"
+  configs.check(config)
 
 
 def test_what_is_not_a_config_at_all():

@@ -84,11 +84,15 @@ def shrunk(name):
     config.dataset.dir, images = folder, 10000
   else:
     config.dataset, config.augment = digits.dataset, digits.augment
-  backbone = config.backbone.name
-  config.backbone = ConfigDict(dict(name=backbone, depth=14 if backbone == "ResNetBBN" else 8, widths=(4, 4, 8)))
+  small = dict(ResNet=dict(depth=10, width=4, stem="cifar"), ResNetBBN=dict(depth=14, widths=(4, 4, 8)),
+               ResNetCIFAR=dict(depth=8, widths=(4, 4, 8)))
+  kept = {key: value for key, value in config.backbone.to_dict().items() if key in ("name", "insert")}
+  config.backbone = ConfigDict(kept | small[kept["name"]])
   config.log_every_steps, config.eval_every_epochs, config.checkpoint_every_epochs = 1, 1, 1
   for stage in config.stages:
     config[stage].epochs, config[stage].batch_size = 1, images // 3
+    if config[stage].generation:
+      config[stage].generation.weight.at = 0
   return config
 
 
@@ -122,7 +126,8 @@ def test_trains(name, trained):
     assert tiny.saved_steps(workdir, stage)[-1] == len(losses)
     assert 0 < results["stages"][stage]["test"]["overall"] < 1
   assert {path.name for path in (workdir / "report").iterdir()} == {
-      "README.md", "training_curves.png", "accuracy_by_class_size.png", "confusion_matrix.png"}
+      "README.md", "training_curves.png", "accuracy_by_class_size.png", "confusion_matrix.png",
+      "activation_maps.png"}
   for path in (workdir / "report").glob("*.png"):
     with Image.open(path) as image:
       image.load()

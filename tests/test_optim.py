@@ -62,6 +62,22 @@ def test_the_decay_alone_moves_every_trained_parameter_batch_norm_and_biases_too
     np.testing.assert_allclose(value, before * (1 - 0.1 * WEIGHT_DECAY), rtol=1e-6, err_msg=path)
 
 
+@pytest.mark.parametrize(("no_decay", "spared"), [
+  (("head/bias",), {"head/bias"}), ((".*/bias", "backbone/norm/.*"), {"head/bias", "backbone/norm/bias",
+                                                                     "backbone/norm/scale"}), (("bias",), set())])
+@pytest.mark.parametrize("train", [(".*",), ("head/.*", "backbone/norm/.*")])
+def test_the_decay_spares_what_it_is_told_to(no_decay, spared, train):
+  params = tree(0)
+  factors = optim.learning_rate_factors(params, train)
+  tx = optim.sgd(momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, factors=factors, no_decay=no_decay)
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  after, _ = apply(tx, params, zeros, tx.init(optim.split(params, factors)[0]), factors, lr=0.1)
+  for path, value in flatten_dict(after, sep="/").items():
+    still = path in spared or flatten_dict(factors, sep="/")[path] is None
+    before = flatten_dict(params, sep="/")[path]
+    np.testing.assert_allclose(value, before if still else before * (1 - 0.1 * WEIGHT_DECAY), rtol=1e-6, err_msg=path)
+
+
 def test_frozen_parameters_have_no_state_and_never_move():
   params = tree(0)
   factors = optim.learning_rate_factors(params, ("head/.*",), (("head/.*", 2.0), ("backbone/.*", 3.0)))

@@ -7,13 +7,14 @@ import pathlib
 import pytest
 from ml_collections.config_flags import config_flags
 
+from ltjax import build, recipes
 from ltjax import config as configs
-from ltjax import recipes
+from ltjax.data import longtail
 from ltjax.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).parents[1]
 ROWS = list(csv.DictReader((ROOT / "tests" / "golden" / "published_results.csv").read_text().splitlines()))
-CIFAR = [row for row in ROWS if row["dataset"].startswith("cifar") and row["paper"] not in ("camc", "afa")]
+CIFAR = [row for row in ROWS if row["dataset"].startswith("cifar")]
 CALLS = sorted({recipes.published(row) for row in CIFAR})
 # ml_collections loads config files so.
 pytestmark = pytest.mark.filterwarnings(
@@ -26,7 +27,7 @@ def built(call):
 
 
 def test_the_table_is_whole():
-  assert (len(ROWS), len(CIFAR)) == (150, 91)
+  assert (len(ROWS), len(CIFAR)) == (150, 122)
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -39,7 +40,7 @@ def test_a_row_is_one_command(call):
     assert config.dataset.imbalance == float(row["imbalance"])
     # Plain re-weighting and TDE count as one stage; a method of two has a second block.
     assert len(config.stages) == int(row["stage"]) or config.posthoc
-    assert config.backbone.depth == 32
+    assert config.backbone.depth == (50 if row["paper"] == "afa" else 32)
 
 
 def test_only_the_two_papers_with_the_same_baseline_share_a_config():
@@ -54,6 +55,18 @@ def test_only_the_two_papers_with_the_same_baseline_share_a_config():
 def test_docstrings_have_the_published_numbers(row):
   stem = pathlib.Path(recipes.published(row).split(":")[0]).stem
   assert row["top1"] in " ".join(importlib.import_module(f"configs.{stem}").__doc__.split())
+
+
+@pytest.mark.parametrize("method", ["camc", "camcpp"])
+@pytest.mark.parametrize(("dataset", "sizes"), [("cifar10", (3, 5, 6, 3, 4)), ("cifar100", (30, 46, 59, 65, 69))])
+def test_the_tail_of_camc(method, dataset, sizes):
+  classes = int(dataset.removeprefix("cifar"))
+  for imbalance, size in zip((10, 20, 50, 100, 200), sizes, strict=True):
+    row = dict(paper="camc", method=method, dataset=dataset, imbalance=str(imbalance))
+    counts = longtail.exponential_counts(classes, 50000 // classes, imbalance)
+    head = build.model(built(recipes.published(row)), counts, "classifier").head
+    assert head.tail.tolist() == list(range(classes - size, classes))
+    assert head.crops == (2 if method == "camcpp" else None)
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row not in CIFAR],
@@ -73,6 +86,17 @@ def test_other_rows_have_no_config_yet(row):
   ("configs/kps_cifar10.py:100,ga=false", {"representation.adjust.adjust": 0.0}),
   ("configs/fbl_cifar10.py:100,curriculum=linear_decrease", {
       "representation.adjust.alpha.name": "linear", "representation.adjust.alpha.start": 60.0}),
+  ("configs/camc_cifar10.py:50,threshold=1000", {
+      "dataset.imbalance": 50.0, "classifier.head.name": "CAMC", "classifier.head.threshold": 1000.0,
+      "classifier.head.scale": 16.0, "head.scale": 0.5}),
+  ("configs/camcpp_cifar100.py:crops=5,num_prototypes=3,pick=kmeans,shared_fusion=true,fusion_size=1,"
+   "fusion_layers=2,normalize_prototypes=true", {
+      "classifier.head.crops": 5, "classifier.head.num_prototypes": 3, "classifier.head.pick": "kmeans",
+      "classifier.head.shared_fusion": True, "classifier.head.fusion_size": 1, "classifier.head.fusion_layers": 2,
+      "classifier.head.normalize_prototypes": True}),
+  ("configs/norm_fc_cifar10.py:100,g=1", {"head.name": "NormalizedLinear", "head.scale": 1.0}),
+  ("configs/norm_fc_cifar100.py:10,classifier=wn_g", {
+      "head.name": "WeightNorm", "head.shared": True, "classifier.head.name": "NormalizedLinear"}),
   ("configs/mislas_cifar10.py:50,head=0.2,lr_factor=0.2", {
       "classifier.loss.head": 0.2, "classifier.lr_factors": (("head/(kernel|bias)", 0.2),)}),
 ])

@@ -90,7 +90,7 @@ def test_the_page_has_all_classes_and_fingerprints(finished):
 
 def test_the_pictures_show_something(finished):
   pictures = sorted((finished[2] / "report").glob("*.png"))
-  assert len(pictures) == 3
+  assert len(pictures) == 4
   for path in pictures:
     with Image.open(path) as image:
       pixels = np.asarray(image.convert("RGB"))

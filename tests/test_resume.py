@@ -19,15 +19,20 @@ pytestmark = pytest.mark.skipif(
 CONFIGS = dict(
     # instance sampling, then cben with a frozen backbone; noisy logits and mixup in both stages
     gcl=lambda: tiny.config("gcl_digits", steps_per_call=1, classifier__mixup=1.0),
-    # no mixup; all parameters trained in both samplings
-    balanced=lambda: tiny.config("ce_digits", steps_per_call=1, representation__sampler=dict(name="class_balanced")),
+    # no mixup; all parameters trained in both samplings, one without decay
+    balanced=lambda: tiny.config("ce_digits", steps_per_call=1, representation__sampler=dict(name="class_balanced"),
+                                 representation__no_decay=("head/bias",)),
     # turns of a class cut by batches and by epochs
     aware=lambda: tiny.config("ce_digits", steps_per_call=1,
                               representation__sampler=dict(name="class_aware", samples_per_class=3)),
     # two batches a step, and a share that moves with the epochs
     bbn=lambda: tiny.config(
         "ce_digits", steps_per_call=1, backbone__name="ResNetBBN", backbone__depth=14,
-        representation__branches=dict(sampler=dict(name="reverse"), share=dict(name="parabolic", start=1.0, end=0.0))))
+        representation__branches=dict(sampler=dict(name="reverse"), share=dict(name="parabolic", start=1.0, end=0.0))),
+    # features generated from the second epoch on, by a compiled step of its own
+    generating=lambda: tiny.config(
+        "ce_digits", steps_per_call=1, backbone__insert=dict(name="AFA"),
+        representation__generation=dict(gamma=1.0, alpha=4.0, weight=dict(name="switch", at=1, after=2.0))))
 
 
 @pytest.fixture(autouse=True)
@@ -115,6 +120,7 @@ STOPS = [
     ("balanced", (1, 1), ("representation", 2)),
     ("aware", (4,), ("representation", 4)),
     ("bbn", (4, 3), ("representation", 7)),  # in both epochs
+    ("generating", (4, 3), ("representation", 7)),  # before generation begins, and after
 ]
 
 

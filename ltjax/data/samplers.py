@@ -72,7 +72,7 @@ def class_balanced(class_counts: Real[np.ndarray, "c"]) -> Float[np.ndarray, "c"
     Class probabilities, [c].
 
   References:
-    Kang et al., `Decoupling Representation and Classifier <https://arxiv.org/abs/1910.09217>`_, 2020, equation 1, q=0.
+    Kang et al., `Decoupling Representation and Classifier <https://arxiv.org/abs/1910.09217>`_, 2020, q = 0.
 
   >>> class_balanced(np.array([3, 1])).tolist()
   [0.5, 0.5]
@@ -90,7 +90,7 @@ def square_root(class_counts: Real[np.ndarray, "c"]) -> Float[np.ndarray, "c"]:
     Class probabilities, [c].
 
   References:
-    Kang et al., 2020, equation 1, q = 1/2.
+    Kang et al., 2020, q = 1/2.
 
   >>> square_root(np.array([9, 1])).tolist()
   [0.75, 0.25]
@@ -112,7 +112,7 @@ def power(class_counts: Real[np.ndarray, "c"], *, q: float) -> Float[np.ndarray,
     ConfigError: q is not finite.
 
   References:
-    Kang et al., 2020, equation 1.
+    Kang et al., 2020.
 
   >>> power(np.array([2, 1]), q=2.0).tolist()
   [0.8, 0.2]
@@ -139,7 +139,7 @@ def effective_number(class_counts: Real[np.ndarray, "c"], *, beta: float = 0.999
 
   References:
     Cui et al., `Class-Balanced Loss Based on Effective Number of Samples <https://arxiv.org/abs/1901.05555>`_, 2019,
-    equation 2, as sampling weights in the GCL code.
+    as sampling weights in the GCL code.
 
   >>> effective_number(np.array([3, 1]), beta=0.0).tolist()
   [0.75, 0.25]
@@ -199,7 +199,7 @@ def progressive(class_counts: Real[np.ndarray, "c"], *, progress: float) -> Floa
     ConfigError: progress outside [0, 1].
 
   References:
-    Kang et al., 2020, equation 2, with the authors' code going from 0 in the first epoch to 1 in the last.
+    Kang et al., 2020, with the authors' code going from 0 in the first epoch to 1 in the last.
 
   >>> progressive(np.array([3, 1]), progress=0.5).tolist()
   [0.625, 0.375]
@@ -219,7 +219,7 @@ def reverse(class_counts: Real[np.ndarray, "c"]) -> Float[np.ndarray, "c"]:
     Class probabilities, [c]. This is the class's probability, not the example's: that one goes with 1 / n_c^2.
 
   References:
-    Zhou et al., `BBN: Bilateral-Branch Network <https://arxiv.org/abs/1912.02413>`_, 2020, section 4.2.
+    Zhou et al., `BBN: Bilateral-Branch Network <https://arxiv.org/abs/1912.02413>`_, 2020.
 
   >>> reverse(np.array([3, 1])).tolist()
   [0.25, 0.75]

@@ -49,7 +49,7 @@ def logit_adjustment(
     DataError: counts that are not one positive number a class.
 
   References:
-    Menon et al., `Long-tail learning via logit adjustment <https://arxiv.org/abs/2007.07314>`_, 2021, equation 10. Ren
+    Menon et al., `Long-tail learning via logit adjustment <https://arxiv.org/abs/2007.07314>`_, 2021, the loss. Ren
     et al., `Balanced Meta-Softmax <https://arxiv.org/abs/2007.10740>`_, 2020, add log n instead, which is a
     constant more in every logit. `ltjax.posthoc.adjust_logits` is the form for a model that is already trained.
 

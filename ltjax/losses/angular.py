@@ -52,7 +52,7 @@ def arcface(
 
   References:
     Deng et al., `ArcFace: Additive Angular Margin Loss for Deep Face Recognition <https://arxiv.org/abs/1801.07698>`_,
-    2019, equation 3; `ArcFace` of deepinsight/insightface, where m = 0.5 and s = 64.
+    2019; `ArcFace` of deepinsight/insightface, where m = 0.5 and s = 64.
 
   >>> arcface(jnp.zeros((1, 2)), jnp.array([0]), margin=jnp.pi / 2, scale=4.0).tolist()
   [[-4.0, 0.0]]
@@ -187,7 +187,8 @@ def gcl_angular(
     DataError: counts that are not one positive number a class, or labels outside [0, c).
 
   References:
-    The angular variant of Gaussian clouded logits, 2024; `GCLAngLoss` of Keke921/GCLLoss, where m = 0.5.
+    Li et al., `Adjusting Logit in Gaussian Form for Long-Tailed Visual Recognition
+    <https://arxiv.org/abs/2305.10648>`_, 2024; `GCLAngLoss` of Keke921/GCLLoss, where m = 0.5.
 
   >>> gcl_angular(jnp.zeros((1, 2)), jnp.array([0]), jnp.array([100, 1]), noise=jnp.ones((1, 2))).round(2).tolist()
   [[0.0, -4.690000057220459]]

@@ -34,8 +34,8 @@ def cross_entropy(
     DataError: labels outside [0, c), or probabilities that do not sum to 1.
 
   References:
-    Szegedy et al., `Rethinking the Inception Architecture <https://arxiv.org/abs/1512.00567>`_, 2016, section 7, for
-    the smoothing. Same numbers as `torch.nn.functional.cross_entropy(reduction="none")`.
+    Szegedy et al., `Rethinking the Inception Architecture <https://arxiv.org/abs/1512.00567>`_, 2016, for the
+    smoothing. Same numbers as `torch.nn.functional.cross_entropy(reduction="none")`.
 
   >>> cross_entropy(jnp.array([[0.0, 0.0], [200.0, 0.0]]), jnp.array([0, 1])).tolist()
   [0.6931471824645996, 200.0]
@@ -104,7 +104,7 @@ def focal(
     DataError: labels outside [0, c).
 
   References:
-    Lin et al., `Focal Loss for Dense Object Detection <https://arxiv.org/abs/1708.02002>`_, 2017, equation 4, on the
+    Lin et al., `Focal Loss for Dense Object Detection <https://arxiv.org/abs/1708.02002>`_, 2017, on the
     softmax probability of the label. With class weights w, the released codes compute p = exp(-w l), so the weight
     leaks into the modulator, and divide by the batch size; here a weight multiplies the result (`weighted_mean`).
 

@@ -89,7 +89,7 @@ def cosface(
 
   References:
     Wang et al., `CosFace: Large Margin Cosine Loss for Deep Face Recognition <https://arxiv.org/abs/1801.09414>`_,
-    2018, equation 4; `CosFace` of deepinsight/insightface, where m = 0.4 and s = 64.
+    2018; `CosFace` of deepinsight/insightface, where m = 0.4 and s = 64.
 
   >>> cosface(jnp.zeros((1, 2)), jnp.array([0]), margin=0.5, scale=4.0).tolist()
   [[-2.0, 0.0]]

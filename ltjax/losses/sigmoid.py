@@ -33,7 +33,7 @@ def class_balanced_focal(
 
   References:
     Cui et al., `Class-Balanced Loss Based on Effective Number of Samples <https://arxiv.org/abs/1901.05555>`_, 2019,
-    the focal loss of section 4.3 without its weight; `focal_loss` of richardaecn/class-balanced-loss. There the bias of
+    the focal loss without its weight; `focal_loss` of richardaecn/class-balanced-loss. There the bias of
     the last layer starts at -log(C - 1) and has no weight decay.
 
   >>> class_balanced_focal(jnp.zeros((1, 2)), jnp.array([0])).tolist()

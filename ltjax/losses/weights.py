@@ -31,7 +31,7 @@ def effective_number(class_counts: Real[Array, "c"], *, beta: float | Float[Arra
 
   References:
     Cui et al., `Class-Balanced Loss Based on Effective Number of Samples <https://arxiv.org/abs/1901.05555>`_, 2019,
-    equation 2 and section 4.1. The authors' code forms 1 - beta^n, which cancels; here expm1 and log1p do not.
+    the effective number. The authors' code forms 1 - beta^n, which cancels; here expm1 and log1p do not.
 
   >>> effective_number(jnp.array([10, 10]), beta=0.9999).tolist()
   [1.0, 1.0]

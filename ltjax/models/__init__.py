@@ -1,6 +1,7 @@
 """Flax (linen) models. A backbone is chosen by its name in this module, a head by its name in `heads`."""
 
 from ltjax.models.classifier import Classifier
+from ltjax.models.resnet import ResNet
 from ltjax.models.resnet_cifar import ResNetBBN, ResNetCIFAR
 
-__all__ = ["Classifier", "ResNetBBN", "ResNetCIFAR"]
+__all__ = ["Classifier", "ResNet", "ResNetBBN", "ResNetCIFAR"]

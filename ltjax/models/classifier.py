@@ -1,8 +1,12 @@
 """Backbone and head, joined by global average pooling."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
+
+from ltjax.models.camc import crop_windows
 
 __all__ = ["Classifier"]
 
@@ -10,7 +14,9 @@ __all__ = ["Classifier"]
 class Classifier(nn.Module):
   """An image classifier: logits = head(mean over h, w of backbone(images)).
 
-  Its parameters have exactly two top keys, `backbone` and `head`.
+  A head with `takes_maps` gets the feature maps in the place of their mean. Where its `crops` is a number M (CAMC++),
+  the maps are M x M pooled features, each of a crop of the image. The parameters have exactly two top keys, `backbone`
+  and `head`.
 
   Args:
     backbone: module, `(images [b h w c], train) -> feature maps [b h' w' d]`.
@@ -27,6 +33,30 @@ class Classifier(nn.Module):
       images: [b h w ch], normalised, or what else the backbone takes.
       train: the mode of the backbone's BatchNorm and of the head; True needs `mutable=["batch_stats"]`.
     """
-    maps = self.backbone(images, train=train)
-    features = jnp.mean(maps, axis=(1, 2), dtype=jnp.promote_types(maps.dtype, jnp.float32))
-    return self.head(features, train=train), features
+    maps = self.maps(images, train=train)
+    features = _pooled(maps)
+    return self.head(maps if getattr(self.head, "takes_maps", False) else features, train=train), features
+
+  def maps(self, images: Float[Array, "b h w ch"], *, train: bool = False) -> Float[Array, "b h2 w2 d"]:
+    """Returns the feature maps that are pooled: the backbone's, or one place a crop."""
+    grid = getattr(self.head, "crops", None)
+    if grid is None or self.is_initializing():  # no parameter's shape depends on the number of places
+      return self.backbone(images, train=train)
+    rows, columns = (crop_windows(size, grid) for size in images.shape[1:3])
+    windows = np.repeat(rows, grid, axis=0), np.tile(columns, (grid, 1, 1))
+
+    def vector(module, carry, windows):
+      row, column = windows
+      crops = jnp.einsum("yi,bijc,xj->byxc", row, images, column, precision=jax.lax.Precision.HIGHEST)
+      return carry, _pooled(module.backbone(crops, train=train))
+
+    # One crop at a time bounds the memory; XLA runs convolutions inside a loop fifty times slower on a CPU.
+    unroll = grid**2 if jax.default_backend() == "cpu" else 1
+    moving = "batch_stats" if self.is_mutable_collection("batch_stats") else ()
+    loop = nn.scan(vector, variable_broadcast=nn.DenyList(moving), variable_carry=moving, unroll=unroll)
+    _, vectors = loop(self, (), windows)
+    return vectors.reshape(grid, grid, *vectors.shape[1:]).transpose(2, 0, 1, 3)
+
+
+def _pooled(maps):
+  return jnp.mean(maps, axis=(1, 2), dtype=jnp.promote_types(maps.dtype, jnp.float32))

@@ -1,7 +1,10 @@
 """Classifier heads: features in, logits out. A head is chosen by its name in this module.
 
-Every head is called as `head(features, train=train)`; most compute the same in training and in tests.
+Every head is called as `head(features, train=train)`; most compute the same in training and in tests. A head with
+`takes_maps` gets the feature maps before pooling in the place of the features.
 """
+
+import math
 
 import flax.linen as nn
 import jax
@@ -9,8 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ltjax.errors import ConfigError
+from ltjax.models.camc import CAMC
+from ltjax.models.numerics import full_precision, length, matmul, normalize
 
-__all__ = ["Cosine", "DisAlign", "LearnableScale", "Linear", "NormalizedLinear", "TDE", "WeightNorm"]
+__all__ = ["CAMC", "Cosine", "DisAlign", "LearnableScale", "Linear", "NormalizedLinear", "TDE", "WeightNorm"]
 
 # PyTorch's kaiming_normal_; the initializer that jax calls kaiming_normal draws from a truncated normal.
 _kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -21,21 +26,28 @@ class Linear(nn.Module):
   """The affine classifier: z = W^T x + b.
 
   The kernel starts as kaiming_normal (fan_in, gain sqrt 2), the bias as U(-1/sqrt(d), 1/sqrt(d)), as in the
-  `ResNet_s` of kaidic/LDAM-DRW.
+  `ResNet_s` of kaidic/LDAM-DRW; with `rare_start` the bias is -log(c - 1), where each class's sigmoid is 1/c.
 
   Args:
-    num_classes: c.
+    num_classes: c; at least 2 with `rare_start`.
+    rare_start: for sigmoid losses (Cui et al, `Class-Balanced Loss Based on Effective Number of Samples
+      <https://arxiv.org/abs/1901.05555>`_, 2019), whose first steps would else push all classes down.
   """
   num_classes: int
+  rare_start: bool = False
 
   @nn.compact
   def __call__(self, features: Float[Array, "b d"], *, train: bool = False) -> Float[Array, "b c"]:
     """Returns the logits [b c] of features [b d], in float32 (float64 for float64)."""
     del train
     dim = features.shape[-1]
+    if self.rare_start and self.num_classes < 2:
+      raise ConfigError(f"head: Linear with rare_start needs at least 2 classes, got {self.num_classes}")
+    start = nn.initializers.constant(-math.log(self.num_classes - 1)) if self.rare_start else (
+        _symmetric_uniform(dim**-0.5))
     kernel = self.param("kernel", _kaiming_normal, (dim, self.num_classes), jnp.float32)
-    bias = self.param("bias", _symmetric_uniform(dim**-0.5), (self.num_classes,), jnp.float32)
-    return _matmul(_full_precision(features), kernel) + bias
+    bias = self.param("bias", start, (self.num_classes,), jnp.float32)
+    return matmul(full_precision(features), kernel) + bias
 
 
 class Cosine(nn.Module):
@@ -58,7 +70,7 @@ class Cosine(nn.Module):
     """Returns the cosines [b c] of features [b d], in float32 (float64 for float64)."""
     del train
     kernel = self.param("kernel", _unit_columns, (features.shape[-1], self.num_classes), jnp.float32)
-    return _matmul(_normalize(_full_precision(features), axis=-1), _normalize(kernel, axis=0))
+    return matmul(normalize(full_precision(features), axis=-1), normalize(kernel, axis=0))
 
 
 class NormalizedLinear(nn.Module):
@@ -85,11 +97,11 @@ class NormalizedLinear(nn.Module):
   def __call__(self, features: Float[Array, "b d"], *, train: bool = False) -> Float[Array, "b c"]:
     """Returns the logits [b c] of features [b d], in float32 (float64 for float64)."""
     del train
-    features = _full_precision(features)
+    features = full_precision(features)
     kernel = self.param("kernel", _normal, (features.shape[-1], self.num_classes), jnp.float32)
     if self.normalize_features:
-      features = _normalize(features, axis=-1)
-    return self.scale * _matmul(features, _normalize(kernel, axis=0))
+      features = normalize(features, axis=-1)
+    return self.scale * matmul(features, normalize(kernel, axis=0))
 
 
 class WeightNorm(nn.Module):
@@ -114,7 +126,7 @@ class WeightNorm(nn.Module):
     del train
     kernel = self.param("kernel", _normal, (features.shape[-1], self.num_classes), jnp.float32)
     scale = self.param("scale", nn.initializers.ones, () if self.shared else (self.num_classes,), jnp.float32)
-    return scale * _matmul(_full_precision(features), _normalize(kernel, axis=0))
+    return scale * matmul(full_precision(features), normalize(kernel, axis=0))
 
 
 class LearnableScale(nn.Module):
@@ -171,7 +183,7 @@ class DisAlign(nn.Module):
     shift = self.param("logit_bias", nn.initializers.zeros, (self.num_classes,), jnp.float32)
     direction = self.param("confidence_kernel", nn.initializers.constant(0.1), (dim, 1), jnp.float32)
     offset = self.param("confidence_bias", _symmetric_uniform(dim**-0.5), (1,), jnp.float32)
-    confidence = jax.nn.sigmoid(_matmul(_full_precision(features), direction) + offset)
+    confidence = jax.nn.sigmoid(matmul(full_precision(features), direction) + offset)
     return (1 + confidence * scale) * _wrapped(self)(features, train=train) + confidence * shift
 
 
@@ -218,7 +230,7 @@ class TDE(nn.Module):
     Raises:
       ConfigError: d is not a multiple of K.
     """
-    features, dim = _full_precision(features), features.shape[-1]
+    features, dim = full_precision(features), features.shape[-1]
     if dim % self.num_heads:
       raise ConfigError(f"head: TDE cuts the features into num_heads equal pieces, but {dim} is not a multiple of "
                         f"{self.num_heads}")
@@ -227,13 +239,13 @@ class TDE(nn.Module):
     if train and not self.is_initializing():
       mean.value = self.momentum * mean.value + jnp.mean(features, axis=0).astype(mean.value.dtype)
 
-    pieces = _normalize(features.reshape(-1, self.num_heads, dim // self.num_heads), axis=-1)
+    pieces = normalize(features.reshape(-1, self.num_heads, dim // self.num_heads), axis=-1)
     if not train:
-      confounder = _normalize(mean.value.reshape(self.num_heads, -1), axis=-1)
+      confounder = normalize(mean.value.reshape(self.num_heads, -1), axis=-1)
       pieces -= self.alpha * jnp.sum(pieces * confounder, axis=-1, keepdims=True) * confounder
     weights = kernel.reshape(self.num_heads, -1, self.num_classes)
-    weights = weights / (_length(weights, axis=1) + self.gamma)
-    return self.tau / self.num_heads * _matmul(pieces.reshape(features.shape), weights.reshape(kernel.shape))
+    weights = weights / (length(weights, axis=1) + self.gamma)
+    return self.tau / self.num_heads * matmul(pieces.reshape(features.shape), weights.reshape(kernel.shape))
 
 
 def _wrapped(head):
@@ -243,27 +255,9 @@ def _wrapped(head):
   return inner
 
 
-def _full_precision(x):
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _matmul(x, kernel):
-  # By default accelerators round float32 operands to TF32 or bfloat16, and a scale of 30 magnifies that.
-  return jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST)
-
-
-def _normalize(x, axis):
-  # The clamp is inside the root, where the derivative of x/|x| at zero stays finite.
-  return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=axis, keepdims=True), 1e-24))
-
-
-def _length(x, axis):
-  return jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=axis, keepdims=True), 1e-24))
-
-
 def _symmetric_uniform(bound):
   return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def _unit_columns(key, shape, dtype):
-  return _normalize(jax.random.uniform(key, shape, dtype, -1.0, 1.0), axis=0)
+  return normalize(jax.random.uniform(key, shape, dtype, -1.0, 1.0), axis=0)

@@ -1,5 +1,6 @@
 """The CIFAR ResNets (6n+2 layers) that the long-tailed CIFAR benchmarks are run with, plain and two-branched."""
 
+import itertools
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -8,13 +9,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Real
 
+from ltjax.augment.features import Generating
 from ltjax.errors import ConfigError
+from ltjax.models.initializers import kaiming_normal
 
 __all__ = ["Branches", "ResNetBBN", "ResNetCIFAR", "mix"]
 
 _PADDING = ((1, 1), (1, 1))  # "SAME" pads (0, 1) at stride 2, PyTorch and the paper pad (1, 1)
-# PyTorch's kaiming_normal_; the initializer that jax calls kaiming_normal draws from a truncated normal.
-_kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 class ResNetCIFAR(nn.Module):
@@ -28,6 +29,7 @@ class ResNetCIFAR(nn.Module):
     depth: 6n + 2, so 8, 14, 20, 26, 32, ...
     widths: channels of the three stages; the stem has `widths[0]`.
     dtype: of the convolutions and the feature maps.
+    insert: a module between the second and the third stage, `(maps, plan) -> maps`, such as `afa.AFA`.
 
   References:
     He et al, `Deep Residual Learning for Image Recognition <https://arxiv.org/abs/1512.03385>`_, 2016, section 4.2.
@@ -36,22 +38,23 @@ class ResNetCIFAR(nn.Module):
   depth: int = 32
   widths: Sequence[int] = (16, 32, 64)
   dtype: Any = jnp.float32
+  insert: nn.Module | None = None
 
   def __post_init__(self):
     _check("ResNetCIFAR", 8, self.depth, self.widths)
     super().__post_init__()
 
   @nn.compact
-  def __call__(self, images: Float[Array, "b h w c"], *, train: bool) -> Float[Array, "b h2 w2 d"]:
+  def __call__(self, images: Float[Array, "b h w c"] | Generating, *, train: bool) -> Float[Array, "b+m h2 w2 d"]:
     """Returns the feature maps before pooling, height and width a quarter of the images' (rounded up).
 
     Args:
-      images: [b h w c], normalised.
+      images: [b h w c], normalised; `Generating` of such, for m rows more, if there is an `insert`.
       train: normalise with the statistics of the batch and update `batch_stats` (which must then be mutable).
     """
     conv, norm = _layers(train, self.dtype)
     n = (self.depth - 2) // 6
-    return _stages((n, n, n), self.widths, conv, norm)(images)
+    return _stages((n, n, n), self.widths, conv, norm, self.insert)(images)
 
 
 class Branches(NamedTuple):
@@ -127,25 +130,36 @@ def mix(
 def _layers(train, dtype):
   """Convolution and BatchNorm as all blocks have them."""
   conv = partial(
-      nn.Conv, kernel_size=(3, 3), padding=_PADDING, use_bias=False, kernel_init=_kaiming_normal, dtype=dtype)
+      nn.Conv, kernel_size=(3, 3), padding=_PADDING, use_bias=False, kernel_init=kaiming_normal, dtype=dtype)
   return conv, partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype)
 
 
-def _stages(blocks, widths, conv, norm):
+def _stages(blocks, widths, conv, norm, insert=None):
   """The stem and three stages as a function; its layers belong to the module that is being called."""
-  stem_conv, stem_norm, residual = conv(widths[0], name="stem_conv"), norm(name="stem_norm"), []
+  stem_conv, stem_norm, stages = conv(widths[0], name="stem_conv"), norm(name="stem_norm"), []
   for stage, (width, count) in enumerate(zip(widths, blocks, strict=True), start=1):
-    for block in range(1, count + 1):
-      stride = 2 if stage > 1 and block == 1 else 1
-      residual.append(_BasicBlock(width, stride, conv, norm, name=f"stage{stage}_block{block}"))
+    strides = (1 if stage == 1 else 2, *(1,) * (count - 1))
+    stages.append([_BasicBlock(width, stride, conv, norm, name=f"stage{stage}_block{block}")
+                   for block, stride in enumerate(strides, start=1)])
+  return partial(through, stages, insert, lambda x: nn.relu(stem_norm(stem_conv(x))))
 
-  def apply(x):
-    x = nn.relu(stem_norm(stem_conv(x)))
-    for block in residual:
-      x = block(x)
-    return x
 
-  return apply
+def through(stages, insert, stem, images):
+  """The maps of `images` after `stem` and all blocks of `stages`, with `insert` before the last stage.
+
+  The rows that a plan leaves empty are outside the statistics of that stage.
+  """
+  images, plan = images if isinstance(images, Generating) else (images, None)
+  x, mask = stem(images), None
+  for block in itertools.chain(*stages[:-1]):
+    x = block(x)
+  if insert is not None:
+    x = insert(x, plan)
+  if plan is not None:
+    mask = jnp.concatenate([jnp.ones(len(images), bool), plan.valid])[:, None, None, None]
+  for block in stages[-1]:
+    x = block(x, mask)
+  return x
 
 
 class _BasicBlock(nn.Module):
@@ -155,11 +169,11 @@ class _BasicBlock(nn.Module):
   norm: Any
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x, mask=None):
     y = self.conv(self.width, strides=self.stride, name="conv1")(x)
-    y = nn.relu(self.norm(name="norm1")(y))
+    y = nn.relu(self.norm(name="norm1")(y, mask=mask))
     y = self.conv(self.width, name="conv2")(y)
-    y = self.norm(name="norm2")(y)
+    y = self.norm(name="norm2")(y, mask=mask)
     return nn.relu(y + _shortcut(x, self.width, self.stride))
 
 

@@ -17,6 +17,7 @@ FLOAT32 = jnp.dtype("float32")
 # A new head needs one row for each form that it has.
 ROWS = [
   ("Linear", {}),
+  ("Linear", {"rare_start": True}),
   ("Cosine", {}),
   ("NormalizedLinear", {"scale": 0.5}),
   ("NormalizedLinear", {"scale": 16.0, "normalize_features": True}),
@@ -66,7 +67,7 @@ def _features(*shape, dtype=jnp.float32):
 
 
 def test_the_rows_cover_every_head():
-  assert {name for name, _ in ROWS} == set(heads.__all__)
+  assert {name for name, _ in ROWS} == set(heads.__all__) - {"CAMC"}  # it takes maps: see test_camc.py
 
 
 @every_head
@@ -228,6 +229,19 @@ def test_linear_is_affine():
   kernel, bias = variables["params"]["kernel"], variables["params"]["bias"]
   np.testing.assert_allclose(
       head.apply(variables, features), np.float64(features) @ np.float64(kernel) + bias, atol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 8142])
+def test_with_a_rare_start_every_class_begins_at_one_of_c(classes):
+  head = heads.Linear(classes, rare_start=True)
+  plain, rare = (_init(made, 4)["params"] for made in (heads.Linear(classes), head))
+  np.testing.assert_array_equal(plain["kernel"], rare["kernel"])
+  np.testing.assert_allclose(jax.nn.sigmoid(head.apply(dict(params=rare), jnp.zeros((1, 4)))), 1 / classes, rtol=1e-5)
+
+
+def test_a_rare_start_needs_two_classes():
+  with pytest.raises(ConfigError, match="rare_start needs at least 2 classes, got 1"):
+    _init(heads.Linear(1, rare_start=True), 4)
 
 
 def test_cosine_ignores_lengths():

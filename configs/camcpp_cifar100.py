@@ -1,0 +1,32 @@
+"""CAMC on crops of the image (CAMC++; Zhang et al., 2021) on CIFAR-100-LT.
+
+python -m ltjax.main --config=configs/camcpp_cifar100.py --workdir=runs/camcpp_c100    imbalance 100
+    --config=configs/camcpp_cifar100.py:100,threshold=20                               any other, and arguments
+Published 43.3 (imbalance 100; 57.2 at 10, 54.2 at 20, 46.8 at 50, 38.6 at 200; table V).
+ltjax: see benchmarks/results.
+ResNet-32; the paper's optimiser, epochs, magnitudes (g 0.5, then 16), 5 prototypes and threshold 100, weight decay 2e-4
+as in the other CIFAR configs (not said). 2 x 2 crops, in training and in tests (CIFAR's number is not said; the best on
+ImageNet-LT is 5): crops=. Ablations: pick=first or kmeans; shared_fusion=true; fusion_size=1; fusion_layers=2;
+normalize_prototypes=true; num_prototypes=; g=.
+Deviations: the last N mod 256 images of an epoch's permutation are left out (static shapes); the last epoch is reported
+and bridged.
+"""
+from ltjax import recipes
+
+
+def get_config(imbalance="100"):
+  given = recipes.arguments(
+      imbalance, imbalance=100.0, g=0.5, threshold=100.0, crops=2, num_prototypes=5,
+      pick=("random", "first", "kmeans"), shared_fusion=False, fusion_size=3, fusion_layers=1,
+      normalize_prototypes=False)
+  config = recipes.cifar_lt(classes=100, imbalance=given.pop("imbalance"))
+  config.head = dict(name="NormalizedLinear", scale=given.pop("g"))
+  config.stages = ("representation", "classifier")
+  config.representation = recipes.stage(
+      epochs=200, batch_size=256, lr=dict(name="cosine", base=0.1), weight_decay=2e-4, sampler=dict(name="instance"),
+      loss=dict(name="cross_entropy"))
+  config.classifier = recipes.stage(
+      epochs=10, batch_size=256, lr=dict(name="cosine", base=0.1), weight_decay=2e-4, train=("head/.*",),
+      batch_norm="eval", sampler=dict(name="class_balanced"), loss=dict(name="cross_entropy"),
+      head=dict(given, name="CAMC", scale=16.0))
+  return config

@@ -1,0 +1,69 @@
+"""Where a classifier looks: class activation maps of a trained model, and CAMC's calibrated ones beside them."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ltjax import build
+from ltjax.augment.images import normalize
+from ltjax.models.camc import class_activation_maps
+
+NAMES = ("class activation map", "calibrated")
+
+
+class Activations(NamedTuple):
+  """Images and what of each speaks for its class.
+
+  `images` are uint8 [n h w c], `labels` and `predictions` int [n]; `maps` are float32 [n h' w'] by name, "class
+  activation map" and, for CAMC, "calibrated" after it.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  predictions: np.ndarray
+  maps: dict[str, np.ndarray]
+
+
+def activations(model, variables: dict, images: np.ndarray, labels: np.ndarray, *, mean, std) -> Activations | None:
+  """The activation maps of `labels` in `images`, for a head with class vectors; None where it has none.
+
+  <w_y, F(x, y)>, and for CAMC a_y(x, y) <w_y, F(x, y)> where y is in the tail
+
+  Args:
+    model: a `models.Classifier`.
+    variables: its {"params", "batch_stats"}.
+    images: uint8 [n h w c], of any size that the backbone takes.
+    labels: int [n], the classes that are looked for.
+    mean: of each channel, for images in [0, 1].
+    std: likewise.
+  """
+  kernel = variables["params"].get("head", {}).get("kernel")
+
+  @jax.jit
+  def look(variables, images):
+    pixels = normalize(images, jnp.float32(mean), jnp.float32(std))
+    maps, (logits, _) = model.apply(variables, pixels, method="maps"), model.apply(variables, pixels, train=False)
+    if kernel is None or kernel.shape[0] != maps.shape[-1]:
+      return None
+    params, rows = variables["params"]["head"], jnp.arange(len(images))
+    found = [class_activation_maps(maps, params["kernel"])]
+    if hasattr(model.head, "reinforcement"):
+      found.append(found[0].at[..., model.head.tail].multiply(model.head.reinforcement(params, maps)))
+    return jnp.argmax(logits, axis=-1), [value[rows, :, :, labels] for value in found]
+
+  seen = look(variables, images)
+  if seen is None:
+    return None
+  predictions, maps = jax.device_get(seen)
+  return Activations(images, labels, predictions, dict(zip(NAMES, maps, strict=False)))
+
+
+def of_run(config, dataset, stage: str, variables: dict, number: int = 6) -> Activations | None:
+  """`activations` of the model of `stage` in a test image of each of the smallest classes, the smallest first."""
+  images, labels = dataset.test
+  order = [c for c in np.argsort(dataset.class_counts, kind="stable") if (labels == c).any()][:number]
+  places = np.array([np.flatnonzero(labels == c)[0] for c in order])
+  return activations(build.model(config, dataset.class_counts, stage), variables, images[places], labels[places],
+                     mean=dataset.mean, std=dataset.std)

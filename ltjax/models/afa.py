@@ -1,0 +1,228 @@
+"""Attentive feature augmentation (AFA): maps split into a class-related and a variation-related part.
+
+The modules here stand between two stages of a backbone, `insert=dict(name="AFA")`: maps in, maps out, and in training
+with `Generating` images the generated rows after them.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ltjax.augment.features import Plan, combine
+from ltjax.errors import ConfigError
+from ltjax.models.initializers import kaiming_normal
+
+__all__ = ["AFA", "CBAM", "GlobalContext", "decompose"]
+
+MASK_AXES = ("channel", "spatial")
+
+
+def decompose(
+    maps: Float[Array, "b h w d"], w_query: Float[Array, "hw hw"], w_key: Float[Array, "hw hw"],
+    w_value: Float[Array, "hw hw"], se: tuple, *, mask_axis: str = "channel",
+) -> tuple[Float[Array, "b h w d"], Float[Array, "b h w d"]]:
+  """Splits maps by attention over their channels, each of which is a token of h w numbers.
+
+  Q, K, V = X W_q, X W_k, X W_v with X [d, hw]; X_att = softmax_keys(Q K^T / sqrt(hw)) V
+  M = softmax(X_att (1 + s)), s = sigmoid(W_2 ReLU(W_1 GAP(X_att) + b_1) + b_2); X_class = M V, X_var = V - X_class
+
+  Args:
+    maps: X, [b h w d].
+    w_query: W_q [hw hw], places in rows of the image; the same for every example (algorithm 1 of the paper gives it a
+      leading B, which can only mean that it is broadcast).
+    w_key: W_k [hw hw].
+    w_value: W_v [hw hw].
+    se: (w1 [d r], b1 [r], w2 [r d], b2 [d]) of the squeeze-and-excitation block.
+    mask_axis: over what M sums to 1, on which the paper is silent: "channel" (the mask weighs channels against each
+      other, as the attention does), or "spatial".
+
+  Returns:
+    (X_class, X_var), each [b h w d], float32 whatever the precision of the maps (float64 for float64).
+
+  Raises:
+    ConfigError: an unknown mask_axis, or maps of another size than the matrices.
+
+  References:
+    Wang et al, `Attentive Feature Augmentation for Long-Tailed Visual Recognition` (AFA, LTVR), 2022, equations 1 to 5.
+  """
+  if mask_axis not in MASK_AXES:
+    raise ConfigError(f"decompose: mask_axis must be one of {', '.join(MASK_AXES)}, got {mask_axis!r}")
+  b, h, w, d = maps.shape
+  if w_query.shape != (h * w, h * w):
+    raise ConfigError(f"decompose: maps of {h} x {w} need matrices of ({h * w}, {h * w}), got {w_query.shape}")
+  x = _full_precision(maps).reshape(b, h * w, d)
+  query, key, value = (jnp.einsum("bpd,pq->bqd", x, matrix) for matrix in (w_query, w_key, w_value))
+  similarity = jnp.einsum("bpd,bpe->bde", query, key) / math.sqrt(h * w)
+  attended = jnp.einsum("bde,bpe->bpd", jax.nn.softmax(similarity, axis=-1), value)
+  w1, b1, w2, b2 = se
+  excitation = jax.nn.sigmoid(jax.nn.relu(jnp.mean(attended, axis=1) @ w1 + b1) @ w2 + b2)
+  mask = jax.nn.softmax(attended * (1 + excitation[:, None]), axis=-1 if mask_axis == "channel" else 1)
+  class_related = mask * value
+  return class_related.reshape(maps.shape), (value - class_related).reshape(maps.shape)
+
+
+class _Insert(nn.Module):
+  """What the modules have in common: `split` (maps) gives (X_class, X_var); enhancement and generation follow.
+
+  X_enh = X + X_class (equation 6; X without `addition`), and rows X_class[i] + X_var[j] where a plan asks for them
+
+  Args:
+    addition: whether the class-related part is added to the maps.
+    stop_gradient: whether the generated rows leave X_class and X_var alone; the paper is silent.
+  """
+  addition: bool = True
+  stop_gradient: bool = False
+
+  def __call__(self, maps: Float[Array, "b h w d"], plan: Plan | None = None) -> Float[Array, "b+m h w d"]:
+    """Returns the enhanced maps, then a row for each slot of `plan`, in the precision of `maps`.
+
+    Raises:
+      ConfigError: maps of another size than the module was built for.
+    """
+    class_related, variation_related = self.split(maps)
+    enhanced = maps + class_related.astype(maps.dtype) if self.addition else maps
+    if plan is None:
+      return enhanced
+    if self.stop_gradient:
+      class_related, variation_related = jax.lax.stop_gradient((class_related, variation_related))
+    return jnp.concatenate([enhanced, combine(class_related, variation_related, plan).astype(maps.dtype)])
+
+  def split(self, maps: Float[Array, "b h w d"]) -> tuple[Any, Any]:
+    """(class-related, variation-related), each [b h w d]."""
+    raise NotImplementedError
+
+
+class AFA(_Insert):
+  """The module of the AFA paper: `decompose`, addition of the class-related part, generation.
+
+  `query`, `key` and `value` [h w h w] start as N(0, 1/hw); so the module fits one size of maps. There are no biases
+  (equation 1). The squeeze-and-excitation block has max(d // reduction, 4) hidden units. None of the three is in the
+  paper; a reduction of 16 is the block's own.
+
+  Args:
+    addition: whether the class-related part is added to the maps (table VII).
+    stop_gradient: whether the generated rows leave X_class and X_var alone; the paper is silent.
+    mask_axis: as in `decompose`.
+    reduction: of the squeeze-and-excitation block.
+
+  References:
+    Wang et al, `Attentive Feature Augmentation for Long-Tailed Visual Recognition` (AFA, LTVR), 2022, section III-C.
+    No code was released.
+  """
+  mask_axis: str = "channel"
+  reduction: int = 16
+
+  def __post_init__(self):
+    if self.mask_axis not in MASK_AXES:
+      raise ConfigError(f"AFA: mask_axis must be one of {', '.join(MASK_AXES)}, got {self.mask_axis!r}")
+    _check_reduction(self)
+    super().__post_init__()
+
+  @nn.compact
+  def split(self, maps):
+    """Equations 1 to 5."""
+    b, h, w, d = maps.shape
+    if self.has_variable("params", "query"):
+      height, width, _, _ = self.get_variable("params", "query").shape
+      if (h, w) != (height, width):
+        raise ConfigError(f"AFA was built for maps of {height} x {width}, got {h} x {w}; its matrices belong to one "
+                          "size, so train and evaluate with images of the same")
+    normal = nn.initializers.normal((h * w) ** -0.5)
+    matrices = [self.param(name, normal, (h, w, h, w), jnp.float32).reshape(h * w, h * w)
+                for name in ("query", "key", "value")]
+    hidden = _hidden(d, self.reduction)
+    se = (self.param("se_kernel1", kaiming_normal, (d, hidden), jnp.float32),
+          self.param("se_bias1", nn.initializers.zeros, (hidden,), jnp.float32),
+          self.param("se_kernel2", kaiming_normal, (hidden, d), jnp.float32),
+          self.param("se_bias2", nn.initializers.zeros, (d,), jnp.float32))
+    return decompose(maps, *matrices, se, mask_axis=self.mask_axis)
+
+
+class CBAM(_Insert):
+  """AFA with a convolutional block attention module in the place of its decomposition (table V of the AFA paper).
+
+  X' = M_c X, M_c = sigmoid(MLP(avg_p X) + MLP(max_p X)); X_class = M_s X', M_s = sigmoid(conv7x7([avg_d X'; max_d X']))
+
+  X_var = X - X_class, the paper's equation 5 with X for V; how it takes the two parts from the block is not said. The
+  BatchNorm that follows the 7x7 convolution in the block's released code is left out.
+
+  Args:
+    addition: whether the class-related part is added to the maps.
+    stop_gradient: whether the generated rows leave X_class and X_var alone.
+    reduction: of the channels' MLP.
+
+  References:
+    Woo et al, `CBAM: Convolutional Block Attention Module <https://arxiv.org/abs/1807.06521>`_, 2018, equations 2, 3.
+  """
+  reduction: int = 16
+
+  def __post_init__(self):
+    _check_reduction(self)
+    super().__post_init__()
+
+  @nn.compact
+  def split(self, maps):
+    """(the block's output, what it takes out)."""
+    x, d = _full_precision(maps), maps.shape[-1]
+    first = nn.Dense(_hidden(d, self.reduction), kernel_init=kaiming_normal, name="channel1")
+    second = nn.Dense(d, kernel_init=kaiming_normal, name="channel2")
+    squeezed = [second(nn.relu(first(reduce(x, axis=(1, 2))))) for reduce in (jnp.mean, jnp.max)]
+    refined = jax.nn.sigmoid(sum(squeezed))[:, None, None] * x
+    pooled = jnp.stack([jnp.mean(refined, axis=-1), jnp.max(refined, axis=-1)], axis=-1)
+    where = nn.Conv(1, (7, 7), padding=((3, 3), (3, 3)), use_bias=False, kernel_init=kaiming_normal, name="spatial")
+    class_related = jax.nn.sigmoid(where(pooled)) * refined
+    return class_related, x - class_related
+
+
+class GlobalContext(_Insert):
+  """AFA with a global context block in the place of its decomposition (table V of the AFA paper).
+
+  X_class = t at every place, t = W_2 ReLU(LayerNorm(W_1 sum_p a_p x_p)), a = softmax_p(<w, x_p>); X_var = X - X_class
+
+  So X + X_class is what the block gives. How the paper takes its two parts from the block is not said.
+
+  Args:
+    addition: whether the class-related part is added to the maps.
+    stop_gradient: whether the generated rows leave X_class and X_var alone.
+    reduction: of the bottleneck W_1, W_2.
+
+  References:
+    Cao et al, `GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond
+    <https://arxiv.org/abs/1904.11492>`_, 2019, section 3.3.
+  """
+  reduction: int = 16
+
+  def __post_init__(self):
+    _check_reduction(self)
+    super().__post_init__()
+
+  @nn.compact
+  def split(self, maps):
+    """(the context, the maps without it)."""
+    x, (b, h, w, d) = _full_precision(maps), maps.shape
+    flat = x.reshape(b, h * w, d)
+    attention = jax.nn.softmax(nn.Dense(1, kernel_init=kaiming_normal, name="where")(flat), axis=1)
+    context = jnp.sum(attention * flat, axis=1)
+    hidden = nn.Dense(_hidden(d, self.reduction), kernel_init=kaiming_normal, name="transform1")(context)
+    hidden = nn.relu(nn.LayerNorm(epsilon=1e-5, name="transform_norm")(hidden))
+    # Zero, as in the released code: at the start the block changes nothing.
+    context = nn.Dense(d, kernel_init=nn.initializers.zeros, name="transform2")(hidden)
+    class_related = jnp.broadcast_to(context[:, None, None], x.shape)
+    return class_related, x - class_related
+
+
+def _full_precision(x):
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _hidden(channels: int, reduction: int) -> int:
+  return max(channels // reduction, 4)
+
+
+def _check_reduction(module) -> None:
+  if module.reduction < 1:
+    raise ConfigError(f"{type(module).__name__}: reduction must be at least 1, got {module.reduction}")

@@ -1,0 +1,7 @@
+"""How parameters start, where several modules start them alike."""
+
+import flax.linen as nn
+
+# PyTorch's kaiming_normal_; the initializer that jax calls kaiming_normal draws from a truncated normal.
+kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+kaiming_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")

@@ -1,0 +1,149 @@
+"""The ResNets and ResNeXts for photographs, with a stem for small images as well."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ltjax.augment.features import Generating
+from ltjax.errors import ConfigError
+from ltjax.models.initializers import kaiming_normal_fan_out
+from ltjax.models.resnet_cifar import through
+
+__all__ = ["ResNet"]
+
+BLOCKS = {10: (1, 1, 1, 1), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+STEMS = ("imagenet", "cifar")
+
+
+class ResNet(nn.Module):
+  """ResNet (He et al.) or ResNeXt (Xie et al.), without pooling and classifier.
+
+  A stem, then four stages at strides 1, 2, 2, 2 of `width`, 2, 4 and 8 `width` channels: basic blocks for depth 10,
+  else bottlenecks of 4 times as many channels, with the stride in their 3x3 convolution. Where a stage changes the
+  shape, the shortcut is a 1x1 convolution. `groups=32, group_width=4` is ResNeXt 32x4d. Padding is PyTorch's. All
+  convolutions start as N(0, 2 / fan_out), as in torchvision and in facebookresearch/classifier-balancing. Parameters
+  and BatchNorm statistics are float32.
+
+  Layers are named as torchvision's, with `stage2_block1/conv3` for `layer2.0.conv3`, `norm` for `bn` and
+  `shortcut_conv`, `shortcut_norm` for `downsample.0`, `downsample.1`.
+
+  Args:
+    depth: 10, 50, 101 or 152.
+    width: channels of the stem, and of the first stage's blocks.
+    groups: of the 3x3 convolutions in the bottlenecks.
+    group_width: channels of a group in the first stage; `width` where there is one group.
+    stem: "imagenet", a 7x7 convolution at stride 2 and a 3x3 maximum at stride 2; or "cifar", a 3x3 convolution, with
+      which images of 32 x 32 have maps of 8 x 8 in the third stage and 4 x 4 in the last.
+    dtype: of the convolutions and the feature maps.
+    insert: a module between the third and the fourth stage, `(maps, plan) -> maps`, such as `afa.AFA`.
+
+  References:
+    He et al, `Deep Residual Learning for Image Recognition <https://arxiv.org/abs/1512.03385>`_, 2016, table 1; Xie et
+    al, `Aggregated Residual Transformations <https://arxiv.org/abs/1611.05431>`_, 2017. Same functions as torchvision's
+    `resnet50`, `resnext50_32x4d`, ... and, for depth 10, as the ResNet-10 of facebookresearch/classifier-balancing,
+    except that flax keeps the biased running variance.
+  """
+  depth: int = 50
+  width: int = 64
+  groups: int = 1
+  group_width: int | None = None
+  stem: str = "imagenet"
+  dtype: Any = jnp.float32
+  insert: nn.Module | None = None
+
+  def __post_init__(self):
+    _check(self)
+    super().__post_init__()
+
+  @nn.compact
+  def __call__(self, images: Float[Array, "b h w c"] | Generating, *, train: bool) -> Float[Array, "b+m h2 w2 d"]:
+    """Returns the feature maps before pooling: 1/32 of the images' height and width, 1/8 with the "cifar" stem.
+
+    Args:
+      images: [b h w c], normalised; `Generating` of such, for m rows more, if there is an `insert`.
+      train: normalise with the statistics of the batch and update `batch_stats` (which must then be mutable).
+    """
+    conv = partial(_conv, dtype=self.dtype)
+    norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
+    small = self.stem == "cifar"
+    stem_conv = conv(self.width, size=3 if small else 7, stride=1 if small else 2, name="stem_conv")
+    stem_norm = norm(name="stem_norm")
+
+    def stem(x):
+      x = nn.relu(stem_norm(stem_conv(x)))
+      return x if small else nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+    stages = []
+    for stage, count in enumerate(BLOCKS[self.depth], start=1):
+      width, group_width = (first * 2 ** (stage - 1) for first in (self.width, self.group_width or self.width))
+      block = partial(_BasicBlock, width) if self.depth == 10 else partial(
+          _Bottleneck, 4 * width, self.groups * group_width, self.groups)
+      strides = (1 if stage == 1 else 2, *(1,) * (count - 1))
+      stages.append([block(stride, conv, norm, name=f"stage{stage}_block{place}")
+                     for place, stride in enumerate(strides, start=1)])
+    return through(stages, self.insert, stem, images)
+
+
+def _conv(width, *, size=3, stride=1, groups=1, dtype, name):
+  pad = size // 2  # "SAME" pads less on the left at stride 2, PyTorch as much as on the right
+  return nn.Conv(width, (size, size), strides=stride, padding=((pad, pad), (pad, pad)), feature_group_count=groups,
+                 use_bias=False, kernel_init=kaiming_normal_fan_out, dtype=dtype, name=name)
+
+
+class _BasicBlock(nn.Module):
+  width: int
+  stride: int
+  conv: Any
+  norm: Any
+
+  @nn.compact
+  def __call__(self, x, mask=None):
+    y = self.conv(self.width, stride=self.stride, name="conv1")(x)
+    y = nn.relu(self.norm(name="norm1")(y, mask=mask))
+    y = self.conv(self.width, name="conv2")(y)
+    y = self.norm(name="norm2")(y, mask=mask)
+    return nn.relu(y + _shortcut(self, x, self.width, mask))
+
+
+class _Bottleneck(nn.Module):
+  width: int
+  inner: int
+  groups: int
+  stride: int
+  conv: Any
+  norm: Any
+
+  @nn.compact
+  def __call__(self, x, mask=None):
+    y = self.conv(self.inner, size=1, name="conv1")(x)
+    y = nn.relu(self.norm(name="norm1")(y, mask=mask))
+    y = self.conv(self.inner, stride=self.stride, groups=self.groups, name="conv2")(y)
+    y = nn.relu(self.norm(name="norm2")(y, mask=mask))
+    y = self.conv(self.width, size=1, name="conv3")(y)
+    y = self.norm(name="norm3")(y, mask=mask)
+    return nn.relu(y + _shortcut(self, x, self.width, mask))
+
+
+def _shortcut(block, x, width, mask):
+  if block.stride == 1 and x.shape[-1] == width:
+    return x
+  x = block.conv(width, size=1, stride=block.stride, name="shortcut_conv")(x)
+  return block.norm(name="shortcut_norm")(x, mask=mask)
+
+
+def _check(module: ResNet) -> None:
+  if module.depth not in BLOCKS:
+    raise ConfigError(f"ResNet: depth must be one of {', '.join(map(str, BLOCKS))}, got {module.depth}")
+  if module.stem not in STEMS:
+    raise ConfigError(f"ResNet: stem must be one of {', '.join(STEMS)}, got {module.stem!r}")
+  if min(module.width, module.groups, module.group_width or 1) < 1:
+    raise ConfigError("ResNet: width, groups and group_width must be at least 1, got "
+                      f"{module.width}, {module.groups} and {module.group_width}")
+  if module.depth == 10 and (module.groups, module.group_width) != (1, None):
+    raise ConfigError("ResNet: the basic blocks of depth 10 have no groups; take groups and group_width out")
+  if module.groups > 1 and module.group_width is None:
+    raise ConfigError(f"ResNet: groups={module.groups} needs group_width, the channels of a group in the first stage "
+                      "(4 in ResNeXt 32x4d)")
