@@ -31,6 +31,8 @@ WEIGHTS = (".weights",)
 PRECISIONS = {"float32": jnp.float32, "bf16": jnp.bfloat16}
 BRANCHED = (models.ResNetBBN,)  # the backbones that take a batch for each of two branches
 BATCH_NORM_MODES = ("train", "eval", "shift")
+# Keys of config.dataset that every source may have beside its own, and their values; the first is the default.
+READING = dict(pipeline=("resident", "tf_data"), on_bad_image=("error", "substitute"))
 # Where a hyper-parameter makes sense, as a number and at every value of its schedule. One name means one thing in all
 # functions; a name that is not here may be any finite number.
 LIMITS = dict(
@@ -197,8 +199,14 @@ def schedule(block, where: str) -> Callable[[Clock], float]:
 
 
 def dataset(config) -> Callable[[], sources.Dataset]:
-  """The config's data set, checked; call the result to read it."""
-  call = bind(config.dataset, public(sources), "dataset", may_change=False)
+  """The config's data set, checked; call the result to read it.
+
+  How its images then come to the devices (`READING`) is not the source's to know.
+  """
+  block = config.dataset
+  if isinstance(block, Mapping | ConfigDict):
+    block = {key: value for key, value in block.items() if key not in READING}
+  call = bind(block, public(sources), "dataset", may_change=False)
 
   def read() -> sources.Dataset:
     try:

@@ -173,7 +173,7 @@ class BadImages:
 
 
 def opened(dataset, policy: str = "error", path: pathlib.Path | None = None):
-  """`dataset`, a `sources.Dataset`, with its `Files` made `Images` that share one list of the bad ones; and the list."""
+  """`dataset`, a `sources.Dataset`, with its `Files` made `Images` that share one list of bad ones; and that list."""
   splits = {split: getattr(dataset, split) for split in ("train", "test", "held_out")}
   files = {split: pair for split, pair in splits.items() if pair and not isinstance(pair[0], np.ndarray | Images)}
   log = BadImages(policy, sum(len(pair[0]) for pair in files.values()), path)

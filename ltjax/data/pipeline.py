@@ -95,6 +95,7 @@ class Pipeline:
     arrays = isinstance(images, np.ndarray | decode.Images)
     self._images = images if arrays else decode.Images(images, decode.BadImages())
     self._labels, self._order, self._steps, self._crop, self._rows = labels.astype(np.int32), order, steps, crop, rows
+    self.size = len(labels)
     self._threads = threads or len(os.sched_getaffinity(0))
     self._readers = futures.ThreadPoolExecutor(READERS, "reader")
     self._lock = threading.Lock()  # an order keeps what it last drew, and the reading of left batches may still run
@@ -173,7 +174,7 @@ class Pipeline:
     return data, np.array([image.jpeg is not None for image in images]), boxes, scales, corners, self._labels[indices]
 
   def _leave_to_pillow(self, step: int, error: Exception) -> None:
-    """After TensorFlow has failed on batch `step`: those of its JPEGs that it cannot decode are Pillow's from now on."""
+    """After TensorFlow has failed on batch `step`: the JPEGs that it cannot decode are Pillow's from now on."""
     tf = tensorflow()
     failed = set()
     for index in self._indices(step)[0].ravel().tolist():
