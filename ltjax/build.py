@@ -66,8 +66,8 @@ class Call(NamedTuple):
     return {name: schedule(clock) for name, schedule in self.schedules.items()}
 
 
-def bind(block: Mapping, choices: Mapping[str, Callable], where: str, *, given: tuple = (),
-         may_change: bool = True) -> Call:
+def bind(block: Mapping, choices: Mapping[str, Callable], where: str, *, given: tuple = (), may_change: bool = True,
+         beside: tuple = ()) -> Call:
   """Looks `block["name"]` up in `choices` and checks its other entries against the function's keyword-only parameters.
 
   Args:
@@ -76,6 +76,7 @@ def bind(block: Mapping, choices: Mapping[str, Callable], where: str, *, given: 
     where: the config path of the block, for messages.
     given: parameters that the caller supplies and a config must not.
     may_change: whether schedules are allowed as values.
+    beside: keys of the config's block that are not the function's and that the caller has taken out.
   """
   block = block.to_dict() if isinstance(block, ConfigDict) else block
   if not isinstance(block, Mapping) or not isinstance(block.get("name"), str):
@@ -91,8 +92,8 @@ def bind(block: Mapping, choices: Mapping[str, Callable], where: str, *, given: 
   allowed = {key: parameter for key, parameter in _parameters(choices[name]).items() if key not in given}
   for key in values:
     if key not in allowed:
-      raise ConfigError(f"{where}.{key}: {name} has no such argument{nearest(key, allowed)}; "
-                        f"it takes {', '.join(allowed) or 'none'}")
+      raise ConfigError(f"{where}.{key}: {name} has no such argument"
+                        f"{nearest(key, (*allowed, *beside))}; it takes {', '.join((*allowed, *beside)) or 'none'}")
   if missing := [key for key, p in allowed.items() if p.default is p.empty and key not in values]:
     raise ConfigError(f"{where}: {name} needs {', '.join(missing)}")
   call = Call(choices[name], {}, {})
@@ -206,7 +207,7 @@ def dataset(config) -> Callable[[], sources.Dataset]:
   block = config.dataset
   if isinstance(block, Mapping | ConfigDict):
     block = {key: value for key, value in block.items() if key not in READING}
-  call = bind(block, public(sources), "dataset", may_change=False)
+  call = bind(block, public(sources), "dataset", may_change=False, beside=tuple(READING))
 
   def read() -> sources.Dataset:
     try:

@@ -38,7 +38,7 @@ def jitter(images: UInt8[Array, "b h w 3"], factors: Float[Array, "b 3"], order:
   """factor * image + (1 - factor) * other, clipped to [0, 255], three times: for each entry of `order`.
 
   The other image is black for 0 (brightness), the mean of the image's grey for 1 (contrast), its grey for 2
-  (saturation). That is torchvision's `ColorJitter` of those three, without its rounding after each.
+  (saturation). That is torchvision's `ColorJitter` of those three, without the rounding after each.
   """
   images = images.astype(jnp.float32)
   for turn in range(3):

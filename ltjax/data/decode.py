@@ -14,7 +14,7 @@ from ltjax.errors import DataError
 
 # An image of a few kilobytes can claim any size, so the size is looked at before memory is taken for it.
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "MPO")  # no other reader of Pillow is let near a file; MPO is a JPEG
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # no other reader of Pillow is let near a file
 _ORIENTATION = 0x0112
 _START_OF_FRAME = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended and progressive: what every libjpeg decodes
 _OTHER_FRAMES = frozenset(range(0xC0, 0xD0)) - _START_OF_FRAME - {0xC4, 0xC8, 0xCC}
@@ -90,7 +90,7 @@ def pillow(data: bytes) -> np.ndarray:
         image = image.convert("RGBA")  # a palette with alpha; Pillow warns of the direct way
       return np.asarray(image.convert("RGB"))
   except Image.UnidentifiedImageError as error:
-    raise BadImageError(f"it is not an image of a known kind ({', '.join(FORMATS[:-1])})") from error
+    raise BadImageError(f"it is not an image of a known kind ({', '.join(FORMATS)})") from error
   except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
     raise BadImageError(f"it has more than the {MAX_PIXELS:,} pixels that are allowed") from error
   except BadImageError:
