@@ -37,15 +37,15 @@ class Evaluator:
   def __init__(self, model, data, num_classes: int, *, batch_size: int, mesh, stream: Pipeline | None = None):
     self._data, self._size, self._stream = data, stream.size if stream else len(data["labels"]), stream
     self._batch_size, self._mesh = _shared(min(batch_size, self._size), mesh), mesh
-    self._rows, self._replicated = sharding.local_rows(mesh, self._batch_size), sharding.replicated(mesh)
+    self._rows = sharding.local_rows(mesh, self._batch_size)
     self._zeros = np.zeros((num_classes, num_classes), np.int32)
     step = make_eval_step(model, resident.received if stream else resident.gather)
-    self._step = jax.jit(step, donate_argnums=4, out_shardings=self._replicated)
+    self._step = jax.jit(step, donate_argnums=4, out_shardings=sharding.replicated(mesh))
 
   def __call__(self, state) -> np.ndarray:
     """int64 [c, c] confusion matrix of `state`: rows are true classes, columns predictions."""
     variables = dict(params=state.params, batch_stats=state.batch_stats)
-    confusion = jax.device_put(self._zeros, self._replicated)
+    confusion = sharding.replicate(self._zeros, self._mesh)
     for number, (indices, valid) in enumerate(_batches(self._size, self._batch_size)):
       batch = self._stream.batch(number) if self._stream else indices[self._rows]
       batch, valid = sharding.place((batch, valid[self._rows]), self._mesh)

@@ -37,6 +37,19 @@ def place(rows, mesh: Mesh, axis: int = 0):
   return jax.tree.map(functools.partial(jax.make_array_from_process_local_data, split(mesh, axis)), rows)
 
 
+def replicate(tree, mesh: Mesh):
+  """The arrays of `tree`, the same in all processes, on every device."""
+  if jax.process_count() == 1:
+    return jax.device_put(tree, replicated(mesh))
+
+  def everywhere(leaf):
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      return jax.random.wrap_key_data(everywhere(jax.random.key_data(leaf)))
+    return jax.make_array_from_process_local_data(replicated(mesh), np.asarray(leaf), leaf.shape)
+
+  return jax.tree.map(everywhere, tree)
+
+
 def check_batch(where: str, batch_size: int, devices: int, examples: int) -> None:
   """Raises where a batch does not fit the data or the devices."""
   if not 1 <= batch_size <= examples:

@@ -63,8 +63,7 @@ class Stage(NamedTuple):
       batches, scalars = batches[0], scalars[0]
     else:
       batches, scalars = (jax.tree.map(lambda *values: np.stack(values), *part) for part in (batches, scalars))
-    return (sharding.place(batches, self.mesh, axis=int(count > 1)),
-            jax.device_put(scalars, sharding.replicated(self.mesh)))
+    return sharding.place(batches, self.mesh, axis=int(count > 1)), sharding.replicate(scalars, self.mesh)
 
 
 def prepare(config, name: str, dataset) -> Stage:
@@ -78,9 +77,9 @@ def prepare(config, name: str, dataset) -> Stage:
   order = Order(dataset.train[1], len(counts), batch_size=block.batch_size, epochs=block.epochs, seed=config.seed,
                 stage=name, samplers=samplers)
   images = feed.make(config, name, dataset, order, mesh)
-  data = jax.device_put(images.train | dict(
-      class_counts=counts.astype(np.float32), key=prng.stream(config.seed, name)), whole)
-  evaluator = Evaluator(model, jax.device_put(images.test, whole), len(counts), batch_size=config.eval_batch_size,
+  data = sharding.replicate(images.train | dict(
+      class_counts=counts.astype(np.float32), key=prng.stream(config.seed, name)), mesh)
+  evaluator = Evaluator(model, sharding.replicate(images.test, mesh), len(counts), batch_size=config.eval_batch_size,
                         mesh=mesh, stream=images.stream)
   make_state, init, tx, factors = state_makers(config, name, len(counts), feed.image_shape(config, dataset))
   like = abstract(lambda: make_state(init()), whole)
@@ -93,7 +92,7 @@ def prepare(config, name: str, dataset) -> Stage:
       (chunk, steps.repeat(train_step, chunk, unroll=on_cpu)), (1, train_step))}
 
   def place(variables):
-    return jax.device_put(make_state(variables), whole)
+    return sharding.replicate(make_state(variables), mesh)
 
   return Stage(order, images.batch, objective, counts, mesh, data, init, place, like, train_steps, chunk, evaluator)
 
