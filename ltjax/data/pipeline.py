@@ -209,7 +209,8 @@ def _cut(tf, image, size: int, exact: bool):
     return tf.raw_ops.ResizeArea(images=pixels, size=tf.minimum(box[2:], size))
 
   def linearly(pixels):
-    return tf.raw_ops.ResizeBilinear(images=pixels, size=[size, size], half_pixel_centers=True)
+    # It takes uint8 too, but converts each pixel whenever it meets it.
+    return tf.raw_ops.ResizeBilinear(images=tf.cast(pixels, tf.float32), size=[size, size], half_pixel_centers=True)
 
   if exact:
     resized = tf.raw_ops.ScaleAndTranslate(images=pixels, size=[size, size], scale=image["scale"],
