@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ltjax import build
+from ltjax import build, evaluate
 from ltjax.augment.images import normalize
 from ltjax.models.camc import class_activation_maps
 
@@ -65,5 +65,6 @@ def of_run(config, dataset, stage: str, variables: dict, number: int = 6) -> Act
   images, labels = dataset.test
   order = [c for c in np.argsort(dataset.class_counts, kind="stable") if (labels == c).any()][:number]
   places = np.array([np.flatnonzero(labels == c)[0] for c in order])
-  return activations(build.model(config, dataset.class_counts, stage), variables, images[places], labels[places],
+  return activations(build.model(config, dataset.class_counts, stage), variables,
+                     evaluate.pixels(images, places, config.augment.get("size", 0)), labels[places],
                      mean=dataset.mean, std=dataset.std)

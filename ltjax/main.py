@@ -15,8 +15,9 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from ltjax import build, cams, report, selection, sharding
+from ltjax import build, cams, feed, report, selection, sharding
 from ltjax import config as configs
+from ltjax.data import decode
 from ltjax.errors import ConfigError, LtjaxError, TrainingError
 from ltjax.train import Interrupted, run_stage
 
@@ -44,7 +45,10 @@ def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "") ->
   for name in config.stages:
     build.model(config, dataset.class_counts, name)
     sharding.check_batch(name, config[name].batch_size, sharding.data_mesh().devices.size, len(dataset.train[1]))
+  feed.check(config, dataset)
   configs.open_workdir(config, workdir)
+  dataset, bad_images = decode.opened(dataset, config.dataset.get("on_bad_image", "error"),
+                                      workdir / "bad_images.jsonl")
 
   kept = {block.stage: None for block in selection.blocks(config)}
   confusions, before, parameters = {}, None, 0
@@ -56,7 +60,7 @@ def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "") ->
       kept[name] = last
   posthoc = selection.run(config, dataset, kept)
   activations = cams.of_run(config, dataset, before, last)
-  return report.write(config, dataset, workdir, confusions, parameters, command, posthoc, activations)
+  return report.write(config, dataset, workdir, confusions, parameters, command, posthoc, activations, bad_images.found)
 
 
 class StopRequest:
@@ -96,7 +100,8 @@ def _main(argv) -> None:
   except Interrupted:
     print(f"stopped; everything is saved in {workdir}: run the same command to continue", file=sys.stderr)
     sys.exit(EXIT_STOPPED)
-  print(f"\n{report.table(results)}\n\nwritten: {workdir / 'results.json'}, {workdir / 'report' / 'README.md'}")
+  print("\n".join(("", report.table(results), *report.bad_images(results), "")))
+  print(f"written: {workdir / 'results.json'}, {workdir / 'report' / 'README.md'}")
 
 
 def _parse(argv):

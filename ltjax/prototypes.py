@@ -30,11 +30,11 @@ def fill(config, name: str, before: str, dataset, variables: dict, earlier: dict
   if "prototypes" not in variables["params"].get("head", {}):
     return variables
   extract = Extractor(build.model(config, dataset.class_counts, before), earlier, mean=dataset.mean, std=dataset.std,
-                      batch_size=config.eval_batch_size, mesh=sharding.data_mesh())
+                      batch_size=config.eval_batch_size, mesh=sharding.data_mesh(), size=config.augment.get("size", 0))
   images, labels = dataset.train
   places = {int(c): np.flatnonzero(labels == c) for c in head.tail}
   if head.pick == "kmeans":
-    everything = extract(images[np.concatenate(list(places.values()))], "features")["features"]
+    everything = extract(images, "features", places=np.concatenate(list(places.values())))["features"]
     features = dict(zip(places, np.split(everything, np.cumsum([len(own) for own in places.values()])[:-1]),
                         strict=True))
     chosen = {c: own[_central(features[c], head.num_prototypes, config.seed)] for c, own in places.items()}
@@ -46,7 +46,7 @@ def fill(config, name: str, before: str, dataset, variables: dict, earlier: dict
   chosen = np.stack([np.resize(own, head.num_prototypes) for own in chosen.values()])
   _write(folder / "prototypes.json", before, {dataset.class_names[c]: dataset.selected[own].tolist()
                                               for c, own in zip(head.tail, chosen, strict=True)})
-  features = extract(images[chosen.ravel()], "features")["features"].reshape(*chosen.shape, -1)
+  features = extract(images, "features", places=chosen.ravel())["features"].reshape(*chosen.shape, -1)
   return variables | dict(params=variables["params"] | dict(head=variables["params"]["head"] | dict(
       prototypes=features)))
 

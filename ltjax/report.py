@@ -5,7 +5,7 @@ import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 
 import jax
@@ -24,11 +24,13 @@ Where the last stage's model sees the class of an image, for a test image of eac
 
 
 def write(config, dataset, workdir: pathlib.Path, confusions: dict[str, np.ndarray], parameters: int,
-          command: str = "", posthoc: Sequence[dict] = (), activations: cams.Activations | None = None) -> dict:
+          command: str = "", posthoc: Sequence[dict] = (), activations: cams.Activations | None = None,
+          bad_images: Mapping[str, str] | None = None) -> dict:
   """Writes the results and the report of a finished run and returns the content of `results.json`.
 
   `confusions` holds every stage's confusion matrix on the test set, in the order of the stages; `command` is how the
-  run was started; `posthoc` is what `selection.run` found, `activations` what `cams.of_run` found.
+  run was started; `posthoc` is what `selection.run` found, `activations` what `cams.of_run` found; `bad_images` are the
+  images that were replaced by black ones, each with the reason.
   """
   counts = dataset.class_counts
   stages = {name: _stage(config[name], workdir / name, confusion, counts) for name, confusion in confusions.items()}
@@ -40,7 +42,8 @@ def write(config, dataset, workdir: pathlib.Path, confusions: dict[str, np.ndarr
                 train_images=int(counts.sum()),
                 test_images=len(dataset.test[1]), held_out_images=int(dataset.held_out_counts.sum()),
                 held_out_counts=dataset.held_out_counts.tolist(), class_counts=counts.tolist(),
-                class_names=list(dataset.class_names), selected_sha256=dataset.fingerprint),
+                class_names=list(dataset.class_names), selected_sha256=dataset.fingerprint,
+                bad_images=dict(sorted((bad_images or {}).items()))),
       augmentation=dict(config.augment.to_dict(), mixup={name: config[name].mixup for name in config.stages}),
       seed=config.seed, precision=config.precision, command=command, commit=commit(), hardware=hardware(),
       versions=versions())
@@ -71,6 +74,13 @@ def _stage(block, folder: pathlib.Path, confusion: np.ndarray, counts: np.ndarra
       best_selected_on_test=dict(epoch=best["epoch"], overall=best["test"]["overall"]),
       epochs=block.epochs, batch_size=block.batch_size, steps=timing[-1]["step"], seconds=seconds,
       images_per_second=steps * block.batch_size / seconds)
+
+
+def bad_images(results: dict) -> list[str]:
+  """Lines that count the images that were replaced and name the first few; none where there were none."""
+  found = results["data"]["bad_images"]
+  heading = f"{len(found)} images could not be decoded and were replaced by black ones; all are in results.json:"
+  return [heading, *(f"  {name}: {reason}" for name, reason in list(found.items())[:5])] if found else []
 
 
 def table(results: dict) -> str:

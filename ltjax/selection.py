@@ -106,7 +106,8 @@ def run(config, dataset, variables: Mapping[str, dict]) -> list[dict]:
   @functools.cache
   def extractor(stage):
     return evaluate.Extractor(build.model(config, counts, stage), variables[stage], mean=dataset.mean,
-                              std=dataset.std, batch_size=config.eval_batch_size, mesh=mesh)
+                              std=dataset.std, batch_size=config.eval_batch_size, mesh=mesh,
+                              size=config.augment.get("size", 0))
 
   @functools.cache
   def outputs(stage, split, key):

@@ -1,5 +1,7 @@
 """One mesh axis, "data": the state is on every device, a batch is split over them."""
 
+import functools
+
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -20,6 +22,32 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
   """Dimension `axis` split over the devices."""
   return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+
+
+def local_rows(mesh: Mesh, size: int) -> slice:
+  """The rows of an array of `size` rows that lie on this process's devices when it is split."""
+  spans = [rows.indices(size) for rows, in split(mesh).addressable_devices_indices_map((size,)).values()]
+  return slice(min(start for start, _, _ in spans), max(stop for _, stop, _ in spans))
+
+
+def place(rows, mesh: Mesh, axis: int = 0):
+  """The arrays whose dimension `axis` is split over the devices, from this process's rows of it."""
+  if jax.process_count() == 1:
+    return jax.device_put(rows, split(mesh, axis))
+  return jax.tree.map(functools.partial(jax.make_array_from_process_local_data, split(mesh, axis)), rows)
+
+
+def replicate(tree, mesh: Mesh):
+  """The arrays of `tree`, the same in all processes, on every device."""
+  if jax.process_count() == 1:
+    return jax.device_put(tree, replicated(mesh))
+
+  def everywhere(leaf):
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      return jax.random.wrap_key_data(everywhere(jax.random.key_data(leaf)))
+    return jax.make_array_from_process_local_data(replicated(mesh), np.asarray(leaf), leaf.shape)
+
+  return jax.tree.map(everywhere, tree)
 
 
 def check_batch(where: str, batch_size: int, devices: int, examples: int) -> None:

@@ -9,6 +9,7 @@ from flax import struct
 from ltjax import optim
 from ltjax.augment.features import enlarge
 from ltjax.augment.images import normalize
+from ltjax.data.resident import gather
 
 
 class TrainState(struct.PyTreeNode):
@@ -32,17 +33,19 @@ def init_window() -> dict:
 
 
 def make_train_step(model, tx, factors, objective, load, *, batch_norm: str):
-  """train_step(state, data, indices [b], scalars) -> state.
+  """train_step(state, data, batch, scalars) -> state.
 
-  `data` are the stage's constant arrays and its random key, `scalars` the scheduled values at this step. Only the
-  parameters that `factors` trains are differentiated, so a frozen backbone costs no backward pass. Where `scalars` have
-  `generation`, which makes a program of its own, rows are generated and the loss of all rows is added with it.
+  A batch is what `load` takes: indices [b], or images and labels. `data` are the stage's constant arrays and its random
+  key, `scalars` the scheduled values at this step. Only the parameters that `factors` trains are differentiated, so a
+  frozen backbone costs no backward pass. Where `scalars` have `generation`, which makes a program of its own, rows are
+  generated and the loss of all rows is added with it.
   """
 
-  def train_step(state: TrainState, data, indices, scalars) -> TrainState:
+  def train_step(state: TrainState, data, batch, scalars) -> TrainState:
     key_load, key_loss, key_plan = jax.random.split(jax.random.fold_in(data["key"], state.step), 3)
-    images, targets = load(data, indices, key_load, scalars)
+    images, targets = load(data, batch, key_load, scalars)
     seen_counts, terms = state.seen_counts, [(labels, share, None) for labels, share in targets]
+    size = len(targets[0][0])
     for labels, share in targets:
       seen_counts = seen_counts.at[labels].add(share)
     if "generation" in scalars:
@@ -63,9 +66,9 @@ def make_train_step(model, tx, factors, objective, load, *, batch_norm: str):
 
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained)
     updates, opt_state = tx.update(grads, state.opt_state, trained, lr=scalars["lr"])
-    predictions = jnp.argmax(logits[:len(indices)], axis=-1)
+    predictions = jnp.argmax(logits[:size], axis=-1)
     correct = sum(share * jnp.sum(predictions == labels) for labels, share in targets)
-    sums = dict(loss=loss * len(indices), correct=correct, examples=jnp.float32(len(indices)))
+    sums = dict(loss=loss * size, correct=correct, examples=jnp.float32(size))
     return state.replace(
         step=state.step + 1, params=optim.join(optax.apply_updates(trained, updates), frozen), batch_stats=batch_stats,
         opt_state=opt_state, seen_counts=seen_counts, window=jax.tree.map(jnp.add, state.window, sums))
@@ -74,16 +77,16 @@ def make_train_step(model, tx, factors, objective, load, *, batch_norm: str):
 
 
 def repeat(train_step, steps: int, *, unroll: bool):
-  """train_step over `steps` batches in one call: indices [steps b], scalars [steps].
+  """train_step over `steps` batches in one call: each array of a batch [steps b ...], scalars [steps].
 
   XLA runs convolutions inside a loop about fifty times slower on a CPU, so there the loop is unrolled.
   """
 
-  def train_steps(state: TrainState, data, indices, scalars) -> TrainState:
+  def train_steps(state: TrainState, data, batches, scalars) -> TrainState:
     def body(state, batch):
       return train_step(state, data, *batch), None
 
-    return jax.lax.scan(body, state, (indices, scalars), unroll=steps if unroll else 1)[0]
+    return jax.lax.scan(body, state, (batches, scalars), unroll=steps if unroll else 1)[0]
 
   return train_steps
 
@@ -94,12 +97,15 @@ def all_finite(tree) -> jax.Array:
   return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
 
 
-def make_eval_step(model):
-  """eval_step(variables, data, indices [b], valid [b], confusion [c c]) -> confusion with the valid examples added."""
+def make_eval_step(model, read=gather):
+  """eval_step(variables, data, batch, valid [b], confusion [c c]) -> confusion with the valid examples added.
 
-  def eval_step(variables, data, indices, valid, confusion):
-    images = normalize(data["images"][indices], data["mean"], data["std"])
-    logits, _ = model.apply(variables, images, train=False)
-    return confusion.at[data["labels"][indices], jnp.argmax(logits, axis=-1)].add(valid.astype(jnp.int32))
+  `read(data, batch)` gives the images and labels of a batch.
+  """
+
+  def eval_step(variables, data, batch, valid, confusion):
+    images, labels = read(data, batch)
+    logits, _ = model.apply(variables, normalize(images, data["mean"], data["std"]), train=False)
+    return confusion.at[labels, jnp.argmax(logits, axis=-1)].add(valid.astype(jnp.int32))
 
   return eval_step

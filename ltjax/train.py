@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from ltjax import build, metrics, optim, prng, prototypes, sharding
+from ltjax import build, feed, metrics, optim, prng, prototypes, sharding
 from ltjax import step as steps
 from ltjax.checkpoint import Checkpoints
 from ltjax.data import resident
@@ -39,6 +39,7 @@ class Stage(NamedTuple):
   """A stage made ready to run: order, arrays on the devices, compiled functions."""
 
   order: Order
+  batch: Callable[[int], Any]  # step -> this process's part of its batch, on the host, as `load` takes it
   objective: build.Objective
   class_counts: np.ndarray
   mesh: jax.sharding.Mesh
@@ -58,19 +59,18 @@ class Stage(NamedTuple):
     return self.chunk if len(programs) == 1 else 1
 
   def batches(self, first: int, count: int):
-    """Indices and scheduled values of `count` steps from `first`, on the devices: [b] for one step, else [count b].
+    """Batches and scheduled values of `count` steps from `first`, on the devices: [b] for one step, else [count b].
 
-    With branches, indices have one more axis, of 2, at the end.
+    A batch is indices, or images and labels; with branches, each has one more axis, of 2, behind b.
     """
-    indices = [self.order.batch(step) for step in range(first, first + count)]
+    batches = [self.batch(step) for step in range(first, first + count)]
     clocks = [self.order.clock(step) for step in range(first, first + count)]
     scalars = [self.objective.scalars(clock, self.class_counts) for clock in clocks]
-    whole, axis = sharding.replicated(self.mesh), 0
     if count == 1:
-      indices, scalars = indices[0], scalars[0]
+      batches, scalars = batches[0], scalars[0]
     else:
-      indices, scalars, axis = np.stack(indices), jax.tree.map(lambda *values: np.stack(values), *scalars), 1
-    return jax.device_put((indices, scalars), (sharding.split(self.mesh, axis), whole))
+      batches, scalars = (jax.tree.map(lambda *values: np.stack(values), *part) for part in (batches, scalars))
+    return sharding.place(batches, self.mesh, axis=int(count > 1)), sharding.replicate(scalars, self.mesh)
 
 
 def prepare(config, name: str, dataset) -> Stage:
@@ -83,22 +83,25 @@ def prepare(config, name: str, dataset) -> Stage:
     samplers.append(build.sampler(objective.branches.sampler, f"{name}.branches.sampler", counts))
   order = Order(dataset.train[1], len(counts), batch_size=block.batch_size, epochs=block.epochs, seed=config.seed,
                 stage=name, samplers=samplers)
-  data = jax.device_put(resident.arrays(dataset, "train") | dict(
-      class_counts=counts.astype(np.float32), key=prng.stream(config.seed, name)), whole)
-  evaluator = Evaluator(model, jax.device_put(resident.arrays(dataset, "test"), whole), len(counts),
-                        batch_size=config.eval_batch_size, mesh=mesh)
-  make_state, init, tx, factors = state_makers(config, name, counts, dataset.train[0][:1].shape)
+  images = feed.make(config, name, dataset, order, mesh)
+  data = sharding.replicate(images.train | dict(
+      class_counts=counts.astype(np.float32), key=prng.stream(config.seed, name)), mesh)
+  evaluator = Evaluator(model, sharding.replicate(images.test, mesh), len(counts), batch_size=config.eval_batch_size,
+                        mesh=mesh, stream=images.stream)
+  make_state, init, tx, factors = state_makers(config, name, counts, feed.image_shape(config, dataset))
   like = abstract(lambda: make_state(init()), whole)
-  load = resident.make_load(**config.augment, mixup=block.mixup, branches=objective.branches is not None)
+  on_device = {key: value for key, value in config.augment.items() if key not in ("crop", "size")}
+  load = resident.make_load(**on_device, mixup=block.mixup, branches=objective.branches is not None, read=images.read)
   train_step = steps.make_train_step(model, tx, factors, objective, load, batch_norm=block.batch_norm)
-  chunk = config.steps_per_call or (1 if on_cpu else 50)
+  # Fifty batches of photographs would be a large part of a device's memory, and a step of them is long enough.
+  chunk = config.steps_per_call or (1 if on_cpu or images.stream else 50)
   train_steps = {count: jax.jit(step, donate_argnums=0, out_shardings=whole) for count, step in (
       (chunk, steps.repeat(train_step, chunk, unroll=on_cpu)), (1, train_step))}
 
   def place(variables):
-    return jax.device_put(make_state(variables), whole)
+    return sharding.replicate(make_state(variables), mesh)
 
-  return Stage(order, objective, counts, mesh, data, init, place, like, train_steps, chunk, evaluator)
+  return Stage(order, images.batch, objective, counts, mesh, data, init, place, like, train_steps, chunk, evaluator)
 
 
 def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str | None, stop) -> StageResult:
@@ -125,7 +128,7 @@ def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str 
   if checkpoints.latest() is not None:
     state = checkpoints.restore(stage.like)
   elif before:
-    _, init_before, _, _ = state_makers(config, before, counts, dataset.train[0][:1].shape)
+    _, init_before, _, _ = state_makers(config, before, counts, feed.image_shape(config, dataset))
     with Checkpoints(workdir / before / "checkpoints") as earlier:
       variables = earlier.restore_model(abstract(init_before, whole))
     taken = take_over(variables, stage.init, block.reset)

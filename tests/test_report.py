@@ -31,7 +31,7 @@ def test_results_hold_every_fingerprint(finished):
       name="digits", imbalance=5.0, train_images=len(dataset.selected), test_images=400,
       held_out_images=len(dataset.held_out[1]), held_out_counts=dataset.held_out_counts.tolist(),
       class_counts=dataset.class_counts.tolist(), class_names=list("0123456789"),
-      selected_sha256=hashlib.sha256(np.asarray(dataset.selected, "<i8").tobytes()).hexdigest())
+      selected_sha256=hashlib.sha256(np.asarray(dataset.selected, "<i8").tobytes()).hexdigest(), bad_images={})
   assert results["augmentation"] == dict(crop_padding=1, flip=False, mixup=dict(representation=1.0, classifier=0.0))
   assert (results["seed"], results["precision"]) == (0, "float32")
   assert all(results["hardware"][key] for key in ("device", "host", "processes"))

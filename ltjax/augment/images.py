@@ -1,8 +1,10 @@
 """Image augmentation inside jit: uint8 batches in, normalised float batches out. Pure functions of their key."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Real, UInt8
 
 
 def random_crop(images: UInt8[Array, "b h w c"], key: jax.Array, *, padding: int) -> UInt8[Array, "b h w c"]:
@@ -23,7 +25,33 @@ def random_flip(images: UInt8[Array, "b h w c"], key: jax.Array) -> UInt8[Array,
   return jnp.where(flipped, images[:, :, ::-1], images)
 
 
-def normalize(images: UInt8[Array, "b h w c"], mean: Float[Array, "c"], std: Float[Array, "c"]) -> Float[
+def draw_jitter(key: jax.Array, batch_size: int, *, strengths: Sequence[float]) -> tuple[
+    Float[Array, "b 3"], Int[Array, "b 3"]]:
+  """Factors of brightness, contrast and saturation, uniform in 1 +- strength, and a random order of the three."""
+  key_factors, key_order = jax.random.split(key)
+  spread = jax.random.uniform(key_factors, (batch_size, 3), minval=-1.0, maxval=1.0)
+  return 1 + spread * jnp.float32(strengths), jnp.argsort(jax.random.uniform(key_order, (batch_size, 3)), axis=1)
+
+
+def jitter(images: UInt8[Array, "b h w 3"], factors: Float[Array, "b 3"], order: Int[Array, "b 3"]) -> Float[
+    Array, "b h w 3"]:
+  """factor * image + (1 - factor) * other, clipped to [0, 255], three times: for each entry of `order`.
+
+  The other image is black for 0 (brightness), the mean of the image's grey for 1 (contrast), its grey for 2
+  (saturation). That is torchvision's `ColorJitter` of those three, without the rounding after each.
+  """
+  images = images.astype(jnp.float32)
+  for turn in range(3):
+    kind = order[:, turn]
+    grey = images @ jnp.float32([0.299, 0.587, 0.114])
+    other = jnp.choose(kind[:, None, None], [jnp.zeros_like(grey), jnp.broadcast_to(
+        grey.mean(axis=(1, 2), keepdims=True), grey.shape), grey], mode="clip")[..., None]
+    factor = jnp.take_along_axis(factors, kind[:, None], axis=1)[..., None, None]
+    images = jnp.clip(factor * images + (1 - factor) * other, 0, 255)
+  return images
+
+
+def normalize(images: Real[Array, "b h w c"], mean: Float[Array, "c"], std: Float[Array, "c"]) -> Float[
     Array, "b h w c"]:
   """(image / 255 - mean) / std in float32."""
   return (images.astype(jnp.float32) / 255 - mean) / std

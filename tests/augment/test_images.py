@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image, ImageEnhance
 
 from ltjax import losses
 from ltjax.augment import images
@@ -151,3 +152,41 @@ def test_compiled_normalize_and_mixup_are_the_eager_ones():
   compiled = jax.jit(images.mixup)(eager, np.arange(8), share, order)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), compiled,
                images.mixup(eager, np.arange(8), share, order))
+
+
+JITTERED = np.random.default_rng(3).integers(0, 256, (6, 9, 7, 3), dtype=np.uint8)
+
+
+def enhanced(pixels, factors, order):
+  """Pillow's three enhancers in `order`."""
+  image, kinds = Image.fromarray(pixels), (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+  for kind in order:
+    image = kinds[kind](image).enhance(factors[kind])
+  return np.asarray(image)
+
+
+def test_jitter_is_what_pillow_does():
+  orders = np.array(list(itertools.permutations(range(3))))
+  factors = np.random.default_rng(4).uniform(0.6, 1.4, (6, 3)).astype(np.float32)
+  found = np.asarray(images.jitter(JITTERED, factors, orders))
+  expected = [enhanced(*each) for each in zip(JITTERED, factors.tolist(), orders.tolist(), strict=True)]
+  assert found.min() >= 0 and found.max() <= 255
+  # It cuts the fractions off after each of the three, and the next two may enlarge what is lost.
+  assert np.abs(found - expected).max() < 4
+  assert np.abs(found - expected).mean() < 1.5 < 10 < np.abs(found - JITTERED).mean()
+
+
+def test_jitter_by_factors_of_one_changes_nothing():
+  np.testing.assert_allclose(images.jitter(JITTERED, np.ones((6, 3), np.float32), np.tile([2, 0, 1], (6, 1))), JITTERED,
+                             atol=1e-3)
+
+
+def test_factors_are_uniform_around_one_and_orders_are_permutations():
+  factors, order = images.draw_jitter(KEY, 5000, strengths=(0.4, 0.1, 0.0))
+  spread = (np.asarray(factors) - 1) / np.float32([0.4, 0.1, 1])
+  for values in spread.T[:2]:
+    uniform = np.sort((values + 1) / 2)
+    assert np.abs(uniform - np.linspace(0, 1, len(uniform))).max() < 1.95 / np.sqrt(len(uniform))
+  assert (spread[:, 2] == 0).all()
+  permutations = np.array(list(itertools.permutations(range(3))))
+  check_uniform(which(np.asarray(order)[:, :, None, None], permutations[:, :, None, None]), 6)

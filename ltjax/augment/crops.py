@@ -1,0 +1,57 @@
+"""Where photographs are cut, on the host: sizes in, boxes out. Pure functions of their draws, for whole batches."""
+
+import numpy as np
+from jaxtyping import Float, Int
+
+ATTEMPTS = 10
+DRAWS = 2 * ATTEMPTS + 2  # the numbers that a random crop takes
+
+
+def random_resized(sizes: Int[np.ndarray, "b 2"], draws: Float[np.ndarray, "b d"], *, area=(0.08, 1.0),
+                   ratio=(3 / 4, 4 / 3)) -> Int[np.ndarray, "b 4"]:
+  """Boxes (top, left, height, width) of a uniform share of the area, a log-uniform ratio and a uniform place.
+
+  The first of ten attempts that fits is taken; where none does, the largest centred box whose ratio is allowed.
+
+  Args:
+    sizes: (height, width) of the images.
+    draws: U[0, 1), `DRAWS` an image.
+    area: range of the share of the area.
+    ratio: range of width / height.
+
+  References:
+    Szegedy et al., `Going Deeper with Convolutions <https://arxiv.org/abs/1409.4842>`_, 2015; torchvision's
+    `RandomResizedCrop`, with the ten attempts, which draws the same distribution from another generator.
+
+  >>> random_resized(np.array([[100, 100]]), np.zeros((1, DRAWS)), area=(0.25, 1.0), ratio=(1.0, 1.0)).tolist()
+  [[0, 0, 50, 50]]
+  """
+  shares, ratios, places = np.split(draws, (ATTEMPTS, 2 * ATTEMPTS), axis=1)
+  areas = sizes.prod(axis=1, keepdims=True) * (area[0] + (area[1] - area[0]) * shares)
+  ratios = np.exp(np.log(ratio[0]) + np.log(ratio[1] / ratio[0]) * ratios)
+  boxes = np.rint(np.sqrt(np.stack((areas / ratios, areas * ratios), axis=-1))).astype(np.int64)  # [b attempts 2]
+  fits = ((boxes > 0) & (boxes <= sizes[:, None])).all(axis=-1)
+  chosen = boxes[np.arange(len(boxes)), fits.argmax(axis=1)]
+  found = fits.any(axis=1, keepdims=True)
+  # Only one side is too long for the ratio, and it is cut.
+  largest = np.minimum(sizes, np.rint(sizes[:, ::-1] * (1 / ratio[0], ratio[1])).astype(np.int64))
+  chosen = np.where(found, chosen, np.maximum(largest, 1))
+  corners = np.where(found, places * (sizes - chosen + 1), (sizes - chosen) // 2).astype(np.int64)
+  return np.concatenate((corners, chosen), axis=1)
+
+
+def central(sizes: Int[np.ndarray, "b 2"], size: int) -> tuple[Float[np.ndarray, "b 2"], Int[np.ndarray, "b 2"]]:
+  """(scales, corners) of the test image: its shorter side becomes 8/7 of `size`, and a centred square is cut out.
+
+  That is torchvision's `Resize(256)` and `CenterCrop(224)` for a size of 224, rounding included.
+
+  Returns:
+    The factor on height and width that resizes the whole image, and (top, left) of the square in what it becomes.
+
+  >>> scales, corners = central(np.array([[512, 1024]]), 224)
+  >>> scales.tolist(), corners.tolist()
+  ([[0.5, 0.5]], [[16, 144]])
+  """
+  shorter, side = sizes.min(axis=1, keepdims=True), size * 8 // 7
+  resized = np.where(sizes == shorter, side, side * sizes // shorter)
+  return resized / sizes, np.rint((resized - size) / 2).astype(np.int64)
