@@ -46,6 +46,7 @@ def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "") ->
     build.model(config, dataset.class_counts, name)
     sharding.check_batch(name, config[name].batch_size, sharding.data_mesh().devices.size, len(dataset.train[1]))
   feed.check(config, dataset)
+  selection.check_held_out(config, dataset)
   configs.open_workdir(config, workdir)
   dataset, bad_images = decode.opened(dataset, config.dataset.get("on_bad_image", "error"),
                                       workdir / "bad_images.jsonl")

@@ -16,6 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ltjax import build, evaluate, metrics, posthoc, sharding
+from ltjax.data import sources
 from ltjax.errors import ConfigError, nearest
 
 # The names of config.posthoc, each with the function that has its hyper-parameters.
@@ -64,12 +65,23 @@ def _block(config, block, where: str) -> Block:
   found = Block(values["name"], stage, tuple(defaults | call.constants for call in calls), tuple(lists))
   for candidate in found.candidates:
     build.named(where, _trace, found.name, candidate)
-  if lists and not config.dataset.get("holdout", 0):
-    raise ConfigError(f"{where}.{next(iter(lists))}: candidates are chosen on held-out training images, but "
-                      "dataset.holdout is 0; set --config.dataset.holdout=0.1, or give one value")
+  if lists and config.dataset.name in build.public(sources) and not config.dataset.holdout:
+    raise _nothing_held_out(f"{where}.{next(iter(lists))}")
   if found.name == "tau_normalize":
     _check_kernel(config, stage, where)
   return found
+
+
+def check_held_out(config, dataset) -> None:
+  """Raises where something is to be chosen but the data set holds nothing out, which of photographs its files say."""
+  for place, block in enumerate(blocks(config)):
+    if block.choices and dataset.held_out is None:
+      raise _nothing_held_out(f"posthoc[{place}].{block.choices[0]}")
+
+
+def _nothing_held_out(where: str) -> ConfigError:
+  return ConfigError(f"{where}: candidates are chosen on held-out training images, but dataset.holdout is 0; "
+                     "set --config.dataset.holdout=0.1, or give one value")
 
 
 def _trace(name: str, candidate: dict) -> None:

@@ -11,7 +11,6 @@ import collections
 import concurrent.futures
 import csv
 import hashlib
-import io
 import os
 import pathlib
 import sys
@@ -21,12 +20,12 @@ from typing import NamedTuple
 import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
-from PIL import Image
 from tqdm import tqdm
 
 from ltjax import build, plots
 from ltjax import config as configs
 from ltjax.data import listing, longtail, photos
+from ltjax.data.decode import BadImageError, pillow
 from ltjax.data.files import Files, Paths
 from ltjax.data.official import OFFICIAL, is_official
 from ltjax.data.sources import Dataset
@@ -85,10 +84,9 @@ def _fault(data: bytes, decode: bool) -> str:
     return f"no image: it starts with {data[:12]!r}, expected JPEG, PNG, GIF, BMP or WebP"
   if decode:
     try:
-      with Image.open(io.BytesIO(data)) as image:
-        image.load()
-    except Exception as error:  # Pillow raises errors of many kinds for damaged files
-      return f"cannot be decoded ({str(error)[:100] or type(error).__name__})"
+      pillow(data)
+    except BadImageError as error:
+      return f"cannot be decoded ({error})"
   return ""
 
 
