@@ -1,11 +1,12 @@
 """Images/s of the tf.data path on real JPEGs, beside raw decoding and beside a PyTorch DataLoader with Pillow.
 
-python benchmarks/input_pipeline.py --dir=DIR [--size=224] [--batch-size=64] [--batches=20] [--rounds=5] \
+python benchmarks/input_pipeline.py --dir=DIR [--size=224] [--batch-size=64] [--batches=40] [--rounds=6] \
     [--torch-python=PYTHON]
 
 DIR is searched for *.jpg; the two photographs of 640 x 427 that come with scikit-learn are a second set. All rows take
-turns (A B C A B C ...); each turn times `--batches` batches after those that were read ahead, and medians over the
-rounds count. CPU seconds are those of the row's own processes, so they depend less on what else the machine does.
+turns (A B C C B A ...); each turn times `--batches` batches after those that were read ahead, and the medians over the
+rounds of the rates and of their ratios count. CPU seconds are those of the row's own processes, so they depend less on
+what else the machine does.
 PYTHON is an interpreter that has torch, pillow and numpy, where the one that runs this has not. Writes
 benchmarks/results/input_pipeline_*.md.
 """
@@ -47,7 +48,7 @@ def timed(call, count: int) -> tuple[float, float]:
 # -- the PyTorch side, in an interpreter and a process of its own ------------------------------------------------------
 
 
-def torch_worker(paths: list[str], size: int, batch_size: int, batches: int, as_float: bool) -> None:
+def torch_worker(paths: list[str], size: int, batch_size: int, batches: int) -> None:
   """Answers each line of stdin with (wall, CPU) seconds of that many batches."""
   import torch
   from PIL import Image
@@ -69,11 +70,7 @@ def torch_worker(paths: list[str], size: int, batch_size: int, batches: int, as_
       image = image.crop((left, top, left + w, top + h)).resize((size, size), Image.BILINEAR)
       if torch.rand(1) < 0.5:
         image = image.transpose(Image.FLIP_LEFT_RIGHT)
-      pixels = torch.from_numpy(np.array(image))
-      if not as_float:
-        return pixels
-      pixels = pixels.permute(2, 0, 1).contiguous().float().div_(255)  # as ToTensor and Normalize do
-      return pixels.sub_(torch.tensor([0.485, 0.456, 0.406])[:, None, None]).div_(0.225)
+      return torch.from_numpy(np.array(image))  # uint8, as ours: ToTensor and Normalize would only slow it down
 
   # Its workers draw ahead by `prefetch_factor` batches each.
   loader = iter(torch.utils.data.DataLoader(Photographs(), batch_size=batch_size, num_workers=CORES, prefetch_factor=2))
@@ -101,13 +98,12 @@ class Torch:
     self._process = process
 
   @classmethod
-  def start(cls, python: str, paths: list[str], args, as_float: bool):
+  def start(cls, python: str, paths: list[str], args):
     """A loader in a process of its own."""
     if subprocess.run([python, "-c", "import torch, PIL"], capture_output=True).returncode:
       return None
     with tempfile.NamedTemporaryFile("w", suffix=".json", delete=False) as file:
-      json.dump(dict(paths=paths, size=args.size, batch_size=args.batch_size, batches=args.batches,
-                     as_float=as_float), file)
+      json.dump(dict(paths=paths, size=args.size, batch_size=args.batch_size, batches=args.batches), file)
     process = subprocess.Popen([python, __file__, "--worker", file.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                text=True)
     assert process.stdout.readline() == "ready\n"
@@ -201,25 +197,24 @@ def raw(paths: list[str], count: int):
   return lambda: timed(lambda: tf.io.decode_jpeg(data[next(images) % len(data)], channels=3), count)
 
 
-def measure(paths: list[str], labels, args) -> dict[str, tuple[float, float]]:
-  """{row: (images/s, CPU microseconds an image)}."""
+def measure(paths: list[str], labels, args) -> dict[str, np.ndarray]:
+  """{row: (images/s, CPU microseconds an image) of every round}."""
   count = args.batches * args.batch_size
   rows = {"TensorFlow decodes whole JPEGs, one thread": raw(paths, count),
           "ltjax, instance sampling": Ours(paths, labels, "instance", args),
           "ltjax, class-balanced sampling": Ours(paths, labels, "class_balanced", args),
-          "PyTorch DataLoader, Pillow, uint8": Torch.start(args.torch_python, paths, args, False),
-          "PyTorch DataLoader, Pillow, normalised floats": Torch.start(args.torch_python, paths, args, True)}
+          "PyTorch DataLoader, Pillow": Torch.start(args.torch_python, paths, args)}
   rows = {name: row for name, row in rows.items() if row}
   found = {name: [] for name in rows}
-  for _ in range(args.rounds):
-    for name, row in rows.items():
+  for turn in range(args.rounds):
+    for name, row in list(rows.items())[:: -1 if turn % 2 else 1]:
       time.sleep(2)  # until those who had their turn have read ahead what they may
       wall, cpu = row()
       found[name].append((count / wall, 1e6 * cpu / count))
   for row in rows.values():
     if isinstance(row, Torch):
       row.stop()
-  return {name: tuple(map(statistics.median, zip(*pairs, strict=True))) for name, pairs in found.items()}
+  return {name: np.array(pairs) for name, pairs in found.items()}
 
 
 def resumes(paths, labels, args) -> list[tuple[str, int, float]]:
@@ -245,22 +240,26 @@ def order_memory(labels, batch_size: int) -> float:
 
 def table(measured: dict) -> str:
   lines = ["| | images/s | CPU microseconds an image |", "| --- | ---: | ---: |"]
-  lines += [f"| {name} | {rate:,.0f} | {cpu:.0f} |" for name, (rate, cpu) in measured.items()]
-  (raw_rate, raw_cpu), (ours, cpu), (balanced, _) = list(measured.values())[:3]
-  lines += ["", f"- of raw decoding on all {CORES} cores: {ours / raw_rate / CORES:.0%} of the images/s, "
-            f"{raw_cpu / cpu:.0%} by CPU time (goal 70 %)",
-            f"- class-balanced over instance sampling: {balanced / ours:.3f} (goal 0.97)"]
-  for name, (rate, other) in list(measured.items())[3:]:
-    lines.append(f"- over the {name}: {ours / rate:.2f} of the images/s, {other / cpu:.2f} by CPU time (goal 1.3)")
-  if len(measured) == 3:
-    lines.append("- not beside PyTorch, which is not installed here")
+  lines += ["| {} | {:,.0f} | {:.0f} |".format(name, *np.median(rounds, axis=0)) for name, rounds in measured.items()]
+
+  def ratio(one, other):
+    """(of the images/s, of the images a CPU second)."""
+    return np.median(one[:, 0] / other[:, 0]), np.median(other[:, 1] / one[:, 1])
+
+  decoding, ours, balanced, *beside = measured.values()
+  wall, cpu = ratio(ours, decoding)
+  lines += ["", f"- of raw decoding on all {CORES} cores: {wall / CORES:.0%}, by CPU time {cpu:.0%} (goal 70 %)"]
+  lines += ["- class-balanced over instance sampling: {:.2f}, by CPU time {:.2f} (goal 0.97)".format(
+      *ratio(balanced, ours))]
+  lines += ["- ltjax over PyTorch: {:.2f}, by CPU time {:.2f} (goal 1.3)".format(*ratio(ours, other))
+            for other in beside] or ["- not beside PyTorch, which is not installed here"]
   return "\n".join(lines)
 
 
 def main() -> None:
   parser = argparse.ArgumentParser()
   parser.add_argument("--dir", required=True)
-  for name, value in (("size", 224), ("batch-size", 64), ("batches", 20), ("rounds", 5)):
+  for name, value in (("size", 224), ("batch-size", 64), ("batches", 40), ("rounds", 6)):
     parser.add_argument(f"--{name}", type=int, default=value)
   parser.add_argument("--torch-python", default=sys.executable)
   args = parser.parse_args()
@@ -282,7 +281,7 @@ def main() -> None:
 
 {report.hardware()["host"]}; medians of {args.rounds} rounds of {args.batches} batches, all rows in turns. The machine's
 load when it began was {load:.1f}. {EXAMPLES:,} examples in {CLASSES:,} classes stand for iNaturalist 2018: the
-photographs, over and over. ltjax flips and normalises on the device, PyTorch in its {CORES} workers.
+photographs, over and over. ltjax flips on the device, PyTorch in its {CORES} workers; neither normalises.
 
 {sections}
 
