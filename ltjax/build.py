@@ -8,6 +8,7 @@ what exists, before any data are read.
 import difflib
 import inspect
 import math
+import pathlib
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from ml_collections import ConfigDict
 
 from ltjax import losses, models, schedules
 from ltjax.augment.features import Plan, plan
-from ltjax.data import samplers, sources
+from ltjax.data import photos, samplers, sources
 from ltjax.errors import ConfigError, DataError, LtjaxError, nearest
 from ltjax.models import afa, heads
 from ltjax.schedules import Clock
@@ -40,7 +41,8 @@ LIMITS = dict(
     gamma="[0, inf)", holdout="[0, 1)", imbalance="[1, inf)", label_smoothing="[0, 1]", lr="[0, inf)",
     margin="[0, inf)", max_margin="[0, inf)", momentum="[0, 1)", noise_scale="[0, inf)", num_heads="[1, inf)",
     num_prototypes="[1, inf)", samples_per_class="[1, inf)", scale="(0, inf)", share="[0, 1]", shorten="[0, inf)",
-    subset_seed="[0, 4294967295]", tau="[0, inf)", threshold="[0, inf)", warmup="[0, inf)", weight="[0, inf)")
+    subset_seed="[0, 4294967295]", tau="[0, inf)", threshold="[0, inf)", val_fraction="(0, 1)",
+    warmup="[0, inf)", weight="[0, inf)")
 
 
 def public(module, families: tuple[str, ...] = ("",)) -> dict[str, Callable]:
@@ -198,13 +200,15 @@ def schedule(block, where: str) -> Callable[[Clock], float]:
   return lambda clock: call.function(clock, **call.constants)
 
 
-def dataset(config) -> Callable[[], sources.Dataset]:
-  """The config's data set, checked; call the result to read it."""
-  call = bind(config.dataset, public(sources), "dataset", may_change=False)
+def dataset(config) -> Callable[..., sources.Dataset]:
+  """The config's data set, checked; call the result to read it, with a folder to keep listings in or without."""
+  block = {key: value for key, value in config.dataset.items() if key != "pipeline"}  # how it is read, not what it is
+  call = bind(block, public(sources) | public(photos), "dataset", given=("cache",), may_change=False)
 
-  def read() -> sources.Dataset:
+  def read(cache: pathlib.Path | None = None) -> sources.Dataset:
+    given = dict(cache=cache) if "cache" in call.arguments else {}
     try:
-      return call.function(**call.constants)
+      return call.function(**call.constants, **given)
     except OSError as error:
       raise DataError(f"dataset: {error.filename or call.constants} cannot be read "
                       f"({error.strerror or error})") from error

@@ -21,6 +21,7 @@ from ltjax.errors import ConfigError, LtjaxError, TrainingError
 from ltjax.train import Interrupted, run_stage
 
 EXIT_WRONG_NUMBERS, EXIT_BAD_INPUT, EXIT_STOPPED = 1, 2, 75
+CACHE = ".ltjax_cache"  # beside the work folder, for all runs there: listings of images, never the images' own folder
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file; its argument may follow a colon, as in configs/gcl_cifar10.py:50.")
@@ -39,7 +40,7 @@ def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "") ->
   """
   configs.check(config)
   configs.check_workdir(config, workdir)  # before the data, which may be a long download
-  dataset = build.dataset(config)()
+  dataset = build.dataset(config)(workdir.absolute().parent / CACHE)
   for name in config.stages:
     build.model(config, dataset.class_counts, name)
     sharding.check_batch(name, config[name].batch_size, sharding.data_mesh().devices.size, len(dataset.train[1]))

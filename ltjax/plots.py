@@ -108,3 +108,21 @@ def confusion_matrix(confusion: np.ndarray, class_counts: np.ndarray, class_name
         axis.text(column, row, f"{share:.0f}", ha="center", va="center", fontsize="x-small",
                   color="white" if share > 60 else "black")
   _save(figure, path)
+
+
+def long_tail(class_counts: np.ndarray, path: pathlib.Path) -> None:
+  """Training images of every class, from the largest to the smallest."""
+  sizes = np.sort(class_counts)[::-1]
+  figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+  axis = figure.subplots()
+  for group, classes in longtail.shot_groups(sizes).items():
+    if len(classes):
+      edges = np.append(classes, classes[-1] + 1)
+      axis.stairs(sizes[classes], edges, baseline=0.5, fill=True, color=GROUP_COLORS[group],
+                  label=f"{group}: {len(classes):,} classes, {sizes[classes].sum():,} images")
+  axis.set(xlabel="classes, largest first", ylabel="training images", yscale="log", xlim=(0, len(sizes)),
+           ylim=(0.5, 1.5 * sizes[0]))
+  axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+  axis.grid(alpha=0.3)
+  axis.legend(fontsize="small")
+  _save(figure, path)

@@ -24,6 +24,31 @@ def digits_lt(*, imbalance: float) -> ConfigDict:
   return config
 
 
+def folder(*, root: str, augment: dict, backbone: dict) -> ConfigDict:
+  """The user's own photographs, a folder a class: `ltjax.data.photos.folder`."""
+  return _photographs("folder", augment, backbone, root=root, test_root="", val_fraction=0.2)
+
+
+def imagenet_lt(*, augment: dict, backbone: dict) -> ConfigDict:
+  """ImageNet-LT; `dataset.lists` is the folder of the official lists, `dataset.root` empty means TFDS."""
+  return _photographs("imagenet_lt", augment, backbone, lists="", root="", tfds_dir="")
+
+
+def places_lt(*, augment: dict, backbone: dict) -> ConfigDict:
+  """Places-LT; `dataset.lists` is the folder of the official lists, `dataset.root` empty means TFDS."""
+  return _photographs("places_lt", augment, backbone, lists="", root="", tfds_dir="")
+
+
+def inat(*, augment: dict, backbone: dict) -> ConfigDict:
+  """iNaturalist 2018; as ImageNet-LT, and from TFDS without lists where both are empty."""
+  return _photographs("inat2018", augment, backbone, lists="", root="", tfds_dir="")
+
+
+def _photographs(name: str, augment: dict, backbone: dict, **dataset) -> ConfigDict:
+  dataset = dict(name=name, **dataset, holdout=0.0, subset_seed=0, pipeline="tf_data")
+  return _run(dataset=dataset, augment=augment, backbone=backbone)
+
+
 def _run(*, dataset: dict, augment: dict, backbone: dict) -> ConfigDict:
   return ConfigDict(dict(
       seed=0, dataset=dataset, augment=augment, backbone=backbone, head=dict(name="Linear"), precision="float32",

@@ -36,7 +36,8 @@ def write(config, dataset, workdir: pathlib.Path, confusions: dict[str, np.ndarr
   results = dict(
       final=stages[config.stages[-1]]["test"], stages=stages, posthoc=list(posthoc), groups=sizes,
       parameters=parameters,
-      data=dict(name=config.dataset.name, imbalance=config.dataset.imbalance, train_images=int(counts.sum()),
+      data=dict(name=config.dataset.name, imbalance=config.dataset.get("imbalance", float(counts.max() / counts.min())),
+                train_images=int(counts.sum()),
                 test_images=len(dataset.test[1]), held_out_images=int(dataset.held_out_counts.sum()),
                 held_out_counts=dataset.held_out_counts.tolist(), class_counts=counts.tolist(),
                 class_names=list(dataset.class_names), selected_sha256=dataset.fingerprint),

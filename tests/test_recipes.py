@@ -1,9 +1,9 @@
 import pytest
 from ml_collections import ConfigDict
 
+from ltjax import build, recipes
 from ltjax import config as configs
-from ltjax import recipes
-from ltjax.errors import ConfigError
+from ltjax.errors import ConfigError, DataError
 
 STAGE = dict(epochs=1, batch_size=8, lr=0.1, loss=dict(name="cross_entropy"), weight_decay=0.0)
 
@@ -17,6 +17,16 @@ def test_a_recipe_needs_only_stages(make):
   assert isinstance(config.dataset.imbalance, float)
   config.stages, config.only = ("only",), recipes.stage(**STAGE)
   configs.check(config)
+
+
+@pytest.mark.parametrize(("make", "more"), [(recipes.folder, dict(root="DIR")), (recipes.imagenet_lt, {}),
+                                            (recipes.places_lt, {}), (recipes.inat, {})])
+def test_photographs_have_a_dataset_that_can_be_built(make, more):
+  config = make(**more, augment=dict(crop_padding=4, flip=True), backbone=dict(name="ResNetCIFAR", depth=8))
+  assert tuple(config) == recipes.RUN_KEYS and config.dataset.pipeline == "tf_data"
+  config.dataset.root = "/nowhere"
+  with pytest.raises(DataError, match="dataset.root: no folder '/nowhere'"):
+    build.dataset(config)()
 
 
 def test_two_configs_share_nothing():

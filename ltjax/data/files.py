@@ -1,6 +1,6 @@
-"""Encoded images that are read one by one: what a `Dataset` of photographs has in place of arrays."""
+"""Encoded images, read one by one wherever they lie. A `Dataset` of photographs holds them in place of arrays."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from etils import epath
@@ -24,15 +24,19 @@ class Paths:
 
   def __init__(self, root: str, paths: Sequence[str]):
     """`paths` are relative to `root`, with forward slashes."""
-    self._root, self._paths = root.rstrip("/") or "/", paths
+    self._root, self._paths = root.rstrip("/"), paths
 
   def __len__(self) -> int:
     return len(self._paths)
 
   def read(self, place: int) -> bytes:
-    """The bytes of image `place`; OSError where they cannot be had."""
+    """The bytes of image `place`."""
     return epath.Path(self.name(place)).read_bytes()
 
   def name(self, place: int) -> str:
-    """The whole path of image `place`."""
+    """The full path of image `place`."""
     return f"{self._root}/{self._paths[place]}"
+
+  def take(self, places: Iterable[int]) -> "Paths":
+    """The images at `places`, in that order."""
+    return Paths(self._root, [self._paths[place] for place in places])

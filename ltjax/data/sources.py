@@ -59,15 +59,15 @@ def _counts(profile: str, num_classes: int, max_count: int, imbalance: float) ->
     raise ConfigError(f"dataset.imbalance: {error}") from error
 
 
-def _hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
   """Places in `labels` that are trained on and places that are held out, both ascending.
 
   A class of n images gives fraction * n, rounded, but at least one, and keeps at least one; a single image is kept.
   """
   stream, held = np.random.RandomState(seed), np.zeros(len(labels), bool)
   if fraction:
-    for c in np.unique(labels):
-      places = np.flatnonzero(labels == c)
+    order = np.argsort(labels, kind="stable")
+    for places in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
       stream.shuffle(places)
       count = 0 if len(places) == 1 else np.clip(round(fraction * len(places)), 1, len(places) - 1)
       held[places[:count]] = True
@@ -87,7 +87,7 @@ def digits(*, imbalance: float, profile: str, subset_seed: int, holdout: float =
   rest = np.setdiff1d(np.arange(len(labels)), test)
   counts = _counts(profile, 10, int(np.bincount(labels[rest]).min()), imbalance)
   selected = rest[longtail.long_tailed_subset(labels[rest], counts, seed=subset_seed)]
-  train, held_out = (selected[places] for places in _hold_out(labels[selected], holdout, subset_seed))
+  train, held_out = (selected[places] for places in hold_out(labels[selected], holdout, subset_seed))
   unit = images[train] / 255
   return Dataset((images[train], labels[train]), (images[test], labels[test]), train, tuple("0123456789"),
                  (float(unit.mean()),), (float(unit.std()),), (images[held_out], labels[held_out]) if holdout else None)
@@ -108,7 +108,7 @@ def _cifar_lt(classes: int, imbalance: float, profile: str, subset_seed: int, fo
   counts = _counts(profile, classes, 50000 // classes, imbalance)
   (images, labels), test, names = _cifar_binary(classes, folder) if folder else _cifar_tfds(classes)
   selected = longtail.long_tailed_subset(labels, counts, seed=subset_seed)
-  train, held_out = (selected[places] for places in _hold_out(labels[selected], holdout, subset_seed))
+  train, held_out = (selected[places] for places in hold_out(labels[selected], holdout, subset_seed))
   return Dataset((images[train], labels[train]), test, train, names, CIFAR_MEAN, CIFAR_STD,
                  (images[held_out], labels[held_out]) if holdout else None)
 

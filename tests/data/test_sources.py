@@ -107,23 +107,23 @@ def test_the_fingerprint_tells_selections_apart():
 def test_every_class_gives_its_share_and_keeps_an_image(fraction):
   counts = np.array([1, 2, 3, 10, 97, 1])
   labels = np.random.RandomState(3).permutation(np.repeat(np.arange(6), counts))
-  kept, held = sources._hold_out(labels, fraction, 0)
+  kept, held = sources.hold_out(labels, fraction, 0)
   np.testing.assert_array_equal(np.sort(np.r_[kept, held]), np.arange(len(labels)))  # each place once
   for c, n in enumerate(counts):
     share = (labels[held] == c).sum()
     assert share == 0 if n == 1 else 1 <= share <= n - 1
     assert n == 1 or abs(share - np.clip(fraction * n, 1, n - 1)) <= 0.5
   assert (np.diff(kept) > 0).all() and (np.diff(held) > 0).all()
-  again = sources._hold_out(labels, fraction, 0)
+  again = sources.hold_out(labels, fraction, 0)
   np.testing.assert_array_equal(held, again[1])
-  assert not np.array_equal(held, sources._hold_out(labels, fraction, 1)[1])
+  assert not np.array_equal(held, sources.hold_out(labels, fraction, 1)[1])
 
 
 def test_nothing_is_held_out_by_default_and_something_must_be_where_it_is_asked_for():
-  kept, held = sources._hold_out(np.array([1, 0, 1]), 0.0, 0)
+  kept, held = sources.hold_out(np.array([1, 0, 1]), 0.0, 0)
   assert kept.tolist() == [0, 1, 2] and held.size == 0
   with pytest.raises(ConfigError, match=r"dataset\.holdout: no class has .* lower the imbalance"):
-    sources._hold_out(np.arange(5), 0.5, 0)
+    sources.hold_out(np.arange(5), 0.5, 0)
 
 
 def test_held_out_digits_are_those_of_the_long_tail_and_not_trained_on():

@@ -1,0 +1,264 @@
+"""Checks the images of a config before hours are spent on them.
+
+python -m ltjax.data.verify --config=configs/gcl_folder.py --config.dataset.root=DIR --out=verify
+
+prints a table and writes long_tail.png and class_counts.csv to the folder --out. The beginning of every file is read;
+--decode decodes all of it, and the records of TFDS too. Exit codes: 0 all is well, 1 something is wrong with the data,
+2 with the command.
+"""
+
+import collections
+import concurrent.futures
+import csv
+import hashlib
+import io
+import os
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from absl import app, flags
+from etils import epath
+from ml_collections import config_flags
+from PIL import Image
+from tqdm import tqdm
+
+from ltjax import build, plots
+from ltjax import config as configs
+from ltjax.data import listing, longtail, photos
+from ltjax.data.files import Files, Paths
+from ltjax.data.official import OFFICIAL, is_official
+from ltjax.data.sources import Dataset
+from ltjax.errors import ConfigError, DataError
+
+EXIT_WRONG_DATA, EXIT_BAD_INPUT = 1, 2
+SPLITS = dict(train="training", held_out="held-out", test="test")
+_HEAD = 4096  # bytes of a file that are read where it is not decoded
+_THREADS = 16
+_CHUNK = 200  # files a thread takes at a time
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM")
+
+
+class Looked(NamedTuple):
+  """What one image showed: a fault or "", and what two images with the same bytes agree in."""
+
+  fault: str
+  content: bytes | None
+
+
+# -- one image --------------------------------------------------------------------------------------------------------
+
+
+def _look(images: Files | np.ndarray, place: int, decode: bool) -> Looked:
+  if isinstance(images, np.ndarray):
+    return Looked("", _digest(images[place].tobytes()))
+  if not decode and not isinstance(images, Paths):
+    return Looked("", None)  # a record has no beginning that could be read alone, and was read for its label
+  try:
+    size, head = _read(images, place, decode)
+  except OSError as error:
+    return Looked(f"{images.name(place)}: {error.strerror or error}", None)
+  fault = _fault(head, decode)
+  return Looked(fault and f"{images.name(place)}: {fault}", _digest(head[:_HEAD] + b"%d" % size))
+
+
+def _digest(data: bytes) -> bytes:
+  return hashlib.blake2b(data, digest_size=16).digest()  # short, as there are as many as images
+
+
+def _read(images: Files, place: int, whole: bool) -> tuple[int, bytes]:
+  """How long a file is, and its beginning or all of it."""
+  if whole:
+    data = images.read(place)
+    return len(data), data
+  name = images.name(place)
+  with (epath.Path(name).open("rb") if "://" in name else open(name, "rb", buffering=0)) as file:
+    head = file.read(_HEAD)
+    return len(head) if len(head) < _HEAD else file.seek(0, os.SEEK_END) or file.tell(), head
+
+
+def _fault(data: bytes, decode: bool) -> str:
+  """What is wrong with an image of which `data` is the beginning, or all where it is to be decoded; "" if nothing."""
+  if not data:
+    return "empty file"
+  if not data.startswith(_MAGIC) and not (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
+    return f"no image: it starts with {data[:12]!r}, expected JPEG, PNG, GIF, BMP or WebP"
+  if decode:
+    try:
+      with Image.open(io.BytesIO(data)) as image:
+        image.load()
+    except Exception as error:  # Pillow raises errors of many kinds for damaged files
+      return f"cannot be decoded ({str(error)[:100] or type(error).__name__})"
+  return ""
+
+
+# -- all images -------------------------------------------------------------------------------------------------------
+
+
+def faults(dataset: Dataset, decode: bool) -> tuple[dict[str, int], list[str]]:
+  """Opens every image once.
+
+  Returns:
+    {split: number of images with a fault}, and a line for each fault and for each image of one split that is, byte by
+    byte, one of another split too.
+  """
+  bad, lines, seen = dict.fromkeys(_parts(dataset), 0), [], collections.defaultdict(list)
+  total = sum(len(labels) for _, labels in _parts(dataset).values())
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool, tqdm(
+      total=total, desc="images", unit="image", disable=None) as bar:
+    for split, (images, labels) in _parts(dataset).items():
+      chunks = [range(start, min(start + _CHUNK, len(labels))) for start in range(0, len(labels), _CHUNK)]
+      for chunk, found in zip(chunks, pool.map(
+          lambda chunk, images=images: [_look(images, place, decode) for place in chunk], chunks), strict=True):
+        for place, looked in zip(chunk, found, strict=True):
+          if looked.fault:
+            bad[split] += 1
+            lines.append(looked.fault)
+          elif looked.content:
+            seen[looked.content].append((split, place))
+        bar.update(len(chunk))
+  return bad, lines + [line for alike in seen.values() if len(alike) > 1 for line in _duplicates(dataset, alike)]
+
+
+def _parts(dataset: Dataset) -> dict[str, tuple]:
+  found = {split: getattr(dataset, split) for split in SPLITS}
+  return {split: part for split, part in found.items() if part is not None}
+
+
+def _duplicates(dataset: Dataset, alike: list[tuple[str, int]]) -> Iterator[str]:
+  """A line for each image of `alike`, which agree in length and beginning, that equals one of an earlier split."""
+  if len({split for split, _ in alike}) < 2:
+    return
+  first = {}
+  for split, place in alike:
+    images = getattr(dataset, split)[0]
+    is_array = isinstance(images, np.ndarray)
+    content = _digest(images[place].tobytes() if is_array else images.read(place))
+    name = f"{SPLITS[split]} image {place}" if is_array else images.name(place)
+    other = first.setdefault(content, (split, name))
+    if other[0] != split:
+      yield f"{name}: the {SPLITS[split]} set has the same image as the {SPLITS[other[0]]} set, {other[1]}"
+
+
+def official_faults(name: str, block: Mapping, dataset: Dataset) -> list[str]:
+  """What differs from the published totals, and from the published lists, of a data set that has such."""
+  known, lines = OFFICIAL.get(name), []
+  if known is None:
+    return lines
+  counts = dataset.class_counts + (dataset.held_out_counts if block.get("holdout") else 0)
+  found = dict(classes=len(counts), largest=int(counts.max()), smallest=int(counts.min()), train=int(counts.sum()),
+               test=len(dataset.test[1]))
+  expected = dict(classes=known.classes, largest=known.largest, smallest=known.smallest,
+                  train=known.lists["train"].lines, test=known.lists["test"].lines)
+  titles = dict(classes="classes", largest="training images of the largest class", train="training images",
+                smallest="training images of the smallest class", test="test images")
+  if dataset.held_out is not None and not block.get("holdout"):
+    found["held_out"], expected["held_out"] = len(dataset.held_out[1]), known.lists["held_out"].lines
+    titles["held_out"] = "held-out images"
+  lines += [f"{name}: {found[key]:,} {title}, the official number is {expected[key]:,}"
+            for key, title in titles.items() if found[key] != expected[key]]
+  groups = {group: len(classes) for group, classes in longtail.shot_groups(counts).items()}
+  if known.groups and groups != known.groups:
+    lines.append(f"{name}: many / medium / few are {_slashes(groups)} classes, officially {_slashes(known.groups)}")
+  if block.get("lists"):
+    for role, path in photos.official_lists(name, block["lists"]).items():
+      if path and not is_official(listing.read_bytes(path, "lists"), known.lists[role]):
+        lines.append(f"{path}: not the official list, whose digest is {' or '.join(known.lists[role].digests)}; fetch "
+                     "it again, without a change of its line ends")
+  return lines
+
+
+# -- what is shown ----------------------------------------------------------------------------------------------------
+
+
+def _slashes(groups: Mapping[str, int]) -> str:
+  return " / ".join(f"{groups[group]:,}" for group in ("many", "medium", "few"))
+
+
+def table(dataset: Dataset, bad: Mapping[str, int]) -> str:
+  """Images, classes, imbalance and groups, split by split, and the largest and smallest classes."""
+  splits = _parts(dataset)
+  counts = {split: np.bincount(labels, minlength=len(dataset.class_names)) for split, (_, labels) in splits.items()}
+  rows = {
+      "": [SPLITS[split] for split in splits],
+      "images": [f"{count.sum():,}" for count in counts.values()],
+      "with a fault": [f"{bad[split]:,}" for split in splits],
+      "classes": [f"{np.count_nonzero(count):,}" for count in counts.values()],
+      "largest class": [f"{count.max():,}" for count in counts.values()],
+      "smallest class": [f"{count[count > 0].min():,}" for count in counts.values()],
+      "imbalance": [f"{count.max() / count[count > 0].min():,.4g}" for count in counts.values()],
+      "many / medium / few": [_slashes({group: len(classes) for group, classes in longtail.shot_groups(
+          counts["train"]).items()})]}
+  width = max(12, *(len(cell) + 2 for row in rows.values() for cell in row))
+  lines = [f"{title:20}" + "".join(f"{cell:>{width}}" for cell in row) for title, row in rows.items()]
+  order = np.argsort(-counts["train"], kind="stable")
+  shown = [*order[:10], None, *order[-10:]] if len(order) > 40 else [*order]
+  widest = max(len(dataset.class_names[c]) for c in shown if c is not None)
+  lines += ["", f"{'class':{max(widest, 20)}}" + "".join(f"{SPLITS[split]:>{width}}" for split in splits)]
+  for c in shown:
+    lines.append("..." if c is None else f"{dataset.class_names[c]:{max(widest, 20)}}" + "".join(
+        f"{counts[split][c]:>{width},}" for split in splits))
+  return "\n".join(lines)
+
+
+def write(dataset: Dataset, out: pathlib.Path) -> None:
+  """Writes the picture of the long tail, and the counts of all classes as a CSV."""
+  out.mkdir(parents=True, exist_ok=True)
+  plots.long_tail(dataset.class_counts, out / "long_tail.png")
+  columns = [np.bincount(labels, minlength=len(dataset.class_names)) for _, labels in _parts(dataset).values()]
+  with open(out / "class_counts.csv", "w", newline="", encoding="utf-8") as file:
+    writer = csv.writer(file)
+    writer.writerow(["label", "class", *(SPLITS[split] for split in _parts(dataset))])
+    writer.writerows(zip(range(len(dataset.class_names)), dataset.class_names, *columns, strict=True))
+
+
+def verify(config, out: pathlib.Path, decode: bool = False) -> list[str]:
+  """Prints the table, writes to `out`, and returns a line for each thing that is wrong with the data of `config`."""
+  try:
+    dataset = build.dataset(config)()  # never from a cache
+  except DataError as error:
+    return [str(error)]
+  block = config.dataset.to_dict()
+  wrong = official_faults(block["name"], block, dataset)
+  bad, lines = faults(dataset, decode)
+  print(table(dataset, bad))
+  write(dataset, out)
+  print(f"\nwritten: {out / 'long_tail.png'}, {out / 'class_counts.csv'}")
+  return wrong + lines
+
+
+def _main(argv) -> None:
+  try:
+    if len(argv) > 1:
+      raise ConfigError(f"unexpected argument {argv[1]!r}; options are written --config=FILE --out=DIR --decode")
+    if _CONFIG.value is None:
+      raise ConfigError("--config is missing")
+    wrong = verify(_CONFIG.value, pathlib.Path(_OUT.value), _DECODE.value)
+  except (ConfigError, OSError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(EXIT_BAD_INPUT)
+  for line in wrong[:_SHOWN.value]:
+    print(f"wrong: {line}", file=sys.stderr)
+  if len(wrong) > _SHOWN.value:
+    print(f"wrong: ... and {len(wrong) - _SHOWN.value:,} more; --shown={len(wrong)} lists all", file=sys.stderr)
+  if wrong:
+    sys.exit(EXIT_WRONG_DATA)
+  print(f"all is well{'' if _DECODE.value else ', as far as files show that are not decoded (--decode)'}")
+
+
+def _parse(argv):
+  try:
+    return configs.parse_flags(argv)
+  except ConfigError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(EXIT_BAD_INPUT)
+
+
+if __name__ == "__main__":
+  _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; only its data set is looked at.")
+  _OUT = flags.DEFINE_string("out", "verify", "Folder for long_tail.png and class_counts.csv.")
+  _DECODE = flags.DEFINE_bool("decode", False, "Decode every image.")
+  _SHOWN = flags.DEFINE_integer("shown", 50, "How many things that are wrong are listed.", lower_bound=1)
+  app.run(_main, flags_parser=_parse)

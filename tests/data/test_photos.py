@@ -1,0 +1,312 @@
+import lzma
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from ltjax import build
+from ltjax.data import listing, photos
+from ltjax.data.official import OFFICIAL
+from ltjax.errors import ConfigError, DataError
+from tests.photographs import write_lines, write_tree
+
+COUNTS = dict(bee=1, cat=10, dog=5)
+
+
+def names(part):
+  """Full paths of the images of one part of a data set."""
+  return [part[0].name(place) for place in range(len(part[0]))]
+
+
+def check_parts(dataset, root):
+  """Every image is in one part only, is read as it stands on the disk, and has the label of its folder."""
+  parts = [part for part in (dataset.train, dataset.test, dataset.held_out) if part is not None]
+  everything = [name for part in parts for name in names(part)]
+  assert len(set(everything)) == len(everything)
+  for files, labels in parts:
+    assert len(files) == len(labels) and labels.dtype == np.int64
+    for place, label in enumerate(labels):
+      path = Path(files.name(place))
+      assert path.is_relative_to(root) and files.read(place) == path.read_bytes()
+      assert path.parent.name == dataset.class_names[label]
+  return everything
+
+
+# -- a folder for each class ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("holdout", [0.0, 0.2])
+def test_a_folder_without_a_test_set_is_split_in_every_class(tmp_path, holdout):
+  paths = write_tree(tmp_path, COUNTS)
+  dataset = photos.folder(root=str(tmp_path), val_fraction=0.3, holdout=holdout)
+  assert dataset.class_names == ("bee", "cat", "dog") and (dataset.held_out is None) == (not holdout)
+  assert sorted(check_parts(dataset, tmp_path)) == [f"{tmp_path}/{path}" for path in paths]
+  np.testing.assert_array_equal(np.bincount(dataset.test[1]), [0, 3, 2])
+  np.testing.assert_array_equal(dataset.held_out_counts, [0, 1, 1] if holdout else [0, 0, 0])
+  np.testing.assert_array_equal(dataset.class_counts, [1, 6, 2] if holdout else [1, 7, 3])
+  assert names(dataset.train) == [f"{tmp_path}/{paths[place]}" for place in dataset.selected]  # places in the full list
+  assert dataset.mean == (0.485, 0.456, 0.406) and dataset.std == (0.229, 0.224, 0.225)
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.5, 0.99])
+def test_a_class_of_two_has_one_image_on_either_side(tmp_path, fraction):
+  write_tree(tmp_path, dict(a=2, b=3, c=1))
+  dataset = photos.folder(root=str(tmp_path), val_fraction=fraction)
+  assert dataset.class_counts.min() == 1 and np.bincount(dataset.test[1], minlength=3).tolist()[0] == 1
+  assert np.bincount(dataset.test[1], minlength=3)[2] == 0
+
+
+def test_the_split_is_that_of_the_seed(tmp_path):
+  write_tree(tmp_path, COUNTS)
+  first, again, other = (photos.folder(root=str(tmp_path), subset_seed=seed) for seed in (0, 0, 1))
+  assert names(first.test) == names(again.test) != names(other.test)
+  assert first.fingerprint == again.fingerprint != other.fingerprint
+
+
+@pytest.mark.parametrize("test", ["test", "val", "validation", "valid"])
+def test_train_and_test_folders_are_used_where_they_are_there(tmp_path, test):
+  train = write_tree(tmp_path / "train", COUNTS)
+  tests = write_tree(tmp_path / test, dict(dog=2, cat=1), first=100)
+  dataset = photos.folder(root=str(tmp_path))
+  check_parts(dataset, tmp_path)
+  assert names(dataset.train) == [f"{tmp_path}/train/{path}" for path in train]
+  assert names(dataset.test) == [f"{tmp_path}/{test}/{path}" for path in tests]
+  assert dataset.test[1].tolist() == [1, 2, 2] and dataset.held_out is None
+  np.testing.assert_array_equal(dataset.selected, np.arange(16))
+
+
+def test_val_beside_test_is_held_out_unless_a_share_is(tmp_path):
+  for split in ("train", "val", "test"):
+    write_tree(tmp_path / split, dict(a=4, b=4))
+  dataset = photos.folder(root=str(tmp_path))
+  assert {Path(name).parents[1].name for name in names(dataset.held_out)} == {"val"}
+  assert {Path(name).parents[1].name for name in names(dataset.test)} == {"test"}
+  dataset = photos.folder(root=str(tmp_path), holdout=0.5)
+  assert {Path(name).parents[1].name for name in names(dataset.held_out)} == {"train"}
+  assert dataset.class_counts.tolist() == [2, 2]
+
+
+def test_a_class_may_be_called_train(tmp_path):
+  write_tree(tmp_path, dict(bus=3, test=3, train=3))
+  assert photos.folder(root=str(tmp_path)).class_names == ("bus", "test", "train")
+
+
+def test_a_test_set_that_lies_elsewhere(tmp_path):
+  write_tree(tmp_path / "here", COUNTS)
+  write_tree(tmp_path / "there", dict(dog=1))
+  dataset = photos.folder(root=str(tmp_path / "here"), test_root=str(tmp_path / "there"))
+  assert names(dataset.test) == [f"{tmp_path}/there/dog/000.jpg"] and dataset.test[1].tolist() == [2]
+  with pytest.raises(DataError, match=r"dataset\.test_root: no folder"):
+    photos.folder(root=str(tmp_path / "here"), test_root=str(tmp_path / "nowhere"))
+
+
+def test_what_is_wrong_with_a_folder_is_named(tmp_path):
+  write_tree(tmp_path / "train", COUNTS)
+  write_tree(tmp_path / "test", dict(dog=1, zebra=1, ant=1))
+  with pytest.raises(DataError, match=r"test: class 'ant', 'zebra' is only in the test set"):
+    photos.folder(root=str(tmp_path))
+  write_tree(tmp_path / "one", dict(cat=3))
+  with pytest.raises(DataError, match="there is one class, 'cat'"):
+    photos.folder(root=str(tmp_path / "one"))
+  write_tree(tmp_path / "singles", dict(cat=1, dog=1))
+  with pytest.raises(DataError, match="no test set, and no class has the two images"):
+    photos.folder(root=str(tmp_path / "singles"))
+  write_tree(tmp_path / "empty", dict(cat=3, dog=0))
+  with pytest.raises(DataError, match="no image in the folder of class 'dog'"):
+    photos.folder(root=str(tmp_path / "empty"))
+
+
+def test_an_image_that_cannot_be_read_is_an_oserror_with_its_name(tmp_path):
+  write_tree(tmp_path, dict(a=2, b=2))
+  dataset = photos.folder(root=str(tmp_path))
+  for name in names(dataset.train):
+    Path(name).unlink()
+  with pytest.raises(OSError, match=re.escape(names(dataset.train)[0])):
+    dataset.train[0].read(0)
+
+
+# -- tables -----------------------------------------------------------------------------------------------------------
+
+
+def write_table(path, rows):
+  return write_lines(path, *(f"{image},{image.split('/')[0]}" for image in rows))
+
+
+def test_a_table_with_and_without_one_for_the_test_set(tmp_path):
+  paths = write_tree(tmp_path, COUNTS)
+  train, test = write_table(tmp_path / "train.csv", paths[::-1]), write_table(tmp_path / "test.csv", paths[1:3])
+  dataset = photos.csv(root=str(tmp_path), train_csv=train, val_fraction=0.3)
+  check_parts(dataset, tmp_path)
+  assert dataset.class_names == ("bee", "cat", "dog") and dataset.class_counts.tolist() == [1, 7, 3]
+  with pytest.raises(DataError, match=r"test\.csv: 'cat/000\.jpg' is in .*train\.csv too, and 1 more are"):
+    photos.csv(root=str(tmp_path), train_csv=train, test_csv=test)
+  train = write_table(tmp_path / "train.csv", [paths[0], *paths[3:]])
+  dataset = photos.csv(root=str(tmp_path), train_csv=train, test_csv=test)
+  check_parts(dataset, tmp_path)
+  assert names(dataset.test) == [f"{tmp_path}/{path}" for path in paths[1:3]]
+  with pytest.raises(DataError, match=r"test\.csv: class 'emu' is only in the test set"):
+    photos.csv(root=str(tmp_path), train_csv=train, test_csv=write_lines(tmp_path / "test.csv", "x.jpg,emu"))
+
+
+# -- lists ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lists(tmp_path):
+  """The arguments of a split list of three parts, with the paths of each."""
+  found = {}
+  for split, first in (("train", 0), ("val", 100), ("test", 200)):
+    paths = write_tree(tmp_path / split, COUNTS if split == "train" else dict(bee=1, cat=1), first)
+    found[split] = [f"{split}/{path}" for path in paths]
+    write_lines(tmp_path / f"{split}.txt", *(f"{path} {sorted(COUNTS).index(path.split('/')[1])}"
+                                             for path in found[split][::-1]))
+  return dict(root=str(tmp_path), train_list=str(tmp_path / "train.txt"), test_list=str(tmp_path / "test.txt")), found
+
+
+def test_lists_in_their_own_order(tmp_path, lists):
+  arguments, paths = lists
+  dataset = photos.split_list(**arguments)
+  check_parts(dataset, tmp_path)
+  assert names(dataset.train) == [f"{tmp_path}/{path}" for path in paths["train"][::-1]]
+  assert names(dataset.test) == [f"{tmp_path}/{path}" for path in paths["test"][::-1]]
+  assert dataset.held_out is None and dataset.class_counts.tolist() == [1, 10, 5]
+
+
+def test_a_list_to_hold_out_unless_a_share_is(tmp_path, lists):
+  arguments, paths = lists
+  dataset = photos.split_list(**arguments, val_list=str(tmp_path / "val.txt"))
+  check_parts(dataset, tmp_path)
+  assert names(dataset.held_out) == [f"{tmp_path}/{path}" for path in paths["val"][::-1]]
+  dataset = photos.split_list(**arguments, val_list=str(tmp_path / "val.txt"), holdout=0.2)
+  check_parts(dataset, tmp_path)
+  assert dataset.held_out_counts.tolist() == [0, 2, 1] and dataset.class_counts.tolist() == [1, 8, 4]
+
+
+def test_class_names_come_from_a_file_or_the_folders_or_are_the_labels(tmp_path, lists):
+  arguments, _ = lists
+  assert photos.split_list(**arguments).class_names == ("bee", "cat", "dog")
+  given = write_lines(tmp_path / "names.txt", "Biene", "Katze", "Hund")
+  assert photos.split_list(**arguments, class_names=given).class_names == ("Biene", "Katze", "Hund")
+  flat = write_lines(tmp_path / "flat.txt", "all/1.jpg 0", "all/2.jpg 1", "all/3.jpg 2")
+  assert photos.split_list(**arguments | dict(train_list=flat)).class_names == ("0", "1", "2")
+  mixed = write_lines(tmp_path / "mixed.txt", "a/1.jpg 0", "b/2.jpg 1", "c/3.jpg 2", "a/4.jpg 2")
+  assert photos.split_list(**arguments | dict(train_list=mixed)).class_names == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(("train", "test", "class_names", "message"), [
+  (("a 0", "b 2"), ("c 0",), (), r"train\.txt: class 1 has no training image, although labels go to 2"),
+  (("a 1", "b 2147483646"), ("c 0",), (), r"train\.txt: class 0 has no training image, nor have 2147483644 others"),
+  (("a 0", "b 1"), ("c 0",), ("x", "y", "z"), r"train\.txt: class 2 \('z'\) has no training image"),
+  (("a 0", "b 2"), ("c 0",), ("x", "y"), r"train\.txt:2: label 2 is out of range, expected 0 to 1"),
+  (("a 0", "b 1"), ("c 0", "d 2"), (), r"test\.txt:2: label 2 is not in .*train\.txt, .* 0 to 1; a class needs train"),
+  (("a 0", "b 1"), ("c 2",), ("x", "y"), r"test\.txt:1: label 2 is out of range"),
+  (("a 0", "b 1"), ("c 0", "./a 1"), (), r"test\.txt: 'a' is in .*train\.txt too; what is trained on"),
+])
+def test_what_is_wrong_with_lists_is_named(tmp_path, train, test, class_names, message):
+  arguments = dict(root=str(tmp_path), train_list=write_lines(tmp_path / "train.txt", *train),
+                   test_list=write_lines(tmp_path / "test.txt", *test))
+  if class_names:
+    arguments["class_names"] = write_lines(tmp_path / "names.txt", *class_names)
+  with pytest.raises(DataError, match=message):
+    photos.split_list(**arguments)
+
+
+# -- the field's data sets --------------------------------------------------------------------------------------------
+
+
+def official_lists(folder, name, path, packed=False):
+  """Lists of the official names with a line a class, two in the training set."""
+  known = OFFICIAL[name]
+  for role, official in known.lists.items():
+    lines = [f"{path(role, c, k)} {c}" for c in range(known.classes) for k in range(2 if role == "train" else 1)]
+    data = ("\n".join(lines) + "\n").encode()
+    (folder / f"{official.name}.txt{'.xz' if packed else ''}").write_bytes(lzma.compress(data) if packed else data)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_official_lists_by_their_names(tmp_path, name, packed):
+  official_lists(tmp_path, name, lambda role, c, k: f"{role}/n{c:04d}/{k}.jpg", packed)
+  dataset = getattr(photos, name)(root="/", lists=str(tmp_path))
+  classes = OFFICIAL[name].classes
+  assert dataset.class_names == tuple(f"n{c:04d}" for c in range(classes))
+  assert dataset.class_counts.tolist() == [2] * classes and len(dataset.test[1]) == classes
+  assert (dataset.held_out is None) == (name == "inat2018")
+  assert names(dataset.train)[-1] == f"/train/n{classes - 1:04d}/1.jpg"
+  assert dataset.mean == ((0.466, 0.471, 0.380) if name == "inat2018" else (0.485, 0.456, 0.406))
+
+
+def test_official_lists_know_their_classes(tmp_path):
+  official_lists(tmp_path, "places_lt", lambda role, c, k: f"{role}/{c}/{k}.jpg")
+  (tmp_path / "Places_LT_val.txt").unlink()  # nothing is held out without it
+  assert photos.places_lt(root="/", lists=str(tmp_path)).held_out is None
+  with open(tmp_path / "Places_LT_test.txt", "a") as file:
+    file.write("x.jpg 365\n")
+  with pytest.raises(DataError, match=r"Places_LT_test\.txt:366: label 365 is out of range, expected 0 to 364"):
+    photos.places_lt(root="/", lists=str(tmp_path))
+  (tmp_path / "Places_LT_train.txt").unlink()
+  with pytest.raises(DataError, match=r"dataset\.lists: no Places_LT_train\.txt or .*\.xz in .* 62,500 lines .*726c"):
+    photos.places_lt(root="/", lists=str(tmp_path))
+  with pytest.raises(DataError, match=r"dataset\.lists: empty"):
+    photos.imagenet_lt(root="/", lists="")
+
+
+@pytest.fixture
+def real_lists():
+  if not os.environ.get("LTJAX_SPLITS_DIR"):
+    pytest.skip("LTJAX_SPLITS_DIR names no folder with the official lists")
+  return os.environ["LTJAX_SPLITS_DIR"]
+
+
+@pytest.mark.full_data
+def test_the_real_lists_of_places_lt(real_lists):
+  from ltjax.data import verify
+
+  dataset = photos.places_lt(root="/", lists=real_lists)
+  assert dataset.class_names[:2] == ("airfield", "airplane_cabin") and len(set(dataset.class_names)) == 365
+  assert verify.official_faults("places_lt", dict(lists=real_lists), dataset) == []
+  for stem in ("Places_LT_256", "Places_LT"):
+    parts = {split: listing.split_list(f"{real_lists}/{stem}_{split}.txt.xz", "x") for split in ("train", "test")}
+    np.testing.assert_array_equal(parts["train"].labels, dataset.train[1])
+
+
+# -- from a config ----------------------------------------------------------------------------------------------------
+
+
+def config(**dataset):
+  return ConfigDict(dict(dataset=dataset))
+
+
+def test_build_finds_the_sources_and_gives_them_the_cache(tmp_path):
+  write_tree(tmp_path / "root", COUNTS)
+  read = build.dataset(config(name="folder", root=str(tmp_path / "root"), pipeline="tf_data"))
+  assert read().class_names == ("bee", "cat", "dog") and not (tmp_path / "cache").exists()
+  assert read(tmp_path / "cache").class_names == ("bee", "cat", "dog")
+  assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".npz"]
+
+
+@pytest.mark.parametrize(("block", "message"), [
+  (dict(name="folder"), "dataset: folder needs root"),
+  (dict(name="foldr", root="x"), "no 'foldr' .*did you mean 'folder'.*cifar10, .*imagenet_lt"),
+  (dict(name="folder", root="x", cache="y"), r"dataset\.cache: folder has no such argument"),
+  (dict(name="folder", root="x", val_fraction=0.0), r"dataset\.val_fraction: expected a number in \(0, 1\), got 0"),
+  (dict(name="folder", root="x", holdout=1.0), r"dataset\.holdout: expected a number in \[0, 1\)"),
+  (dict(name="split_list", root="x", train_list="y"), "dataset: split_list needs test_list"),
+])
+def test_a_wrong_block_is_named_before_anything_is_read(block, message):
+  with pytest.raises(ConfigError, match=message):
+    build.dataset(config(**block))
+
+
+def test_a_folder_that_may_not_be_read_is_one_error(tmp_path, monkeypatch):
+  write_tree(tmp_path, COUNTS)
+
+  def refused(path):
+    raise PermissionError(13, "Permission denied", str(path))
+
+  monkeypatch.setattr(listing.os, "scandir", refused)
+  with pytest.raises(DataError, match=rf"dataset: {re.escape(str(tmp_path))} cannot be read \(Permission denied\)"):
+    build.dataset(config(name="folder", root=str(tmp_path)))()
