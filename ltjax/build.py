@@ -34,6 +34,8 @@ REDUCTIONS = (".reduce",)
 PRECISIONS = {"float32": jnp.float32, "bf16": jnp.bfloat16}
 BRANCHED = (models.ResNetBBN,)  # the backbones that take a batch for each of two branches
 BATCH_NORM_MODES = ("train", "eval", "shift")
+# Keys of config.dataset that every source may have beside its own, and their values; the first is the default.
+READING = dict(pipeline=("resident", "tf_data"), on_bad_image=("error", "substitute"))
 # Where a hyper-parameter makes sense, as a number and at every value of its schedule. One name means one thing in all
 # functions; a name that is not here may be any finite number.
 LIMITS = dict(
@@ -68,8 +70,8 @@ class Call(NamedTuple):
     return {name: schedule(clock) for name, schedule in self.schedules.items()}
 
 
-def bind(block: Mapping, choices: Mapping[str, Callable], where: str, *, given: tuple = (),
-         may_change: bool = True) -> Call:
+def bind(block: Mapping, choices: Mapping[str, Callable], where: str, *, given: tuple = (), may_change: bool = True,
+         beside: tuple = ()) -> Call:
   """Looks `block["name"]` up in `choices` and checks its other entries against the function's keyword-only parameters.
 
   Args:
@@ -78,6 +80,7 @@ def bind(block: Mapping, choices: Mapping[str, Callable], where: str, *, given: 
     where: the config path of the block, for messages.
     given: parameters that the caller supplies and a config must not.
     may_change: whether schedules are allowed as values.
+    beside: keys of the config's block that are not the function's and that the caller has taken out.
   """
   block = block.to_dict() if isinstance(block, ConfigDict) else block
   if not isinstance(block, Mapping) or not isinstance(block.get("name"), str):
@@ -93,8 +96,8 @@ def bind(block: Mapping, choices: Mapping[str, Callable], where: str, *, given: 
   allowed = {key: parameter for key, parameter in _parameters(choices[name]).items() if key not in given}
   for key in values:
     if key not in allowed:
-      raise ConfigError(f"{where}.{key}: {name} has no such argument{nearest(key, allowed)}; "
-                        f"it takes {', '.join(allowed) or 'none'}")
+      raise ConfigError(f"{where}.{key}: {name} has no such argument"
+                        f"{nearest(key, (*allowed, *beside))}; it takes {', '.join((*allowed, *beside)) or 'none'}")
   if missing := [key for key, p in allowed.items() if p.default is p.empty and key not in values]:
     raise ConfigError(f"{where}: {name} needs {', '.join(missing)}")
   call = Call(choices[name], {}, {})
@@ -201,9 +204,15 @@ def schedule(block, where: str) -> Callable[[Clock], float]:
 
 
 def dataset(config) -> Callable[..., sources.Dataset]:
-  """The config's data set, checked; call the result to read it, with a folder to keep listings in or without."""
-  block = {key: value for key, value in config.dataset.items() if key != "pipeline"}  # how it is read, not what it is
-  call = bind(block, public(sources) | public(photos), "dataset", given=("cache",), may_change=False)
+  """The config's data set, checked; call the result to read it, with a folder to keep listings in or without.
+
+  How its images then come to the devices (`READING`) is not the source's to know.
+  """
+  block = config.dataset
+  if isinstance(block, Mapping | ConfigDict):
+    block = {key: value for key, value in block.items() if key not in READING}
+  call = bind(block, public(sources) | public(photos), "dataset", given=("cache",), may_change=False,
+              beside=tuple(READING))
 
   def read(cache: pathlib.Path | None = None) -> sources.Dataset:
     given = dict(cache=cache) if "cache" in call.arguments else {}

@@ -21,7 +21,7 @@ from ltjax.errors import ConfigError, LtjaxError, WorkdirError, nearest
 from ltjax.schedules import Clock
 
 STAGE_KEYS = tuple(inspect.signature(recipes.stage).parameters)
-AUGMENT_KEYS = ("crop_padding", "flip")
+AUGMENT_KEYS = dict(arrays=("crop_padding", "flip"), photographs=("crop", "size", "flip", "jitter"))
 # key: (type, where it makes sense) of the plain numbers of a config and of a stage
 RUN_NUMBERS = dict(seed=(int, "[0, 4294967295]"), steps_per_call=(int, "[0, inf)"), eval_every_epochs=(int, "[1, inf)"),
                    checkpoint_every_epochs=(int, "[1, inf)"), log_every_steps=(int, "[1, inf)"),
@@ -116,6 +116,7 @@ def check(config: ConfigDict) -> None:
   _check_numbers(config, RUN_NUMBERS, "")
   _check_augment(config.augment)
   build.dataset(config)
+  _check_reading(config)
   for name in stages:
     _check_stage(config, name)
   for name in stages:
@@ -175,15 +176,40 @@ def _check_numbers(block, numbers: Mapping, prefix: str) -> None:
 
 def _check_augment(block) -> None:
   if not isinstance(block, ConfigDict):
-    raise ConfigError(f"augment: expected dict(crop_padding=..., flip=...), got {build.show(block)}")
+    raise ConfigError("augment: expected dict(crop_padding=..., flip=...), or for photographs dict(crop=..., size=..., "
+                      f"flip=..., jitter=...), got {build.show(block)}")
+  keys = AUGMENT_KEYS["arrays" if "crop_padding" in block or not {"crop", "size", "jitter"} & set(block)
+                      else "photographs"]
   for key in block:
-    if key not in AUGMENT_KEYS:
-      raise _unknown(key, AUGMENT_KEYS, "augment.")
-  for key in AUGMENT_KEYS:
+    if key not in keys:
+      raise _unknown(key, keys, "augment.")
+  for key in keys:
     if key not in block:
       raise ConfigError(f"augment.{key}: missing from the config")
-  build.check_number(block.crop_padding, "augment.crop_padding", int, "[0, inf)")
   build.check_kind(block.flip, bool, "augment.flip")
+  if "crop_padding" in block:
+    build.check_number(block.crop_padding, "augment.crop_padding", int, "[0, inf)")
+    return
+  if block.crop != "random_resized":
+    raise ConfigError(f"augment.crop: expected 'random_resized', got {build.show(block.crop)}")
+  build.check_number(block.size, "augment.size", int, "[8, inf)")
+  if block.jitter != 0 or isinstance(block.jitter, bool):
+    if not isinstance(block.jitter, tuple | list) or len(block.jitter) != 3:
+      raise ConfigError("augment.jitter: expected 0, or the strengths of (brightness, contrast, saturation), got "
+                        f"{build.show(block.jitter)}")
+    for place, strength in enumerate(block.jitter):
+      build.check_number(strength, f"augment.jitter[{place}]", limits="[0, 1]")
+
+
+def _check_reading(config: ConfigDict) -> None:
+  for key, choices in build.READING.items():
+    value = config.dataset.get(key, choices[0])
+    if value not in choices:
+      raise ConfigError(f"dataset.{key}: expected one of {', '.join(choices)}, got {build.show(value)}"
+                        f"{nearest(str(value), choices)}")
+  if "crop" in config.augment and config.dataset.get("pipeline") != "tf_data":
+    raise ConfigError(f"augment.crop: {config.augment.crop!r} is done by tf.data; write dataset.pipeline='tf_data', or "
+                      "augment=dict(crop_padding=..., flip=...)")
 
 
 def _check_stage(config: ConfigDict, name: str) -> None:
