@@ -286,7 +286,7 @@ def _check_generation(config: ConfigDict, name: str, head_name: str, loss: Calla
     if config[name][key]:
       raise ConfigError(f"{name}.{key}: {meaning}; take {key} or generation out")
   if config.backbone.get("bn_groups", 1) > 1:
-    raise ConfigError("backbone.bn_groups: the statistics of groups cannot leave out the rows that are not valid; write "
+    raise ConfigError("backbone.bn_groups: the statistics of groups cannot leave out rows that are not valid; write "
                       f"bn_groups=1, or {name}.generation=None")
   if head_name == "TDE":
     raise ConfigError(f"{name}.generation: the head 'TDE' would take rows that are not valid into its running mean; "
