@@ -18,7 +18,10 @@ sys.path.insert(0, str(ROOT))
 from ltjax import recipes  # noqa: E402
 from ltjax.errors import ConfigError  # noqa: E402
 
-COMMON = ("ResNetCIFAR", "Linear", "instance")  # parts of nearly every config
+# Data sets, as the names of configs end, with their columns in the table; the first that a method has describes it.
+DATASETS = dict(cifar10="CIFAR-10-LT", cifar100="CIFAR-100-LT", imagenet_lt="ImageNet-LT", places_lt="Places-LT",
+                inat="iNaturalist 2018", folder="", caltech="", digits="")
+COMMON = ("ResNet", "ResNetCIFAR", "Linear", "instance")  # parts of nearly every config
 # The golden file of a part where it is not called as the part is.
 GOLDEN = dict(
     AFA="paper_afa_decomposition", CAMC="paper_camc", Cosine="cosine_classifier", DisAlign="disalign",
@@ -26,37 +29,39 @@ GOLDEN = dict(
     NormalizedLinear="paper_normfc", ResNetBBN="bbn_mix", TDE="tde", cben="paper_gcl_cben", class_balanced="samplers",
     class_balanced_focal="cb_focal", cross_entropy="ce", effective_number="class_balanced_weights",
     generation="paper_afa_generation", nearest_class_mean="ncm", reverse="samplers", tau_normalize="tau_norm")
-NOTE = """Published top-1 in % at imbalance 100 (two numbers are two papers'). golden: compared with numbers that
-released code or its equations give; equation: with the paper's. Arguments behind the imbalance give ablations, as in
+NOTE = """Published top-1 in %, on CIFAR at imbalance 100 (two numbers are two papers', norm_fc's three the classifier as
+trained, re-trained and by class means). golden: compared with numbers that released code or its equations give;
+equation: with the paper's. Arguments behind the colon give ablations and other backbones, as in
 `--config=configs/gcl_cifar10.py:100,cloud_size=cosine`; the first lines of a config list them with their numbers."""
 
 
-def configs() -> dict[str, list[pathlib.Path]]:
-  """{method: its config files}; a file is called <method>_<data set>.py."""
+def configs() -> dict[str, dict[str, pathlib.Path]]:
+  """{method: {data set: config file}}; a file is called <method>_<data set>.py."""
   found = {}
   for path in sorted((ROOT / "configs").glob("*.py")):
-    found.setdefault(path.stem.rsplit("_", 1)[0], []).append(path)
-  return found
+    method, dataset = re.fullmatch(f"(.+)_({'|'.join(DATASETS)})", path.stem).groups()
+    found.setdefault(method, {})[dataset] = path
+  return {method: {dataset: paths[dataset] for dataset in DATASETS if dataset in paths}
+          for method, paths in sorted(found.items())}
 
 
 def description(path: pathlib.Path) -> str:
   """The first line of a config's docstring without the data set: the method and the paper."""
   line = ast.get_docstring(ast.parse(path.read_text())).splitlines()[0].rstrip(".")
-  return re.sub(r" on (CIFAR-\d+-LT|long-tailed digits)(, ResNet-32)?", "", line)
+  return re.sub(r" on (CIFAR-\d+-LT|ImageNet-LT)(, ResNet-32)?", "", line)
 
 
-def published() -> dict[str, dict[str, str]]:
-  """{data set: {config: numbers at imbalance 100}} of the CIFAR rows that are a config as it stands."""
-  found = {"cifar10": {}, "cifar100": {}}
+def published() -> dict[str, str]:
+  """{config: numbers} of the rows that are a config as it stands, CIFAR's at imbalance 100."""
+  found = {}
   for row in csv.DictReader((ROOT / "tests" / "golden" / "published_results.csv").read_text().splitlines()):
     try:
       path, _, argument = recipes.published(row).partition(":")
     except ConfigError:
       continue
-    if argument == "100":
-      numbers = found[row["dataset"]].setdefault(pathlib.Path(path).stem, [])
-      numbers.append(row["top1"])
-  return {dataset: {name: ", ".join(numbers) for name, numbers in rows.items()} for dataset, rows in found.items()}
+    if argument == ("100" if row["dataset"].startswith("cifar") else ""):
+      found.setdefault(pathlib.Path(path).stem, []).append(row["top1"])
+  return {name: ", ".join(numbers) for name, numbers in found.items()}
 
 
 def parts(path: pathlib.Path) -> list[str]:
@@ -85,14 +90,14 @@ def checks(names: list[str]) -> str:
 
 def methods() -> str:
   """One row a method: what it is, its configs, its published numbers, what its parts are tested against."""
-  rows = ["| method | what, paper | configs | CIFAR-10-LT | CIFAR-100-LT | tested against |",
-          "| --- | --- | --- | --- | --- | --- |"]
-  numbers = published()
+  columns = [dataset for dataset, title in DATASETS.items() if title]
+  titles = ("method", "what, paper", "configs", *(DATASETS[dataset] for dataset in columns), "tested against")
+  rows, numbers = [f"| {' | '.join(titles)} |", f"|{' --- |' * len(titles)}"], published()
   for method, paths in configs().items():
-    links = ", ".join(f"[{path.stem}](configs/{path.name})" for path in paths)
-    scores = [numbers[dataset].get(f"{method}_{dataset}", "-") for dataset in ("cifar10", "cifar100")]
-    rows.append(f"| {method} | {description(paths[0])} | {links} | {scores[0]} | {scores[1]} | "
-                f"{checks(parts(paths[0]))} |")
+    first = next(iter(paths.values()))
+    links = ", ".join(f"[{path.stem}](configs/{path.name})" for path in paths.values())
+    scores = [numbers.get(f"{method}_{dataset}", "-") for dataset in columns]
+    rows.append(f"| {' | '.join((method, description(first), links, *scores, checks(parts(first))))} |")
   return "\n".join([*rows, "", NOTE])
 
 

@@ -114,15 +114,16 @@ def check(config: ConfigDict) -> None:
   _check_literals(config)
   stages = _check_keys(config)
   _check_numbers(config, RUN_NUMBERS, "")
+  build.check_kind(config.pretrained, str, "pretrained")
   _check_augment(config.augment)
   build.dataset(config)
   _check_reading(config)
   for name in stages:
     _check_stage(config, name)
+  selection.blocks(config)
   for name in stages:
     # What a stage trains and resets is in the model; 32 x 32 is only for the shapes.
     train.state_makers(config, name, None, (1, 32, 32, 3))
-  selection.blocks(config)
 
 
 def _check_literals(config: ConfigDict) -> None:
@@ -268,6 +269,9 @@ def _check_combination(config: ConfigDict, name: str, objective: build.Objective
   if objective.branches and config[name].mixup:
     raise ConfigError(f"{name}.mixup: branches are two batches already, which mixup would mix once more; "
                       "write mixup=0.0, or take branches out")
+  groups, batch_size = backbone.constants.get("bn_groups", 1), config[name].batch_size
+  if config[name].batch_norm != "eval" and batch_size % groups:
+    raise ConfigError(f"backbone.bn_groups: {groups} does not divide {name}.batch_size={batch_size}; give a multiple")
   if objective.generation:
     _check_generation(config, name, head_name, objective.loss.function)
 
@@ -281,6 +285,9 @@ def _check_generation(config: ConfigDict, name: str, head_name: str, loss: Calla
                            branches="features are generated from one batch, not two").items():
     if config[name][key]:
       raise ConfigError(f"{name}.{key}: {meaning}; take {key} or generation out")
+  if config.backbone.get("bn_groups", 1) > 1:
+    raise ConfigError("backbone.bn_groups: the statistics of groups cannot leave out rows that are not valid; write "
+                      f"bn_groups=1, or {name}.generation=None")
   if head_name == "TDE":
     raise ConfigError(f"{name}.generation: the head 'TDE' would take rows that are not valid into its running mean; "
                       "use another head, or write generation=None")

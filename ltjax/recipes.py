@@ -1,5 +1,7 @@
 """What configs are written with: one function a data set, `stage` and `arguments`. They return plain literals."""
 
+import functools
+import sys
 from collections.abc import Mapping
 
 from ml_collections import ConfigDict
@@ -48,6 +50,44 @@ def inat(*, augment: dict, backbone: dict) -> ConfigDict:
   return _photographs("inat2018", augment, backbone, lists="", root="", tfds_dir="")
 
 
+_RESNEXT = dict(groups=32, group_width=4)
+_RESNETS = dict(
+    resnet50=dict(depth=50), resnext50=dict(depth=50, **_RESNEXT), resnet10=dict(depth=10), resnet101=dict(depth=101),
+    resnet152=dict(depth=152), resnext101=dict(depth=101, **_RESNEXT), resnext152=dict(depth=152, **_RESNEXT))
+
+
+def resnets(first: str) -> tuple[str, ...]:
+  """The names that `resnet` knows, `first` in front: the choices of a config's argument, with its default."""
+  return (first, *(name for name in _RESNETS if name != first))
+
+
+def resnet(name: str) -> dict:
+  """The backbone block of a ResNet or ResNeXt (32x4d), such as "resnext50"."""
+  return dict(name="ResNet", **_RESNETS[name], bn_groups=1)
+
+
+def scaled_batch(config: ConfigDict, batch_size: int) -> ConfigDict:
+  """`config` with `batch_size` images a step in every stage, the learning rate scaled likewise; 0 leaves all as it is.
+
+  lr <- lr batch_size / published batch size: the linear rule of Goyal et al., `Accurate, Large Minibatch SGD
+  <https://arxiv.org/abs/1706.02677>`_, 2017. What it changes is said on stderr.
+  """
+  for name in config.stages:
+    stage, published = config[name], config[name].batch_size
+    if batch_size in (0, published):
+      continue
+    block, key = (stage.lr, "base") if isinstance(stage.lr, ConfigDict) else (stage, "lr")
+    was, block[key], stage.batch_size = block[key], block[key] * batch_size / published, batch_size
+    _say(f"{name}: batch size {published} -> {batch_size}, so the learning rate {was:g} -> {block[key]:g}")
+  return config
+
+
+@functools.cache
+def _say(message: str) -> None:
+  """Once, although the command line reads a config more than once."""
+  print(message, file=sys.stderr)
+
+
 def _photographs(name: str, augment: dict, backbone: dict, **dataset) -> ConfigDict:
   dataset = dict(name=name, **dataset, holdout=0.0, subset_seed=0, pipeline="tf_data")
   return _run(dataset=dataset, augment=augment, backbone=backbone)
@@ -55,9 +95,9 @@ def _photographs(name: str, augment: dict, backbone: dict, **dataset) -> ConfigD
 
 def _run(*, dataset: dict, augment: dict, backbone: dict) -> ConfigDict:
   return ConfigDict(dict(
-      seed=0, dataset=dataset, augment=augment, backbone=backbone, head=dict(name="Linear"), precision="float32",
-      stages=(), posthoc=(), eval_every_epochs=1, checkpoint_every_epochs=10, log_every_steps=50, eval_batch_size=500,
-      steps_per_call=0))  # 0: one on a CPU, 50 on an accelerator
+      seed=0, dataset=dataset, augment=augment, backbone=backbone, pretrained="", head=dict(name="Linear"),
+      precision="float32", stages=(), posthoc=(), eval_every_epochs=1, checkpoint_every_epochs=10, log_every_steps=50,
+      eval_batch_size=500, steps_per_call=0))  # 0: one on a CPU, 50 on an accelerator
 
 
 RUN_KEYS = tuple(_run(dataset={}, augment={}, backbone={}))
@@ -186,19 +226,30 @@ def _value(text: str, default, where: str):
     raise ConfigError(f"{where}: expected {wanted}, got {text!r}") from error
 
 
+_DATASETS = dict(imagenet=("imagenet_lt", "resnet50"), places=("places_lt", "resnet152"), inat18=("inat", "resnet50"))
+# Methods on photographs: those with a config of their name for each data set, and arguments of such a config. The three
+# rows of normalised classifiers are one run's.
+_ON_PHOTOGRAPHS = ("camc", "camcpp", "ce", "ce_crt", "fbl", "gcl", "kps", "norm_fc")
+_NORM_FC = dict(linear="classifier=linear", norm_fc="", norm_fc_crt="", norm_fc_ncm="")
+
+
 def published(row: Mapping[str, str]) -> str:
   """The value of --config that reproduces `row` of tests/golden/published_results.csv.
 
   Args:
-    row: at least its columns paper, method, dataset and imbalance.
+    row: at least its columns paper, method, dataset, imbalance and backbone.
 
   Raises:
-    ConfigError: a row of another data set than CIFAR.
+    ConfigError: a method that has no config for the row's data set.
 
   >>> published(dict(paper="thesis", method="gcl_cloud_cosine", dataset="cifar10", imbalance="100"))
   'configs/gcl_cifar10.py:100,cloud_size=cosine'
+  >>> published(dict(paper="camc", method="camcpp", dataset="imagenet", imbalance="256", backbone="resnext152"))
+  'configs/camcpp_imagenet_lt.py:backbone=resnext152'
   """
   method, dataset = row["method"], row["dataset"]
+  if dataset in _DATASETS:
+    return _published_photographs(row)
   if dataset not in ("cifar10", "cifar100"):
     raise ConfigError(f"published: there is no config for {method!r} of {row['paper']!r} on {dataset!r}")
   stem, given = _VARIANTS.get(method, (method, "")) if row["paper"] != "afa" else ("afa", _AFA[method])
@@ -207,3 +258,18 @@ def published(row: Mapping[str, str]) -> str:
   if stem in ("camc", "camcpp") and dataset == "cifar10" and int(row["imbalance"]) <= 50:
     given = "threshold=1000"  # section IV-D
   return f"configs/{stem}_{dataset}.py:{row['imbalance']}" + (f",{given}" if given else "")
+
+
+def _published_photographs(row: Mapping[str, str]) -> str:
+  method, (dataset, backbone) = row["method"], _DATASETS[row["dataset"]]
+  stem, given = ("norm_fc", _NORM_FC[method]) if method in _NORM_FC else (method, "")
+  if row["paper"] == "afa" and dataset == "imagenet_lt" and method in _AFA:
+    stem, given = "afa", _AFA[method]
+  elif stem not in _ON_PHOTOGRAPHS:
+    raise ConfigError(f"published: there is no config for {method!r} of {row['paper']!r} on {row['dataset']!r}; of "
+                      f"methods on photographs there are afa, {', '.join(_ON_PHOTOGRAPHS)}")
+  if dataset == "imagenet_lt" and row["paper"] in ("afa", "camc"):
+    backbone = "resnext50"
+  entries = [f"backbone={row['backbone']}" if row["backbone"] != backbone else "", given]
+  text = ",".join(filter(None, entries))
+  return f"configs/{stem}_{dataset}.py{':' if text else ''}{text}"

@@ -233,6 +233,15 @@ def test_the_loss_of_a_batch_takes_no_weights(loss):
   assert f"classifier.class_weights: {loss} is the loss of a batch" in message and "class_weights=None" in message
 
 
+def test_groups_of_batch_norm_share_the_batch_evenly():
+  config = changed("backbone.bn_groups", 3, name="ce_crt_inat")
+  assert "backbone.bn_groups: 3 does not divide representation.batch_size=512" in rejected(config)
+  config.representation.batch_size = 510
+  configs.check(config)  # the frozen backbone of the second stage evaluates
+  message = rejected(changed("backbone.bn_groups", 4, name="afa_imagenet_lt"))
+  assert "backbone.bn_groups" in message and "representation.generation=None" in message
+
+
 @pytest.mark.parametrize(("path", "value", "parts"), CASES)
 def test_one_clear_error(path, value, parts):
   message = rejected(changed(path, value))

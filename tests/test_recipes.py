@@ -29,6 +29,32 @@ def test_photographs_have_a_dataset_that_can_be_built(make, more):
     build.dataset(config)()
 
 
+def test_backbones_by_name():
+  assert recipes.resnet("resnext101") == dict(name="ResNet", depth=101, groups=32, group_width=4, bn_groups=1)
+  assert recipes.resnets("resnet152")[0] == "resnet152"
+  assert set(recipes.resnets("resnet152")) == set(recipes.resnets("resnet50")) and len(recipes.resnets("resnet50")) == 7
+  for name in recipes.resnets("resnet10"):
+    build.backbone(ConfigDict(dict(backbone=recipes.resnet(name))))
+
+
+def test_another_batch_size_scales_the_learning_rate_and_says_so(capsys):
+  def config():
+    made = recipes.digits_lt(imbalance=5)
+    made.stages = ("first", "second")
+    made.first = recipes.stage(**STAGE | dict(lr=dict(name="cosine", base=0.4), batch_size=64))
+    made.second = recipes.stage(**STAGE)
+    return made
+
+  for size in (0, 64):
+    untouched = recipes.scaled_batch(config(), size)
+    assert (untouched.first.lr.base, untouched.first.batch_size) == (0.4, 64)
+  assert "first" not in capsys.readouterr().err
+  found = recipes.scaled_batch(config(), 16)
+  assert (found.first.lr.base, found.first.batch_size, found.second.lr, found.second.batch_size) == (0.1, 16, 0.2, 16)
+  assert capsys.readouterr().err == ("first: batch size 64 -> 16, so the learning rate 0.4 -> 0.1\n"
+                                     "second: batch size 8 -> 16, so the learning rate 0.1 -> 0.2\n")
+
+
 def test_two_configs_share_nothing():
   first, second = (recipes.cifar_lt(classes=10, imbalance=5) for _ in range(2))
   first.augment.flip, first.dataset.dir = False, "/data"

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from ltjax.augment.features import Generating
 from ltjax.errors import ConfigError
+from ltjax.models.batch_norm import GroupedBatchNorm
 from ltjax.models.initializers import kaiming_normal_fan_out
 from ltjax.models.resnet_cifar import through
 
@@ -35,6 +36,8 @@ class ResNet(nn.Module):
     width: channels of the stem, and of the first stage's blocks.
     groups: of the 3x3 convolutions in the bottlenecks.
     group_width: channels of a group in the first stage; `width` where there is one group.
+    bn_groups: in training, each of so many equal parts of the batch is normalised by its own statistics, as on so many
+      devices of PyTorch's DataParallel; see `GroupedBatchNorm`.
     stem: "imagenet", a 7x7 convolution at stride 2 and a 3x3 maximum at stride 2; or "cifar", a 3x3 convolution, with
       which images of 32 x 32 have maps of 8 x 8 in the third stage and 4 x 4 in the last.
     dtype: of the convolutions and the feature maps.
@@ -50,6 +53,7 @@ class ResNet(nn.Module):
   width: int = 64
   groups: int = 1
   group_width: int | None = None
+  bn_groups: int = 1
   stem: str = "imagenet"
   dtype: Any = jnp.float32
   insert: nn.Module | None = None
@@ -68,6 +72,8 @@ class ResNet(nn.Module):
     """
     conv = partial(_conv, dtype=self.dtype)
     norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype)
+    if train and self.bn_groups > 1:
+      norm = partial(GroupedBatchNorm, groups=self.bn_groups, dtype=self.dtype)
     small = self.stem == "cifar"
     stem_conv = conv(self.width, size=3 if small else 7, stride=1 if small else 2, name="stem_conv")
     stem_norm = norm(name="stem_norm")
@@ -139,9 +145,9 @@ def _check(module: ResNet) -> None:
     raise ConfigError(f"ResNet: depth must be one of {', '.join(map(str, BLOCKS))}, got {module.depth}")
   if module.stem not in STEMS:
     raise ConfigError(f"ResNet: stem must be one of {', '.join(STEMS)}, got {module.stem!r}")
-  if min(module.width, module.groups, module.group_width or 1) < 1:
-    raise ConfigError("ResNet: width, groups and group_width must be at least 1, got "
-                      f"{module.width}, {module.groups} and {module.group_width}")
+  for name in ("width", "groups", "group_width", "bn_groups"):
+    if getattr(module, name) is not None and getattr(module, name) < 1:
+      raise ConfigError(f"ResNet: {name} must be at least 1, got {getattr(module, name)}")
   if module.depth == 10 and (module.groups, module.group_width) != (1, None):
     raise ConfigError("ResNet: the basic blocks of depth 10 have no groups; take groups and group_width out")
   if module.groups > 1 and module.group_width is None:

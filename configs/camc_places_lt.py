@@ -1,0 +1,38 @@
+"""Calibrated class activation maps (CAMC; Zhang et al., 2021) on Places-LT.
+
+python -m ltjax.main --config=configs/camc_places_lt.py --workdir=runs/camc_places    default
+    --config=configs/camc_places_lt.py:pick=kmeans                                    other arguments
+Published 39.1 (table IV).
+ltjax: see benchmarks/results.
+ResNet-152; the paper's optimiser, epochs, magnitudes (g 0.5, then 16), 5 prototypes and threshold 100 (ImageNet-LT's;
+not said); weight decay 5e-4 and colour jitter as in Kang et al., whom the paper follows. Ablations: pick=first or
+kmeans; shared_fusion=true; fusion_size=1; fusion_layers=2; normalize_prototypes=true; num_prototypes=; g=. Only the
+last stage of the network and the head train, the others evaluate: give ImageNet weights,
+--config.pretrained=resnet152.pth (part=stage4_block3 trains the last block alone, as the released code of GCL and FBL
+does, which draws it afresh).
+Deviations: the last N mod 256 images of an epoch's permutation are left out (static shapes); the last epoch is reported
+and bridged, not the best on the test set.
+"""
+from ltjax import recipes
+
+
+def get_config(arguments="resnet152"):
+  given = recipes.arguments(
+      arguments, backbone=recipes.resnets("resnet152"), g=0.5, threshold=100.0, num_prototypes=5,
+      pick=("random", "first", "kmeans"), shared_fusion=False, fusion_size=3, fusion_layers=1,
+      normalize_prototypes=False, part=("stage4", "stage4_block3"), batch_size=0)
+  backbone, part, batch_size, g = (given.pop(key) for key in ("backbone", "part", "batch_size", "g"))
+  config = recipes.places_lt(
+      augment=dict(crop="random_resized", size=224, flip=True, jitter=(0.4, 0.4, 0.4)),
+      backbone=recipes.resnet(backbone))
+  config.head = dict(name="NormalizedLinear", scale=g)
+  config.stages = ("representation", "classifier")
+  config.representation = recipes.stage(
+      epochs=200, batch_size=256, lr=dict(name="cosine", base=0.1), weight_decay=5e-4,
+      train=(f"backbone/{part}.*", "head/.*"), batch_norm="eval", sampler=dict(name="instance"),
+      loss=dict(name="cross_entropy"))
+  config.classifier = recipes.stage(
+      epochs=10, batch_size=256, lr=dict(name="cosine", base=0.1), weight_decay=5e-4, train=("head/.*",),
+      batch_norm="eval", sampler=dict(name="class_balanced"), loss=dict(name="cross_entropy"),
+      head=dict(given, name="CAMC", scale=16.0))
+  return recipes.scaled_batch(config, batch_size)

@@ -1,0 +1,29 @@
+"""Cross entropy: the baseline of GCL's thesis (ch. 5) on Places-LT.
+
+python -m ltjax.main --config=configs/ce_places_lt.py --workdir=runs/ce_places    default
+    --config=configs/ce_places_lt.py:mixup=0.2,batch_size=128                     other arguments
+Published 27.13 (thesis table 5.3). With mixup=0.2 29.51 (thesis table 5.3).
+ltjax: see benchmarks/results.
+ResNet-152; the schedule of thesis table 5.1, as in the gcl config, with warm-up and decays as GCL's released code has
+them (0.1, then 0.01). Only the last stage of the network and the head train, the others evaluate: give ImageNet
+weights, --config.pretrained=resnet152.pth (part=stage4_block3 trains the last block alone, as the released code of GCL
+and FBL does, which draws it afresh).
+Deviations: the last N mod 512 images of an epoch's permutation are left out (static shapes); the last epoch is
+reported, not the best on the test set; the frozen layers' BatchNorm and the trained ones' evaluate.
+"""
+from ltjax import recipes
+
+
+def get_config(arguments="resnet152"):
+  given = recipes.arguments(
+      arguments, backbone=recipes.resnets("resnet152"), mixup=0.0, part=("stage4", "stage4_block3"), batch_size=0)
+  config = recipes.places_lt(
+      augment=dict(crop="random_resized", size=224, flip=True, jitter=0),
+      backbone=recipes.resnet(given["backbone"]))
+  config.head = dict(name="Linear")
+  config.stages = ("representation",)
+  config.representation = recipes.stage(
+      epochs=90, batch_size=512, lr=dict(name="multi_step", base=0.2, at=(60, 80), factors=(0.1, 0.01), warmup=5),
+      weight_decay=5e-4, train=(f"backbone/{given['part']}.*", "head/.*"), batch_norm="eval",
+      sampler=dict(name="instance"), mixup=given["mixup"], loss=dict(name="cross_entropy"))
+  return recipes.scaled_batch(config, given["batch_size"])

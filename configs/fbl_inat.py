@@ -1,0 +1,26 @@
+"""Feature-balanced loss (FBL; Li et al., ICME 2022; thesis ch. 4) on iNaturalist 2018.
+
+python -m ltjax.main --config=configs/fbl_inat.py --workdir=runs/fbl_inat    default
+    --config=configs/fbl_inat.py:batch_size=256                              other arguments
+Published 69.90 (paper table 3).
+ltjax: see benchmarks/results.
+ResNet-50; the paper's 180 epochs, the weight decay of thesis table 4.1, and the decays, warm-up, lambda (150) and
+curriculum of the released code.
+Deviations: the last N mod 512 images of an epoch's permutation are left out (static shapes); the last epoch is
+reported, not the best on the test set.
+"""
+from ltjax import recipes
+
+
+def get_config(arguments="resnet50"):
+  given = recipes.arguments(arguments, backbone=recipes.resnets("resnet50"), batch_size=0)
+  config = recipes.inat(
+      augment=dict(crop="random_resized", size=224, flip=True, jitter=0),
+      backbone=recipes.resnet(given["backbone"]))
+  config.head = dict(name="Linear")
+  config.stages = ("representation",)
+  config.representation = recipes.stage(
+      epochs=180, batch_size=512, lr=dict(name="multi_step", base=0.2, at=(120, 160), factors=(0.1, 0.01), warmup=5),
+      weight_decay=1e-4, sampler=dict(name="instance"),
+      adjust=dict(name="fbl", alpha=dict(name="parabolic", end=150.0, shorten=10)), loss=dict(name="cross_entropy"))
+  return recipes.scaled_batch(config, given["batch_size"])

@@ -1,0 +1,36 @@
+"""Gaussian clouded logit adjustment with CBEN re-training (Li et al., CVPR 2022; thesis ch. 5) on your own images.
+
+python -m ltjax.main --config=configs/gcl_folder.py --workdir=runs/gcl_folder --config.dataset.root=DIR
+    --config=configs/gcl_folder.py:resnet10,size=64,batch_size=32    a smaller network and image, and other arguments
+    --config.pretrained=resnet50.safetensors                         starts from weights that PyTorch has trained
+DIR holds a folder of images for each class; or train/ and test/ (or val/) with such. Without a test set, a fifth of
+each class becomes one. What is in there, without training: python -m ltjax.data.verify with the same --config.
+No published number. ltjax: see benchmarks/results.
+For 2 to 10,000 classes of any imbalance: the loss and the sampler take all they need from the class counts, and
+balanced classes leave plain cosine classification. GCL's two stages with its constants; the first stage's learning rate
+is 0.1 for 256 images, and batch_size= scales it further.
+Deviations: schedule, batch size and mixup are ours: cosine, 90 and 10 epochs, 64, 0.2; the last N mod 64 images of an
+epoch's permutation are left out (static shapes).
+"""
+from ltjax import recipes
+
+
+def get_config(arguments="resnet50"):
+  given = recipes.arguments(
+      arguments, backbone=recipes.resnets("resnet50"), size=224, epochs=90, retrain_epochs=10, batch_size=0)
+  config = recipes.folder(
+      root="", augment=dict(crop="random_resized", size=given["size"], flip=True, jitter=0),
+      backbone=recipes.resnet(given["backbone"]))
+  config.head = dict(name="Cosine")
+  config.eval_batch_size = 64
+  config.stages = ("representation", "classifier")
+  config.representation = recipes.stage(
+      epochs=given["epochs"], batch_size=64, lr=dict(name="cosine", base=0.025, warmup=5), weight_decay=5e-4,
+      sampler=dict(name="instance"), mixup=0.2, adjust=dict(name="gcl", scale=30.0, noise_scale=0.5),
+      loss=dict(name="cross_entropy"))
+  config.classifier = recipes.stage(
+      epochs=given["retrain_epochs"], batch_size=64, lr=dict(name="cosine", base=0.002), weight_decay=5e-4,
+      train=("head/.*",), batch_norm="eval", sampler=dict(name="cben", a=0.999, b=0.0009), mixup=0.2,
+      adjust=dict(name="gcl", scale=20.0, margin=0.1, noise_scale=0.5),
+      loss=dict(name="focal", gamma=1.0, detach=True))
+  return recipes.scaled_batch(config, given["batch_size"])

@@ -1,0 +1,29 @@
+"""Key point sensitive loss with gradient adjustment (KPS; Li et al., TPAMI 2022; thesis ch. 3) on iNaturalist 2018.
+
+python -m ltjax.main --config=configs/kps_inat.py --workdir=runs/kps_inat    default
+    --config=configs/kps_inat.py:ga=false,batch_size=64                      other arguments
+Published 70.35 (thesis table 3.3).
+ltjax: see benchmarks/results.
+ResNet-50; thesis table 3.1 and section 3.5; no warm-up. Gradient adjustment starts with the first decay of the learning
+rate, epoch 120 (not said; 120 in the released CIFAR code). Ablation: ga=false.
+Deviations: the last N mod 512 images of an epoch's permutation are left out (static shapes); the last epoch is
+reported, not the best on the test set; random-resized crops, where the thesis crops 224 pixels of images scaled to 256.
+"""
+from ltjax import recipes
+
+
+def get_config(arguments="resnet50"):
+  given = recipes.arguments(
+      arguments, backbone=recipes.resnets("resnet50"), ga=True, mixup=0.0, max_margin=0.3, batch_size=0)
+  config = recipes.inat(
+      augment=dict(crop="random_resized", size=224, flip=True, jitter=0),
+      backbone=recipes.resnet(given["backbone"]))
+  config.head = dict(name="Cosine")
+  config.stages = ("representation",)
+  adjust = dict(name="switch", at=120) if given["ga"] else 0.0
+  config.representation = recipes.stage(
+      epochs=180, batch_size=512, lr=dict(name="multi_step", base=0.2, at=(120, 160), factors=(0.1, 0.01)),
+      weight_decay=1e-4, sampler=dict(name="instance"), mixup=given["mixup"],
+      adjust=dict(name="kps", max_margin=given["max_margin"], base=50.0, scale=15.0, adjust=adjust),
+      loss=dict(name="cross_entropy"))
+  return recipes.scaled_batch(config, given["batch_size"])

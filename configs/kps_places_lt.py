@@ -1,0 +1,33 @@
+"""Key point sensitive loss with gradient adjustment (KPS; Li et al., TPAMI 2022; thesis ch. 3) on Places-LT.
+
+python -m ltjax.main --config=configs/kps_places_lt.py --workdir=runs/kps_places    default
+    --config=configs/kps_places_lt.py:ga=false,batch_size=64                        other arguments
+No published number on Places-LT.
+ltjax: see benchmarks/results.
+ResNet-152; the schedule of FBL on Places-LT (thesis table 4.1), the margin of iNaturalist and gradient adjustment from
+the first decay: the thesis has no Places-LT. Only the last stage of the network and the head train, the others
+evaluate: give ImageNet weights, --config.pretrained=resnet152.pth (part=stage4_block3 trains the last block alone, as
+the released code of GCL and FBL does, which draws it afresh).
+Deviations: the last N mod 512 images of an epoch's permutation are left out (static shapes); the last epoch is
+reported, not the best on the test set; all of the schedule is ours.
+"""
+from ltjax import recipes
+
+
+def get_config(arguments="resnet152"):
+  given = recipes.arguments(
+      arguments, backbone=recipes.resnets("resnet152"), ga=True, mixup=0.0, max_margin=0.3,
+      part=("stage4", "stage4_block3"), batch_size=0)
+  config = recipes.places_lt(
+      augment=dict(crop="random_resized", size=224, flip=True, jitter=0),
+      backbone=recipes.resnet(given["backbone"]))
+  config.head = dict(name="Cosine")
+  config.stages = ("representation",)
+  adjust = dict(name="switch", at=60) if given["ga"] else 0.0
+  config.representation = recipes.stage(
+      epochs=90, batch_size=512, lr=dict(name="multi_step", base=0.2, at=(60, 80), factors=(0.1, 0.01), warmup=5),
+      weight_decay=5e-4, train=(f"backbone/{given['part']}.*", "head/.*"), batch_norm="eval",
+      sampler=dict(name="instance"), mixup=given["mixup"],
+      adjust=dict(name="kps", max_margin=given["max_margin"], base=50.0, scale=15.0, adjust=adjust),
+      loss=dict(name="cross_entropy"))
+  return recipes.scaled_batch(config, given["batch_size"])

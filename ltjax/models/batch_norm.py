@@ -1,0 +1,59 @@
+"""Batch normalisation by the statistics of parts of the batch."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ltjax.errors import ConfigError
+
+
+class GroupedBatchNorm(nn.Module):
+  """In training, flax's `BatchNorm` of each of `groups` equal, contiguous parts of the batch by itself.
+
+  y = (x - mean_g) / sqrt(var_g + epsilon) scale + bias, where mean_g, var_g are over the examples of group g and all
+  places
+
+  Group g is what PyTorch's DataParallel gives to its g-th device. As there, the running statistics are those of the
+  first group alone. Parameters and statistics have the names, shapes and types of flax's `BatchNorm`, which evaluates.
+
+  Args:
+    groups: how many; the batch size is a multiple of it.
+    momentum: of the running statistics, r <- momentum r + (1 - momentum) s.
+    epsilon: added to the variance.
+    dtype: of the result; statistics are in float32 whatever it is (float64 for float64).
+  """
+  groups: int
+  momentum: float = 0.9
+  epsilon: float = 1e-5
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w d"], *, mask: None = None) -> Float[Array, "b h w d"]:
+    """Returns the normalised maps.
+
+    Args:
+      x: feature maps.
+      mask: which rows count; here all must.
+
+    Raises:
+      ConfigError: a batch that the groups do not divide, or rows to leave out.
+    """
+    if mask is not None:
+      raise ConfigError(f"bn_groups={self.groups}: rows cannot be left out of the statistics of groups, as generation "
+                        "needs it; write bn_groups=1")
+    if len(x) % self.groups:
+      raise ConfigError(f"bn_groups={self.groups} does not divide a batch of {len(x)}; give a batch size that is a "
+                        "multiple of it")
+    scale, bias = (self.param(name, init, x.shape[-1:], jnp.float32) for name, init in (
+        ("scale", nn.initializers.ones), ("bias", nn.initializers.zeros)))
+    parts = x.reshape(self.groups, -1, *x.shape[1:]).astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean = jnp.mean(parts, axis=(1, 2, 3), keepdims=True)
+    var = jnp.maximum(jnp.mean(jnp.square(parts), axis=(1, 2, 3), keepdims=True) - jnp.square(mean), 0)
+    for name, init, value in (("mean", jnp.zeros, mean), ("var", jnp.ones, var)):
+      running = self.variable("batch_stats", name, init, x.shape[-1:], jnp.float32)
+      running.value = self.momentum * running.value + (1 - self.momentum) * value[0].ravel()
+    y = (parts - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
+    return y.reshape(x.shape).astype(self.dtype)
