@@ -1,0 +1,26 @@
+"""Calibrated class activation maps (CAMC; Zhang et al., 2021) on Caltech-101, long-tailed.
+
+python -m ltjax.main --config=configs/camc_caltech.py --workdir=runs/camc_caltech
+    --config.dataset.root=DIR    where the images lie elsewhere: DIR/train/<class>/ and DIR/test/<class>/
+No published number. ltjax: see benchmarks/results. The data and the network of gcl_caltech.py; the report shows maps
+of test images of the six smallest classes before and after calibration.
+Deviations: the schedule is ours, all else is camc_cifar100.py's.
+"""
+from ltjax import recipes
+
+
+def get_config():
+  config = recipes.folder(
+      root="data/caltech101_lt40", augment=dict(crop="random_resized", size=64, flip=True, jitter=0),
+      backbone=recipes.resnet("resnet10"))
+  config.head = dict(name="NormalizedLinear", scale=0.5)
+  config.log_every_steps, config.eval_every_epochs = 20, 5
+  config.stages = ("representation", "classifier")
+  config.representation = recipes.stage(
+      epochs=40, batch_size=32, lr=dict(name="cosine", base=0.05, warmup=3), weight_decay=5e-4,
+      sampler=dict(name="instance"), loss=dict(name="cross_entropy"))
+  config.classifier = recipes.stage(
+      epochs=5, batch_size=32, lr=dict(name="cosine", base=0.05), weight_decay=5e-4, train=("head/.*",),
+      batch_norm="eval", sampler=dict(name="class_balanced"), loss=dict(name="cross_entropy"),
+      head=dict(name="CAMC", scale=16.0, threshold=100, num_prototypes=5))
+  return config
