@@ -29,8 +29,8 @@ GOLDEN = dict(
     NormalizedLinear="paper_normfc", ResNetBBN="bbn_mix", TDE="tde", cben="paper_gcl_cben", class_balanced="samplers",
     class_balanced_focal="cb_focal", cross_entropy="ce", effective_number="class_balanced_weights",
     generation="paper_afa_generation", nearest_class_mean="ncm", reverse="samplers", tau_normalize="tau_norm")
-NOTE = """Published top-1 in %, on CIFAR at imbalance 100 (two numbers are two papers', norm_fc's three the classifier as
-trained, re-trained and by class means). golden: compared with numbers that released code or its equations give;
+NOTE = """Published top-1 in %, on CIFAR at imbalance 100 (two numbers are two papers', norm_fc's three the classifier
+as trained, re-trained and by class means). golden: compared with numbers that released code or its equations give;
 equation: with the paper's. Arguments behind the colon give ablations and other backbones, as in
 `--config=configs/gcl_cifar10.py:100,cloud_size=cosine`; the first lines of a config list them with their numbers."""
 
