@@ -12,7 +12,7 @@ from ltjax import recipes
 def get_config():
   config = recipes.folder(
       root="data/caltech101_lt40", augment=dict(crop="random_resized", size=64, flip=True, jitter=0),
-      backbone=recipes.resnet("resnet10"))
+      backbone=recipes.resnet("resnet10") | dict(width=32))
   config.head = dict(name="NormalizedLinear", scale=0.5)
   config.log_every_steps, config.eval_every_epochs = 20, 5
   config.stages = ("representation", "classifier")

@@ -19,7 +19,7 @@ from ltjax import build, cams, feed, report, selection, sharding
 from ltjax import config as configs
 from ltjax.data import decode
 from ltjax.errors import ConfigError, LtjaxError, TrainingError
-from ltjax.train import Interrupted, run_stage
+from ltjax.train import Interrupted, check_start, run_stage
 
 EXIT_WRONG_NUMBERS, EXIT_BAD_INPUT, EXIT_STOPPED = 1, 2, 75
 CACHE = ".ltjax_cache"  # beside the work folder, for all runs there: listings of images, never the images' own folder
@@ -40,13 +40,15 @@ def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "") ->
     Interrupted: `stop()` became true; everything is saved.
   """
   configs.check(config)
-  configs.check_workdir(config, workdir)  # before the data, which may be a long download
+  known = configs.check_workdir(config, workdir)  # before the data, which may be a long download
   dataset = build.dataset(config)(workdir.absolute().parent / CACHE)
   for name in config.stages:
     build.model(config, dataset.class_counts, name)
     sharding.check_batch(name, config[name].batch_size, sharding.data_mesh().devices.size, len(dataset.train[1]))
   feed.check(config, dataset)
   selection.check_held_out(config, dataset)
+  if not known:
+    check_start(config, dataset)
   configs.open_workdir(config, workdir)
   dataset, bad_images = decode.opened(dataset, config.dataset.get("on_bad_image", "error"),
                                       workdir / "bad_images.jsonl")

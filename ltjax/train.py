@@ -3,6 +3,7 @@
 import collections
 import pathlib
 import re
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from ltjax.data.order import Order
 from ltjax.errors import ConfigError, TrainingError
 from ltjax.evaluate import Evaluator
 from ltjax.journal import Journal
+from ltjax.models import import_torch
 
 
 class Interrupted(Exception):
@@ -134,7 +136,8 @@ def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str 
     taken = take_over(variables, stage.init, block.reset)
     state = stage.make_state(prototypes.fill(config, name, before, dataset, taken, variables, folder))
   else:
-    state = stage.make_state(stage.init())
+    drawn = stage.init()
+    state = stage.make_state(import_torch.into(drawn, config.pretrained) if config.pretrained else drawn)
   done = start = int(jax.device_get(state.step))
   journal, timing = Journal(folder / "metrics.jsonl", upto=done), Journal(folder / "timing.jsonl", upto=done)
 
@@ -207,6 +210,19 @@ def state_makers(config, name: str, class_counts: np.ndarray | None, image_shape
                             window=steps.init_window(), **variables)
 
   return make_state, init, tx, factors
+
+
+def check_start(config, dataset) -> None:
+  """Raises where `pretrained` does not fit; says so where the first stage freezes what nothing has trained."""
+  name, images = config.stages[0], dataset.train[0]
+  # Of photographs only the number of channels matters here.
+  shape = images[:1].shape if isinstance(images, np.ndarray) else (1, 32, 32, 3)
+  _, init, _, factors = state_makers(config, name, dataset.class_counts, shape)
+  if config.pretrained:
+    import_torch.into(jax.eval_shape(init), config.pretrained)
+  elif None in flax.traverse_util.flatten_dict(factors["backbone"]).values():
+    print(f"{name}: layers of the backbone stay frozen as they are drawn at random; give trained weights with "
+          "--config.pretrained=FILE", file=sys.stderr)
 
 
 def abstract(function: Callable[[], Any], sharding_):

@@ -1,0 +1,239 @@
+"""PyTorch's weights: the same features as torchvision's networks, and files that are damaged, wrong or dangerous."""
+
+import importlib
+import json
+import pickle
+import types
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ltjax import models, sharding, train
+from ltjax.checkpoint import Checkpoints
+from ltjax.errors import ConfigError, DataError
+from ltjax.models import heads, import_torch
+from tests import tiny
+
+SMALL = dict(depth=10, width=4)
+
+
+def classifier(**kwargs):
+  return models.Classifier(backbone=models.ResNet(**kwargs), head=heads.Linear(3))
+
+
+@pytest.fixture(scope="module")
+def variables():
+  model = classifier(**SMALL)
+  return jax.jit(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))()
+
+
+def state_dict(variables, rng=None) -> dict[str, np.ndarray]:
+  """What PyTorch would save of the backbone; with `rng`, of another one."""
+  found = {"fc.weight": np.zeros((3, 32), np.float32), "bn1.num_batches_tracked": np.zeros((), np.int64)}
+  for kind in ("params", "batch_stats"):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables[kind]["backbone"]):
+      place = tuple(key.key for key in path)
+      value = np.asarray(leaf) if rng is None else rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+      found[import_torch._torch_name(place)] = value.transpose(3, 2, 0, 1) if leaf.ndim == 4 else value
+  return found
+
+
+def save(path, tensors: dict[str, np.ndarray], change=lambda header: None) -> str:
+  """A .safetensors file, written by the format's description."""
+  kinds = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64"}
+  header, data = {"__metadata__": {"format": "pt"}}, b""
+  for name, tensor in tensors.items():
+    content = np.ascontiguousarray(tensor).tobytes()
+    header[name] = dict(dtype=kinds[tensor.dtype.name], shape=list(tensor.shape),
+                        data_offsets=[len(data), len(data) + len(content)])
+    data += content
+  change(header)
+  text = json.dumps(header).encode()
+  path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+  return str(path)
+
+
+def test_names():
+  for place, name in ((("stem_conv", "kernel"), "conv1.weight"), (("stem_norm", "mean"), "bn1.running_mean"),
+                      (("stage2_block1", "shortcut_norm", "var"), "layer2.0.downsample.1.running_var"),
+                      (("stage4_block3", "conv3", "kernel"), "layer4.2.conv3.weight"),
+                      (("stage1_block2", "norm2", "scale"), "layer1.1.bn2.weight")):
+    assert import_torch._torch_name(place) == name
+
+
+def test_the_backbone_is_replaced_and_the_head_is_not(variables, tmp_path):
+  tensors = state_dict(variables, np.random.default_rng(0))
+  found = import_torch.into(variables, save(tmp_path / "w.safetensors", tensors))
+  assert jax.tree.structure(found) == jax.tree.structure(variables)
+  tiny.assert_trees_equal(found["params"]["head"], variables["params"]["head"])
+  again = state_dict(found)
+  for name in set(tensors) - {"fc.weight", "bn1.num_batches_tracked"}:
+    np.testing.assert_array_equal(again[name], tensors[name], err_msg=name)
+
+
+def test_from_data_parallel_and_in_half_precision(variables, tmp_path):
+  tensors = state_dict(variables, np.random.default_rng(1))
+  expected = import_torch.into(variables, save(tmp_path / "w.safetensors", tensors))
+  halves = {f"module.{name}": value.astype(jnp.bfloat16) if value.dtype == np.float32 else value
+            for name, value in tensors.items()}
+  found = import_torch.into(variables, save(tmp_path / "h.safetensors", halves))
+  assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype("float32")}
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2), found, expected)
+
+
+def test_what_does_not_fit_is_one_error_that_names_it(variables, tmp_path):
+  tensors = state_dict(variables)
+  del tensors["layer3.0.bn2.running_var"]
+  tensors["layer9.weight"] = np.zeros(2, np.float32)
+  tensors["conv1.weight"] = np.zeros((4, 3, 3, 3), np.float32)
+  with pytest.raises(DataError) as caught:
+    import_torch.into(variables, save(tmp_path / "w.safetensors", tensors))
+  message = str(caught.value)
+  for part in ("layer3.0.bn2.running_var is missing", "layer9.weight is not expected",
+               "conv1.weight is (4, 3, 3, 3), expected (4, 3, 7, 7)"):
+    assert part in message
+  assert "fc.weight" not in message and "num_batches" not in message and "\n" not in message
+  with pytest.raises(DataError, match="and [0-9]+ more"):
+    import_torch.into(variables, save(tmp_path / "w.safetensors", {}))
+
+
+def _cut(path):
+  path.write_bytes(path.read_bytes()[:-1])
+
+
+def _long_header(path):
+  path.write_bytes((2**63).to_bytes(8, "little") + path.read_bytes()[8:])
+
+
+@pytest.mark.parametrize("damage", [
+    _cut, _long_header, lambda path: path.write_bytes(b""), lambda path: path.write_bytes(b"1234567"),
+    lambda path: path.write_bytes((3).to_bytes(8, "little") + b"[1]"),
+    lambda path: path.write_bytes((2).to_bytes(8, "little") + b"{]")])
+def test_a_damaged_file(variables, tmp_path, damage):
+  path = tmp_path / "w.safetensors"
+  save(path, state_dict(variables))
+  damage(path)
+  with pytest.raises(DataError, match="w.safetensors is not a whole .safetensors file"):
+    import_torch.into(variables, str(path))
+
+
+@pytest.mark.parametrize("entry", [
+    dict(data_offsets=[-4, 12]), dict(data_offsets=[8, 4]), dict(data_offsets=[0, 10**12]), dict(shape=[10**12]),
+    dict(shape=["4"]), dict(shape=None), dict(dtype="F33"), dict(data_offsets=None)])
+def test_a_header_that_lies(variables, tmp_path, entry):
+  def change(header):
+    header["bn1.weight"] |= entry
+
+  path = save(tmp_path / "w.safetensors", state_dict(variables), change)
+  with pytest.raises(DataError, match="is not a whole .safetensors file"):
+    import_torch.into(variables, path)
+
+
+def test_no_such_file_or_kind_of_file(variables, tmp_path):
+  with pytest.raises(DataError, match="no file '/nowhere/w.pth'"):
+    import_torch.into(variables, "/nowhere/w.pth")
+  (tmp_path / "w.onnx").write_bytes(b"x")
+  with pytest.raises(DataError, match=r"neither a \.safetensors nor a \.pth"):
+    import_torch.into(variables, str(tmp_path / "w.onnx"))
+
+
+class Harm:
+  """What unpickling it runs is a file that should not be there."""
+
+  def __init__(self, path):
+    self.path = path
+
+  def __reduce__(self):
+    return open, (str(self.path), "w")
+
+
+def test_a_pickle_is_never_run(variables, tmp_path, monkeypatch):
+  harm, path = tmp_path / "harm", tmp_path / "w.pth"
+  with zipfile.ZipFile(path, "w") as file:
+    file.writestr("archive/data.pkl", pickle.dumps({"conv1.weight": Harm(harm)}))
+    file.writestr("archive/version", "3")
+  with pytest.raises(DataError, match="w.pth"):
+    import_torch.into(variables, str(path))
+  path.write_bytes(pickle.dumps(Harm(harm)))
+  with pytest.raises(DataError, match="w.pth"):
+    import_torch.into(variables, str(path))
+  real = importlib.import_module
+  for fake, message in ((None, "only torch reads safely, and torch is not installed"),
+                        (types.SimpleNamespace(__version__="2.5.1+cu121"), "take torch 2.6 or later")):
+    def find(name, fake=fake):
+      if name == "torch" and fake is None:
+        raise ImportError("no torch")
+      return fake if name == "torch" else real(name)
+
+    with monkeypatch.context() as patch, pytest.raises(DataError, match=message):
+      patch.setattr(importlib, "import_module", find)
+      import_torch.into(variables, str(path))
+  assert not harm.exists()
+
+
+def test_a_run_starts_from_the_file_and_is_refused_before_anything_is_written(tmp_path):
+  config = tiny.config("ce_digits", epochs=1)
+  config.pretrained = "w.safetensors"
+  with pytest.raises(ConfigError, match="pretrained: weights of PyTorch are for backbone=dict"):
+    tiny.run(config, tmp_path / "run")
+  config.backbone = dict(name="ResNet", depth=10, width=4, stem="cifar")
+  config.representation.train, config.representation.batch_norm = ("head/.*",), "eval"
+  config.pretrained = str(tmp_path / "w.safetensors")
+  with pytest.raises(DataError, match="pretrained: no file"):
+    tiny.run(config, tmp_path / "run")
+  shapes = jax.eval_shape(lambda: classifier(depth=10, width=4, stem="cifar").init(
+      jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False))
+  tensors = state_dict(shapes, np.random.default_rng(0))
+  save(tmp_path / "w.safetensors", tensors | {"layer5.weight": np.zeros(1, np.float32)})
+  with pytest.raises(DataError, match="layer5.weight is not expected"):
+    tiny.run(config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+  save(tmp_path / "w.safetensors", tensors)
+  tiny.run(config, tmp_path / "run")
+  init = train.state_makers(config, "representation", np.ones(10), (1, 8, 8, 1))[1]
+  with Checkpoints(tmp_path / "run" / "representation" / "checkpoints") as checkpoints:
+    found = state_dict(checkpoints.restore_model(train.abstract(init, sharding.replicated(sharding.data_mesh()))))
+  for name in set(tensors) - {"fc.weight", "bn1.num_batches_tracked"}:
+    np.testing.assert_array_equal(found[name], tensors[name], err_msg=name)
+  (tmp_path / "w.safetensors").unlink()
+  tiny.run(config, tmp_path / "run")  # a run that is under way no longer needs the file
+
+
+def test_a_frozen_backbone_that_nothing_has_trained_is_said_aloud(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr("ltjax.build.model", tiny.one_conv)
+  config = tiny.config("ce_digits", epochs=1)
+  tiny.run(config, tmp_path / "trained")
+  assert "drawn at random" not in capsys.readouterr().err
+  config.representation.train, config.representation.batch_norm = ("head/.*",), "eval"
+  tiny.run(config, tmp_path / "frozen")
+  assert "representation: layers of the backbone stay frozen as they are drawn at random" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "kwargs"), [
+    ("resnet50", dict(depth=50)), ("resnext50_32x4d", dict(depth=50, groups=32, group_width=4))])
+@pytest.mark.parametrize("kind", ["safetensors", "pth"])
+def test_features_are_those_of_torchvision(name, kwargs, kind, tmp_path):
+  torch, torchvision = pytest.importorskip("torch"), pytest.importorskip("torchvision")
+  torch.manual_seed(0)
+  network, path = getattr(torchvision.models, name)().eval(), tmp_path / f"w.{kind}"
+  for module in network.modules():
+    if isinstance(module, torch.nn.BatchNorm2d):
+      module.running_mean.normal_(0, 0.1)
+      module.running_var.uniform_(0.5, 1.5)
+  weights = network.state_dict()
+  if kind == "pth":
+    torch.save(dict(state_dict=weights), path)
+  else:
+    save(path, {key: value.numpy() for key, value in weights.items()})
+  images, network.fc = torch.randn(2, 3, 64, 64), torch.nn.Identity()
+  with torch.no_grad():
+    expected = network(images).numpy()
+  model, inputs = classifier(**kwargs), jnp.asarray(images.numpy().transpose(0, 2, 3, 1))
+  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs, train=False))
+  loaded = import_torch.into(shapes, str(path))
+  variables = {kind: loaded[kind]["backbone"] for kind in loaded}
+  maps = jax.jit(lambda v, x: model.backbone.clone(parent=None).apply(v, x, train=False))(variables, inputs)
+  np.testing.assert_allclose(maps.mean(axis=(1, 2)), expected, rtol=1e-4, atol=1e-4)
