@@ -214,10 +214,8 @@ def state_makers(config, name: str, class_counts: np.ndarray | None, image_shape
 
 def check_start(config, dataset) -> None:
   """Raises where `pretrained` does not fit; says so where the first stage freezes what nothing has trained."""
-  name, images = config.stages[0], dataset.train[0]
-  # Of photographs only the number of channels matters here.
-  shape = images[:1].shape if isinstance(images, np.ndarray) else (1, 32, 32, 3)
-  _, init, _, factors = state_makers(config, name, dataset.class_counts, shape)
+  name = config.stages[0]
+  _, init, _, factors = state_makers(config, name, dataset.class_counts, feed.image_shape(config, dataset))
   if config.pretrained:
     import_torch.into(jax.eval_shape(init), config.pretrained)
   elif None in flax.traverse_util.flatten_dict(factors["backbone"]).values():
