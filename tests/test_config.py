@@ -17,6 +17,11 @@ from ltjax.errors import ConfigError, WorkdirError
 
 SHIPPED = sorted(path.stem for path in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 every_config = pytest.mark.parametrize("name", SHIPPED)
+# Where every key is tried, those with photographs that together have every key.
+SMALL = [name for name in SHIPPED if name.endswith(("_cifar10", "_cifar100", "_digits"))]
+with_every_key = pytest.mark.parametrize(
+    "name", [*SMALL, "afa_imagenet_lt", "camcpp_inat", "ce_caltech", "ce_crt_places_lt", "gcl_folder",
+             "norm_fc_imagenet_lt"])
 SLOWEST = 1.0  # seconds of processor time that a rejection may take
 ABSENT = object()
 
@@ -85,12 +90,20 @@ def misspelt(key):
     yield key.capitalize()
 
 
+def test_the_configs_that_are_tried_have_every_key():
+  def keys(names):
+    return {path for name in names for path, _ in nodes(tree(name)) if path[-1] != "name"}
+
+  tried = keys(with_every_key.args[1])
+  assert tried and not keys(SHIPPED) - tried
+
+
 @every_config
 def test_a_shipped_config_passes(name):
   configs.check(_shipped(name))
 
 
-@every_config
+@with_every_key
 def test_every_misspelt_key_is_rejected_with_the_right_one(name):
   tried = 0
   for path, _ in nodes(tree(name)):
@@ -104,7 +117,7 @@ def test_every_misspelt_key_is_rejected_with_the_right_one(name):
   assert tried > 100
 
 
-@every_config
+@with_every_key
 def test_every_key_is_needed_or_has_a_default(name, monkeypatch):
   monkeypatch.setattr(train, "state_makers", lambda *args: None)  # tracing the network would take most of the time
   for path, _ in nodes(tree(name)):
@@ -138,7 +151,7 @@ def wrong_values(path, value):
   return ["x", 3, True, {}, ()]  # None: an optional block
 
 
-@every_config
+@with_every_key
 def test_every_value_of_a_wrong_type_is_rejected_by_its_path(name):
   for path, value in nodes(tree(name)):
     for wrong in wrong_values(path, value):
