@@ -231,7 +231,7 @@ CASES = [  # path, value, parts of the message
     ("stages", ("representation", "head"), "stages: | cannot be called 'head'"),
     ("stages", ("representation", "../x"), "stages: | cannot be called '../x'"),
     ("stages", ("representation", "classifier", "third"), "third: missing from the config (it is named in stages)"),
-    ("extra", 3, "extra: not a key of a config; there are augment, backbone,"),
+    ("colour", 3, "colour: not a key of a config; there are augment, backbone,"),
     ("head.extra", np.float32(3), "head.extra: expected a number, string"),
 ]
 
