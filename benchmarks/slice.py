@@ -2,11 +2,11 @@
 
 python benchmarks/slice.py --dir=DIR [--images=2000] [--epochs=2] [--batch-size=32] [--width=0] [NAME ...]
 
-DIR holds the official binary files. The slice keeps the classes' shares, one image of each at least. Losses are means
-over thirds of an epoch. Where a schedule of the loss moves (FBL's alpha, BBN's share), the first one is that of the
-epoch from which on it stands still. Generation, where a config has it, begins with the second epoch. --width=4 shrinks
-the network; ResNeXt-50 is always a ResNet-10 of width 8 here. With names (ce_cifar10, or
-gcl_cifar10:100,cloud_size=cosine) only those are run; without, all, and the table goes to
+DIR holds the official binary files. The slice keeps the classes' shares, one image of each at least. Learning rates are
+scaled with the batch size. Losses are means over thirds of an epoch. Where a schedule of the loss moves (FBL's alpha,
+BBN's share), the first one is that of the epoch from which on it stands still. Generation, where a config has it,
+begins with the second epoch. --width=4 shrinks the network; ResNeXt-50 is always a ResNet-10 of width 8 here. With names
+(ce_cifar10, or gcl_cifar10:100,cloud_size=cosine) only those are run; without, all, and the table goes to
 benchmarks/results/slices.md.
 """
 
@@ -23,7 +23,7 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ltjax import build, journal, main, report  # noqa: E402
+from ltjax import build, journal, main, recipes, report  # noqa: E402
 from ltjax.errors import LtjaxError  # noqa: E402
 from ltjax.schedules import Clock  # noqa: E402
 
@@ -54,8 +54,9 @@ def shrunk(name: str, args, dataset):
   for stage in config.stages:
     if config[stage].generation and "at" in config[stage].generation.weight:
       config[stage].generation.weight.at = 1
-    config[stage].epochs, config[stage].batch_size = args.epochs, args.batch_size
-  return config, data
+    config[stage].epochs = args.epochs
+  # A batch of 32 with the learning rate of 128 would make the second stages diverge.
+  return recipes.scaled_batch(config, args.batch_size), data
 
 
 def shrink(backbone, width: int) -> None:
@@ -133,6 +134,7 @@ def command() -> int:
     (ROOT / "benchmarks" / "results" / "slices.md").write_text("\n".join([
         f"# CIFAR configs on a slice of CIFAR: {args.images} images, {args.epochs} epochs, batch {args.batch_size}",
         "", "Losses are means over thirds of an epoch; from the epoch on in which the loss is that of the last one.",
+        "Learning rates are scaled with the batch size.",
         f"ResNeXt-50 (afa) is a ResNet-10 of width {args.width or SMALL} here, all others are as configured"
         f"{f' but for the width {args.width}' if args.width else ''}.", "",
         head, *rows, "", f"`python benchmarks/slice.py {' '.join(sys.argv[1:])}`, commit {report.commit()},",
