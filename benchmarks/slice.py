@@ -5,8 +5,8 @@ python benchmarks/slice.py --dir=DIR [--images=2000] [--epochs=2] [--batch-size=
 DIR holds the official binary files. The slice keeps the classes' shares, one image of each at least. Learning rates are
 scaled with the batch size. Losses are means over thirds of an epoch. Where a schedule of the loss moves (FBL's alpha,
 BBN's share), the first one is that of the epoch from which on it stands still. Generation, where a config has it,
-begins with the second epoch. --width=4 shrinks the network; ResNeXt-50 is always a ResNet-10 of width 8 here. With names
-(ce_cifar10, or gcl_cifar10:100,cloud_size=cosine) only those are run; without, all, and the table goes to
+begins with the second epoch. --width=4 shrinks the network; ResNeXt-50 is always a ResNet-10 of width 8 here. With
+names (ce_cifar10, or gcl_cifar10:100,cloud_size=cosine) only those are run; without, all, and the table goes to
 benchmarks/results/slices.md.
 """
 
