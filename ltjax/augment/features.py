@@ -56,7 +56,7 @@ def generated_counts(labels: Int[Array, "b"], num_classes: int, *, gamma: float 
     ConfigError: gamma or alpha out of range.
 
   References:
-    Wang et al, `Attentive Feature Augmentation for Long-Tailed Visual Recognition` (AFA, LTVR), 2022, equations 9, 10.
+    Wang et al., `Attentive Feature Augmentation for Long-Tailed Visual Recognition` (AFA, LTVR), 2022, equations 9, 10.
 
   >>> generated_counts(jnp.array([0, 0, 0, 1, 1, 3]), 4).tolist()
   [1, 1, 0, 6]

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from ltjax.augment.features import Plan, combine
 from ltjax.errors import ConfigError
 from ltjax.models.initializers import kaiming_normal
+from ltjax.models.numerics import full_precision
 
 __all__ = ["AFA", "CBAM", "GlobalContext", "decompose"]
 
@@ -47,14 +48,14 @@ def decompose(
     ConfigError: an unknown mask_axis, or maps of another size than the matrices.
 
   References:
-    Wang et al, `Attentive Feature Augmentation for Long-Tailed Visual Recognition` (AFA, LTVR), 2022, equations 1 to 5.
+    Wang et al., `Attentive Feature Augmentation for Long-Tailed Visual Recognition` (AFA, LTVR), 2022, equations 1-5.
   """
   if mask_axis not in MASK_AXES:
     raise ConfigError(f"decompose: mask_axis must be one of {', '.join(MASK_AXES)}, got {mask_axis!r}")
   b, h, w, d = maps.shape
   if w_query.shape != (h * w, h * w):
     raise ConfigError(f"decompose: maps of {h} x {w} need matrices of ({h * w}, {h * w}), got {w_query.shape}")
-  x = _full_precision(maps).reshape(b, h * w, d)
+  x = full_precision(maps).reshape(b, h * w, d)
   query, key, value = (jnp.einsum("bpd,pq->bqd", x, matrix) for matrix in (w_query, w_key, w_value))
   similarity = jnp.einsum("bpd,bpe->bde", query, key) / math.sqrt(h * w)
   attended = jnp.einsum("bde,bpe->bpd", jax.nn.softmax(similarity, axis=-1), value)
@@ -110,7 +111,7 @@ class AFA(_Insert):
     reduction: of the squeeze-and-excitation block.
 
   References:
-    Wang et al, `Attentive Feature Augmentation for Long-Tailed Visual Recognition` (AFA, LTVR), 2022, section III-C.
+    Wang et al., `Attentive Feature Augmentation for Long-Tailed Visual Recognition` (AFA, LTVR), 2022, section III-C.
     No code was released.
   """
   mask_axis: str = "channel"
@@ -156,7 +157,7 @@ class CBAM(_Insert):
     reduction: of the channels' MLP.
 
   References:
-    Woo et al, `CBAM: Convolutional Block Attention Module <https://arxiv.org/abs/1807.06521>`_, 2018, equations 2, 3.
+    Woo et al., `CBAM: Convolutional Block Attention Module <https://arxiv.org/abs/1807.06521>`_, 2018, equations 2, 3.
   """
   reduction: int = 16
 
@@ -167,7 +168,7 @@ class CBAM(_Insert):
   @nn.compact
   def split(self, maps):
     """(the block's output, what it takes out)."""
-    x, d = _full_precision(maps), maps.shape[-1]
+    x, d = full_precision(maps), maps.shape[-1]
     first = nn.Dense(_hidden(d, self.reduction), kernel_init=kaiming_normal, name="channel1")
     second = nn.Dense(d, kernel_init=kaiming_normal, name="channel2")
     squeezed = [second(nn.relu(first(reduce(x, axis=(1, 2))))) for reduce in (jnp.mean, jnp.max)]
@@ -191,7 +192,7 @@ class GlobalContext(_Insert):
     reduction: of the bottleneck W_1, W_2.
 
   References:
-    Cao et al, `GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond
+    Cao et al., `GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond
     <https://arxiv.org/abs/1904.11492>`_, 2019, section 3.3.
   """
   reduction: int = 16
@@ -203,7 +204,7 @@ class GlobalContext(_Insert):
   @nn.compact
   def split(self, maps):
     """(the context, the maps without it)."""
-    x, (b, h, w, d) = _full_precision(maps), maps.shape
+    x, (b, h, w, d) = full_precision(maps), maps.shape
     flat = x.reshape(b, h * w, d)
     attention = jax.nn.softmax(nn.Dense(1, kernel_init=kaiming_normal, name="where")(flat), axis=1)
     context = jnp.sum(attention * flat, axis=1)
@@ -213,10 +214,6 @@ class GlobalContext(_Insert):
     context = nn.Dense(d, kernel_init=nn.initializers.zeros, name="transform2")(hidden)
     class_related = jnp.broadcast_to(context[:, None, None], x.shape)
     return class_related, x - class_related
-
-
-def _full_precision(x):
-  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _hidden(channels: int, reduction: int) -> int:

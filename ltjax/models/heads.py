@@ -13,12 +13,11 @@ from jaxtyping import Array, Float
 
 from ltjax.errors import ConfigError
 from ltjax.models.camc import CAMC
+from ltjax.models.initializers import kaiming_normal
 from ltjax.models.numerics import full_precision, length, matmul, normalize
 
 __all__ = ["CAMC", "Cosine", "DisAlign", "LearnableScale", "Linear", "NormalizedLinear", "TDE", "WeightNorm"]
 
-# PyTorch's kaiming_normal_; the initializer that jax calls kaiming_normal draws from a truncated normal.
-_kaiming_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 _normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")  # N(0, 1) / sqrt(d), untruncated
 
 
@@ -30,7 +29,7 @@ class Linear(nn.Module):
 
   Args:
     num_classes: c; at least 2 with `rare_start`.
-    rare_start: for sigmoid losses (Cui et al, `Class-Balanced Loss Based on Effective Number of Samples
+    rare_start: for sigmoid losses (Cui et al., `Class-Balanced Loss Based on Effective Number of Samples
       <https://arxiv.org/abs/1901.05555>`_, 2019), whose first steps would else push all classes down.
   """
   num_classes: int
@@ -45,7 +44,7 @@ class Linear(nn.Module):
       raise ConfigError(f"head: Linear with rare_start needs at least 2 classes, got {self.num_classes}")
     start = nn.initializers.constant(-math.log(self.num_classes - 1)) if self.rare_start else (
         _symmetric_uniform(dim**-0.5))
-    kernel = self.param("kernel", _kaiming_normal, (dim, self.num_classes), jnp.float32)
+    kernel = self.param("kernel", kaiming_normal, (dim, self.num_classes), jnp.float32)
     bias = self.param("bias", start, (self.num_classes,), jnp.float32)
     return matmul(full_precision(features), kernel) + bias
 
@@ -60,7 +59,7 @@ class Cosine(nn.Module):
     num_classes: c.
 
   References:
-    Cao et al, `Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss
+    Cao et al., `Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss
     <https://arxiv.org/abs/1906.07413>`_, 2019; `NormedLinear` of kaidic/LDAM-DRW.
   """
   num_classes: int
@@ -87,7 +86,7 @@ class NormalizedLinear(nn.Module):
     normalize_features: chooses the second equation; never inferred from g.
 
   References:
-    Zhang et al, `Calibrating Class Activation Maps for Long-Tailed Visual Recognition` (CAMC), 2021.
+    Zhang et al., `Calibrating Class Activation Maps for Long-Tailed Visual Recognition` (CAMC), 2021.
   """
   num_classes: int
   scale: float
@@ -141,7 +140,7 @@ class LearnableScale(nn.Module):
     cosine: wrap `Cosine` in place of `Linear`.
 
   References:
-    Kang et al, `Decoupling Representation and Classifier for Long-Tailed Recognition
+    Kang et al., `Decoupling Representation and Classifier for Long-Tailed Recognition
     <https://arxiv.org/abs/1910.09217>`_, 2020: `DotProduct_Classifier` of facebookresearch/classifier-balancing.
   """
   num_classes: int
@@ -169,7 +168,7 @@ class DisAlign(nn.Module):
     cosine: wrap `Cosine` in place of `Linear`.
 
   References:
-    Zhang et al, `Distribution Alignment: A Unified Framework for Long-tail Visual Recognition
+    Zhang et al., `Distribution Alignment: A Unified Framework for Long-tail Visual Recognition
     <https://arxiv.org/abs/2103.16370>`_, 2021: `DisAlignLinear` of Megvii-BaseDetection/cvpods.
   """
   num_classes: int
@@ -209,7 +208,7 @@ class TDE(nn.Module):
     momentum: mu.
 
   References:
-    Tang et al, `Long-Tailed Classification by Keeping the Good and Removing the Bad Momentum Causal Effect
+    Tang et al., `Long-Tailed Classification by Keeping the Good and Removing the Bad Momentum Causal Effect
     <https://arxiv.org/abs/2009.12991>`_, 2020: `Causal_Norm_Classifier` of KaihuaTang/Long-Tailed-Recognition.pytorch.
   """
   num_classes: int

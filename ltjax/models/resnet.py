@@ -44,7 +44,7 @@ class ResNet(nn.Module):
     insert: a module between the third and the fourth stage, `(maps, plan) -> maps`, such as `afa.AFA`.
 
   References:
-    He et al, `Deep Residual Learning for Image Recognition <https://arxiv.org/abs/1512.03385>`_, 2016, table 1; Xie et
+    He et al., `Deep Residual Learning for Image Recognition <https://arxiv.org/abs/1512.03385>`_, 2016, table 1; Xie et
     al, `Aggregated Residual Transformations <https://arxiv.org/abs/1611.05431>`_, 2017. Same functions as torchvision's
     `resnet50`, `resnext50_32x4d`, ... and, for depth 10, as the ResNet-10 of facebookresearch/classifier-balancing,
     except that flax keeps the biased running variance.

@@ -32,7 +32,7 @@ class ResNetCIFAR(nn.Module):
     insert: a module between the second and the third stage, `(maps, plan) -> maps`, such as `afa.AFA`.
 
   References:
-    He et al, `Deep Residual Learning for Image Recognition <https://arxiv.org/abs/1512.03385>`_, 2016, section 4.2.
+    He et al., `Deep Residual Learning for Image Recognition <https://arxiv.org/abs/1512.03385>`_, 2016, section 4.2.
     Same function as `ResNet_s` of kaidic/LDAM-DRW, except that flax keeps the biased running variance.
   """
   depth: int = 32
@@ -88,7 +88,7 @@ class ResNetBBN(nn.Module):
     dtype: of the convolutions and the feature maps.
 
   References:
-    Zhou et al, `BBN: Bilateral-Branch Network with Cumulative Learning for Long-Tailed Visual Recognition
+    Zhou et al., `BBN: Bilateral-Branch Network with Cumulative Learning for Long-Tailed Visual Recognition
     <https://arxiv.org/abs/1912.02413>`_, 2020: `BBN_ResNet_Cifar` and `Combiner.bbn_mix` of megvii-research/BBN.
   """
   depth: int = 32
