@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import re
+import sys
 import traceback
 from collections.abc import Mapping, Sequence
 
@@ -30,6 +31,7 @@ STAGE_NUMBERS = dict(epochs=(int, "[1, inf)"), batch_size=(int, "[1, inf)"), wei
                      mixup=(float, "[0, inf)"), momentum=(float, "[0, 1)"))
 REDUCTIONS = tuple(build.public(losses, build.REDUCTIONS))
 PARTIAL = "config.tmp"
+EXIT_BAD_INPUT = 2
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
@@ -39,6 +41,15 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     return flags.FLAGS(argv)
   except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
     raise ConfigError(_one_line(error)) from error
+
+
+def parse_or_exit(argv: Sequence[str]) -> list[str]:
+  """`parse_flags` as a program: what is wrong is said on stderr, in one line."""
+  try:
+    return parse_flags(argv)
+  except ConfigError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(EXIT_BAD_INPUT)
 
 
 def _check_overrides(argv: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ from ltjax.data import decode
 from ltjax.errors import ConfigError, LtjaxError, TrainingError
 from ltjax.train import Interrupted, check_start, run_stage
 
-EXIT_WRONG_NUMBERS, EXIT_BAD_INPUT, EXIT_STOPPED = 1, 2, 75
+EXIT_WRONG_NUMBERS, EXIT_STOPPED = 1, 75
 CACHE = ".ltjax_cache"  # beside the work folder, for all runs there: listings of images, never the images' own folder
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -99,7 +99,7 @@ def _main(argv) -> None:
     results = run(_CONFIG.value, workdir, StopRequest(), command)
   except LtjaxError as error:
     print(f"error: {error}", file=sys.stderr)
-    sys.exit(EXIT_WRONG_NUMBERS if isinstance(error, TrainingError) else EXIT_BAD_INPUT)
+    sys.exit(EXIT_WRONG_NUMBERS if isinstance(error, TrainingError) else configs.EXIT_BAD_INPUT)
   except Interrupted:
     print(f"stopped; everything is saved in {workdir}: run the same command to continue", file=sys.stderr)
     sys.exit(EXIT_STOPPED)
@@ -107,13 +107,5 @@ def _main(argv) -> None:
   print(f"written: {workdir / 'results.json'}, {workdir / 'report' / 'README.md'}")
 
 
-def _parse(argv):
-  try:
-    return configs.parse_flags(argv)
-  except ConfigError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(EXIT_BAD_INPUT)
-
-
 if __name__ == "__main__":
-  app.run(_main, flags_parser=_parse)
+  app.run(_main, flags_parser=configs.parse_or_exit)

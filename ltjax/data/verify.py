@@ -31,7 +31,7 @@ from ltjax.data.official import OFFICIAL, is_official
 from ltjax.data.sources import Dataset
 from ltjax.errors import ConfigError, DataError
 
-EXIT_WRONG_DATA, EXIT_BAD_INPUT = 1, 2
+EXIT_WRONG_DATA = 1
 SPLITS = dict(train="training", held_out="held-out", test="test")
 _HEAD = 4096  # bytes of a file that are read where it is not decoded
 _THREADS = 16
@@ -234,7 +234,7 @@ def _main(argv) -> None:
     wrong = verify(_CONFIG.value, pathlib.Path(_OUT.value), _DECODE.value)
   except (ConfigError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
-    sys.exit(EXIT_BAD_INPUT)
+    sys.exit(configs.EXIT_BAD_INPUT)
   for line in wrong[:_SHOWN.value]:
     print(f"wrong: {line}", file=sys.stderr)
   if len(wrong) > _SHOWN.value:
@@ -244,17 +244,9 @@ def _main(argv) -> None:
   print(f"all is well{'' if _DECODE.value else ', as far as files show that are not decoded (--decode)'}")
 
 
-def _parse(argv):
-  try:
-    return configs.parse_flags(argv)
-  except ConfigError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(EXIT_BAD_INPUT)
-
-
 if __name__ == "__main__":
   _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; only its data set is looked at.")
   _OUT = flags.DEFINE_string("out", "verify", "Folder for long_tail.png and class_counts.csv.")
   _DECODE = flags.DEFINE_bool("decode", False, "Decode every image.")
   _SHOWN = flags.DEFINE_integer("shown", 50, "How many things that are wrong are listed.", lower_bound=1)
-  app.run(_main, flags_parser=_parse)
+  app.run(_main, flags_parser=configs.parse_or_exit)
