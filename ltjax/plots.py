@@ -29,7 +29,7 @@ def training_curves(logs: dict[str, list[dict]], groups: tuple[str, ...], path: 
     bottom.plot(epochs, [line["accuracy"] for line in train], color="grey", label="training")
     for group in ("overall", *groups):
       bottom.plot([line["epoch"] for line in test], [line["test"][group] for line in test],
-                  color=GROUP_COLORS.get(group, "black"), linestyle="--" if group in groups else "-",
+                  color=GROUP_COLORS.get(group, "black"), linestyle="--" if group in groups else "-", marker=".",
                   label=f"test, {group}")
     bottom.set(xlabel="epoch", ylabel="accuracy", ylim=(0, 1.02))
     bottom.yaxis.set_major_formatter(PercentFormatter(1))
