@@ -17,36 +17,50 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 GROUPS = ("overall", "many", "medium", "few")
 
 
-def accuracies(name: str, seed: int, folder: pathlib.Path) -> dict:
+def runs(names: tuple[str, ...], seeds: int, folder: pathlib.Path, root: str | None = None) -> dict[str, list[dict]]:
+  """The results of each config with seeds 0, 1, ..., seed by seed; a run that is in `folder` is not run again."""
   sys.path.insert(0, str(ROOT))
-  config = importlib.import_module(f"configs.{name}").get_config()
-  config.seed = seed
-  return main.run(config, folder / f"{name}_{seed}")["final"]
+  found = {name: [] for name in names}
+  for seed in range(seeds):
+    for name in names:
+      config = importlib.import_module(f"configs.{name}").get_config()
+      config.seed = seed
+      if root:
+        config.dataset.root = root
+      found[name].append(main.run(config, folder / f"{name}_{seed}", command=f"{name}, seed {seed}"))
+  return found
 
 
-def run(seeds: int) -> str:
-  with tempfile.TemporaryDirectory() as folder:
-    rows = {name: [accuracies(name, seed, pathlib.Path(folder)) for seed in range(seeds)]
-            for name in ("ce_digits", "gcl_digits")}
-  table = {name: {group: 100 * np.array([row[group] for row in runs]) for group in GROUPS}
-           for name, runs in rows.items()}
-  table["difference"] = {group: table["gcl_digits"][group] - table["ce_digits"][group] for group in GROUPS}
-  lines = [f"| {name} | " + " | ".join(f"{v[g].mean():.1f} ± {v[g].std(ddof=1):.1f}" for g in GROUPS) + " |"
-           for name, v in table.items()]
+def table(found: dict[str, list[dict]]) -> list[str]:
+  """Mean and standard deviation of every group of classes, and of what the second config gains over the first."""
+  accuracies = {name: {group: 100 * np.array([results["final"][group] for results in rows]) for group in GROUPS}
+                for name, rows in found.items()}
+  first, second = accuracies.values()
+  accuracies["difference"] = {group: second[group] - first[group] for group in GROUPS}
+  rows = [f"| {name} | " + " | ".join(f"{v[g].mean():.1f} ± {v[g].std(ddof=1):.1f}" for g in GROUPS) + " |"
+          for name, v in accuracies.items()]
+  return ["| config | " + " | ".join(GROUPS) + " |", "| --- |" + " ---: |" * len(GROUPS), *rows]
+
+
+def made_with(command: str) -> list[str]:
+  """The last lines of a page of results."""
   versions = ", ".join(f"{name} {version}" for name, version in report.versions().items())
+  return [f"`{command}`, commit {report.commit()}, {report.hardware()['host']};", f"{versions}.", ""]
+
+
+def page(seeds: int) -> str:
+  with tempfile.TemporaryDirectory() as folder:
+    found = runs(("ce_digits", "gcl_digits"), seeds, pathlib.Path(folder))
   return "\n".join([
       "# GCL against cross entropy on long-tailed digits", "",
       f"Test accuracy in %, mean ± standard deviation over {seeds} seeds (order, initialisation, augmentation, noise;",
       "the subset is the same), last epoch.", "",
-      "| config | " + " | ".join(GROUPS) + " |", "| --- |" + " ---: |" * len(GROUPS), *lines, "",
-      f"`python benchmarks/digits.py --seeds {seeds}`, commit {report.commit()}, {report.hardware()['host']};",
-      f"{versions}.",
-      ""])
+      *table(found), "", *made_with(f"python benchmarks/digits.py --seeds {seeds}")])
 
 
 if __name__ == "__main__":
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--seeds", type=int, default=5)
-  text = run(parser.parse_args().seeds)
+  text = page(parser.parse_args().seeds)
   (ROOT / "benchmarks" / "results" / "digits.md").write_text(text)
   print(text)
