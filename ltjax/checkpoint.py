@@ -1,92 +1,232 @@
 """The only module that knows Orbax: save, restore, and the bridge from one stage to the next.
 
-A checkpoint has two items: `model` (parameters and BatchNorm statistics), which the next stage reads, and `training`
-(step, optimiser, running counts and the log's open window), which only its own stage reads.
+A checkpoint is a folder named after its step, with two items: `model` (parameters and BatchNorm statistics), which the
+next stage reads, and `training` (step, optimiser, running counts and the log's open window), which only its own stage
+reads. It is written under another name, hashed, flushed, and gets its own name last, by one rename: what has a step's
+name is whole, whatever ended the program. The first process alone writes and reads; the others are told.
 """
 
+import os
 import pathlib
+import shutil
+import sys
+from collections.abc import Callable
+from concurrent import futures
 
-import flax.traverse_util
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from ltjax.errors import WorkdirError
+from ltjax import manifest, processes, sharding
+from ltjax.errors import SaveError, WorkdirError
 from ltjax.step import TrainState
 
-KEEP = 2
+PARTIAL, DAMAGED = ".partial", ".damaged"  # ends of names that are no steps
 
 
 class Checkpoints:
-  """The checkpoints of one stage, in `folder`; saves in the background and keeps the last two."""
+  """The checkpoints of one stage, in `folder`; saves in the background and keeps the last few and the best."""
 
-  def __init__(self, folder: pathlib.Path):
-    self._folder = folder
-    self._manager = ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(
-        preservation_policy=preservation_policy.LatestN(KEEP), cleanup_tmp_directories=True),
-        item_handlers=dict(model=ocp.StandardCheckpointHandler(), training=ocp.StandardCheckpointHandler()))
+  def __init__(self, folder: pathlib.Path, *, keep: int = 2, strict: bool = False, read_only: bool = False,
+               on_fallback: Callable[[str], None] = lambda message: None):
+    """Removes what a crash left half-written, unless `read_only`, as beside a run that is under way.
+
+    Args:
+      folder: of the stage.
+      keep: how many of the newest are kept, and with them the one with the best score, if any has one.
+      strict: a damaged newest checkpoint stops the run, instead of a loud return to the one before.
+      read_only: leaves all files as they are.
+      on_fallback: is told of each such return.
+    """
+    self._folder, self._keep, self._strict, self._on_fallback = folder.absolute(), keep, strict, on_fallback
+    self._read_only, self._writer, self._pending = read_only, futures.ThreadPoolExecutor(1, "checkpoint"), None
+    if processes.is_first() and not read_only:
+      for partial in self._folder.glob(f"*{PARTIAL}*"):
+        shutil.rmtree(partial)
 
   def __enter__(self):
     return self
 
-  def __exit__(self, *exception):
-    self._manager.close()
+  def __exit__(self, kind, *exception):
+    self._writer.shutdown(wait=True)
+    if kind is None:
+      self.check()
+
+  def steps(self) -> list[int]:
+    """The committed steps, the newest last; of the first process, which alone sees them."""
+    return sorted(int(path.name) for path in self._folder.glob("*") if path.name.isdigit())
 
   def latest(self) -> int | None:
-    """The newest committed step."""
-    return self._manager.latest_step()
+    """The newest committed step, in every process."""
+    return processes.from_first(lambda: max(self.steps(), default=None))
 
-  def save(self, state: TrainState, *, wait: bool = False) -> None:
-    """Saves `state` under its step, unless that step is there; the write goes on in the background unless `wait`."""
+  def save(self, state: TrainState, *, score: float | None = None, wait: bool = False) -> None:
+    """Saves `state` under its step, unless that step is there; the write goes on in the background unless `wait`.
+
+    `score` is the accuracy on the held-out images, if there are any.
+
+    Raises:
+      SaveError: this save failed, if it is waited for, or the one before.
+    """
+    if not processes.is_first():
+      return
+    self._join()
     step = int(jax.device_get(state.step))
-    if step != self.latest():
-      model, training = _items(state)
-      with jax.transfer_guard("allow"):  # copying the state to the host is what a save is
-        self._manager.save(step, args=ocp.args.Composite(
-            model=ocp.args.StandardSave(model), training=ocp.args.StandardSave(training)))
+    if step not in self.steps():
+      # A copy: what is on a CPU may be lent out, and the next step gives it back for reuse.
+      items = jax.tree.map(np.array, jax.device_get(_items(state)))
+      self._pending = self._writer.submit(self._write, step, items, score)
     if wait:
-      self._manager.wait_until_finished()
+      self._join()
 
-  def restore(self, like: TrainState) -> TrainState:
-    """The newest state, with the shapes, types and shardings of `like`, which need not hold arrays."""
-    model, training = _items(like)
-    found = self._restore(model=model, training=training)
-    return like.replace(**found.model, **found.training)
+  def check(self) -> None:
+    """Raises a `SaveError` where the save in the background has failed."""
+    if self._pending and self._pending.done():
+      self._join()
+
+  def _join(self) -> None:
+    pending, self._pending = self._pending, None
+    if pending:
+      pending.result()
+
+  def _write(self, step: int, items: dict, score: float | None) -> None:
+    partial, name = self._folder / f"{step}{PARTIAL}", self._folder / str(step)
+    try:
+      self._folder.mkdir(parents=True, exist_ok=True)
+      with _orbax() as orbax:
+        orbax.save(partial, args=ocp.args.Composite(**{key: ocp.args.StandardSave(item)
+                                                       for key, item in items.items()}))
+      manifest.write(partial, items, step=step, score=score)
+      for path in (*partial.rglob("*"), partial):
+        _flush(path)
+      partial.rename(name)
+      _flush(self._folder)
+      self._prune()
+    except Exception as error:
+      for path in self._folder.glob(f"{step}{PARTIAL}*"):
+        shutil.rmtree(path, ignore_errors=True)
+      there = self.steps()
+      raise SaveError(f"{name}: the checkpoint could not be saved ({_one_line(error)}); "
+                      f"{f'that of step {there[-1]} is intact' if there else 'there is none before it'}; make room or "
+                      "mend the folder and run the same command again") from error
+
+  def _prune(self) -> None:
+    steps, scores = self.steps(), {}
+    for step in steps:
+      try:
+        scores[step] = manifest.read(self._folder / str(step)).get("score")
+      except manifest.DamageError:
+        continue  # whoever restores it says so
+    scored = [step for step, score in scores.items() if score is not None]
+    best = max(scored, key=lambda step: (scores[step], step), default=None)
+    for step in steps[:-self._keep]:
+      if step != best:
+        # Under another name first: a deletion that is cut short leaves nothing that looks whole.
+        shutil.rmtree((self._folder / str(step)).rename(self._folder / f"{step}{PARTIAL}"))
+
+  def restore(self, like: TrainState, upto: int = sys.maxsize) -> TrainState:
+    """The newest state that is whole, with the shapes, types and shardings of `like`, which need not hold arrays.
+
+    Args:
+      like: such a state.
+      upto: the last step that may be taken.
+
+    Raises:
+      WorkdirError: none is whole, or the newest is not and `strict`, or it is not the state of such a model.
+    """
+    items = self._restore(_items(like), upto)
+    return like.replace(**items["model"], **items["training"])
 
   def restore_model(self, like: dict) -> dict:
     """The newest parameters and BatchNorm statistics: {"params": ..., "batch_stats": ...}, as `like` them."""
-    return self._restore(model=like).model
+    return self._restore(dict(model=like))["model"]
 
-  def _restore(self, **items):
-    where = f"{self._folder}/{self.latest()}"
+  def _restore(self, like: dict, upto: int = sys.maxsize) -> dict:
+    leaves, structure = jax.tree.flatten(like)
+    found = processes.from_first(lambda: jax.tree.leaves(self._read(like, upto)))
+    assert len(found) == len(leaves)
+    return sharding.replicate(jax.tree.unflatten(structure, found), sharding.data_mesh())
+
+  def _read(self, like: dict, upto: int) -> dict:
+    folder = self._folder / str(self._newest_whole(upto))
+    check_fit(like, folder)
     try:
-      stored = _shapes(self._manager.item_metadata(self.latest()).model.tree)
-      _check_fit(_shapes(items["model"]), stored, where)
-      return self._manager.restore(self.latest(), args=ocp.args.Composite(
-          **{name: ocp.args.StandardRestore(item) for name, item in items.items()}))
-    except WorkdirError:
-      raise
-    except Exception as error:  # Orbax raises a bare Exception for a file cut short
-      reason = " ".join(str(error).split()).split(". ")[0][:200]
-      raise WorkdirError(f"{where}: the checkpoint could not be read ({reason}); "
+      with _orbax() as orbax:
+        found = orbax.restore(folder, args=ocp.args.Composite(**{
+            key: ocp.args.StandardRestore(jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), item))
+            for key, item in like.items()}))
+    except Exception as error:
+      raise WorkdirError(f"{folder}: the checkpoint could not be read ({_one_line(error)}); "
                          "give another --workdir, or move it away") from error
+    written = manifest.read(folder)["values_sha256"]
+    for key in like:
+      if manifest.fingerprint(found[key]) != written[key]:
+        raise WorkdirError(f"{folder}: the files of {key} are whole, but other values were read than were saved; "
+                           "are the versions of orbax-checkpoint and tensorstore those that the README names?")
+    return {key: found[key] for key in like}
+
+  def _newest_whole(self, upto: int) -> int:
+    """The newest step whose files are what was written; says so loudly where that is not the newest of all."""
+    damage = {}
+    for step in reversed([step for step in self.steps() if step <= upto]):
+      try:
+        manifest.verified(self._folder / str(step))
+      except manifest.DamageError as error:
+        damage[step] = f"{self._folder / str(step)}: the checkpoint is damaged: {error}"
+        if self._strict:
+          raise WorkdirError(f"{damage[step]}; without --strict the run goes on from an older one") from error
+        continue
+      for bad, message in damage.items():
+        if not self._read_only:
+          self._set_aside(bad)
+        message += f"; going on from step {step}"
+        print(f"WARNING: {message}", file=sys.stderr)
+        self._on_fallback(message)
+      return step
+    if not damage:
+      raise WorkdirError(f"{self._folder}: there is no checkpoint; give another --workdir, or start the run again")
+    raise WorkdirError("; ".join(damage.values()) + "; no other is left: move the folder away to start the stage again")
+
+  def _set_aside(self, step: int) -> None:
+    """Gives a damaged checkpoint another name, so that its step can be saved again."""
+    number = len(list(self._folder.glob(f"{step}{DAMAGED}*")))
+    (self._folder / str(step)).rename(self._folder / f"{step}{DAMAGED}{number or ''}")
 
 
-def _shapes(tree) -> dict[str, tuple]:
-  """{"params/head/kernel": (64, 10)} of a nested dict of arrays or of their descriptions."""
-  return {path: tuple(leaf.shape) for path, leaf in flax.traverse_util.flatten_dict(tree, sep="/").items()}
-
-
-def _check_fit(wanted: dict[str, tuple], stored: dict[str, tuple], where: str) -> None:
-  """Says what Orbax would say in a paragraph for each array."""
-  if different := sorted(path for path in {*wanted, *stored} if wanted.get(path) != stored.get(path)):
-    path = different[0]
-    raise WorkdirError(f"{where}: the checkpoint does not fit the config's model: {path} is "
-                       f"{stored.get(path, 'absent')}, expected {wanted.get(path, 'absent')}"
-                       f"{f', and {len(different) - 1} more differ' if different[1:] else ''}; "
+def check_fit(like: dict, folder: pathlib.Path) -> None:
+  """Raises a `WorkdirError` that lists the arrays in which the checkpoint in `folder` differs from `like`."""
+  wanted = manifest.describe(like)
+  stored = {path: text for path, text in manifest.read(folder)["arrays"].items() if path.split("/")[0] in like}
+  different = [f"{path.split('/', 1)[1]} is {stored.get(path, 'absent')}, expected {wanted.get(path, 'absent')}"
+               for path in sorted({*wanted, *stored}) if wanted.get(path) != stored.get(path)]
+  if different:
+    more = f"; and {len(different) - 4} more" if different[4:] else ""
+    raise WorkdirError(f"{folder}: the checkpoint does not fit the config's model: {'; '.join(different[:4])}{more}; "
                        "give another --workdir, or move it away")
 
 
-def _items(state: TrainState) -> tuple[dict, dict]:
-  model = dict(params=state.params, batch_stats=state.batch_stats)
-  return model, dict(step=state.step, opt_state=state.opt_state, seen_counts=state.seen_counts, window=state.window)
+def _orbax() -> ocp.Checkpointer:
+  """An Orbax writer and reader that knows of this process alone."""
+  alone = ocp.options.MultiprocessingOptions(
+      primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix="first")
+  items = {key: ocp.StandardCheckpointHandler(multiprocessing_options=alone) for key in ("model", "training")}
+  return ocp.Checkpointer(ocp.CompositeCheckpointHandler(
+      composite_options=ocp.CompositeOptions(multiprocessing_options=alone), **items), multiprocessing_options=alone)
+
+
+def _flush(path: pathlib.Path) -> None:
+  """Waits until a file or the names in a folder are on the disk."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
+def _one_line(error: Exception) -> str:
+  return " ".join(str(error).split()).split(". ")[0][:200] or type(error).__name__
+
+
+def _items(state: TrainState) -> dict[str, dict]:
+  return dict(model=dict(params=state.params, batch_stats=state.batch_stats), training=dict(
+      step=state.step, opt_state=state.opt_state, seen_counts=state.seen_counts, window=state.window))

@@ -25,11 +25,12 @@ STAGE_KEYS = tuple(inspect.signature(recipes.stage).parameters)
 AUGMENT_KEYS = dict(arrays=("crop_padding", "flip"), photographs=("crop", "size", "flip", "jitter"))
 # key: (type, where it makes sense) of the plain numbers of a config and of a stage
 RUN_NUMBERS = dict(seed=(int, "[0, 4294967295]"), steps_per_call=(int, "[0, inf)"), eval_every_epochs=(int, "[1, inf)"),
-                   checkpoint_every_epochs=(int, "[1, inf)"), log_every_steps=(int, "[1, inf)"),
-                   eval_batch_size=(int, "[1, inf)"))
+                   checkpoint_every_epochs=(int, "[1, inf)"), keep_checkpoints=(int, "[1, inf)"),
+                   log_every_steps=(int, "[1, inf)"), eval_batch_size=(int, "[1, inf)"), skip_limit=(int, "[0, inf)"))
 STAGE_NUMBERS = dict(epochs=(int, "[1, inf)"), batch_size=(int, "[1, inf)"), weight_decay=(float, "[0, inf)"),
                      mixup=(float, "[0, inf)"), momentum=(float, "[0, 1)"))
 REDUCTIONS = tuple(build.public(losses, build.REDUCTIONS))
+ON_NONFINITE = ("stop", "skip")
 PARTIAL = "config.tmp"
 EXIT_BAD_INPUT = 2
 
@@ -125,6 +126,7 @@ def check(config: ConfigDict) -> None:
   _check_literals(config)
   stages = _check_keys(config)
   _check_numbers(config, RUN_NUMBERS, "")
+  _check_choice(config.on_nonfinite, ON_NONFINITE, "on_nonfinite")
   build.check_kind(config.pretrained, str, "pretrained")
   if config.pretrained and config.backbone.get("name") != "ResNet":
     raise ConfigError(f"pretrained: weights of PyTorch are for backbone=dict(name='ResNet', ...), not for "
@@ -189,6 +191,12 @@ def _check_numbers(block, numbers: Mapping, prefix: str) -> None:
     build.check_number(block[key], prefix + key, kind, limits)
 
 
+def _check_choice(value, choices: Sequence[str], where: str) -> None:
+  if value not in choices:
+    raise ConfigError(f"{where}: expected one of {', '.join(choices)}, got {build.show(value)}"
+                      f"{nearest(str(value), choices)}")
+
+
 def _check_augment(block) -> None:
   if not isinstance(block, ConfigDict):
     raise ConfigError("augment: expected dict(crop_padding=..., flip=...), or for photographs dict(crop=..., size=..., "
@@ -218,10 +226,7 @@ def _check_augment(block) -> None:
 
 def _check_reading(config: ConfigDict) -> None:
   for key, choices in build.READING.items():
-    value = config.dataset.get(key, choices[0])
-    if value not in choices:
-      raise ConfigError(f"dataset.{key}: expected one of {', '.join(choices)}, got {build.show(value)}"
-                        f"{nearest(str(value), choices)}")
+    _check_choice(config.dataset.get(key, choices[0]), choices, f"dataset.{key}")
   if "crop" in config.augment and config.dataset.get("pipeline") != "tf_data":
     raise ConfigError(f"augment.crop: {config.augment.crop!r} is done by tf.data; write dataset.pipeline='tf_data', or "
                       "augment=dict(crop_padding=..., flip=...)")
@@ -329,6 +334,25 @@ def check_workdir(config: ConfigDict, workdir: pathlib.Path) -> bool:
       raise
     raise WorkdirError(f"--workdir: {path} is not valid JSON ({error}); mend it, or give another folder") from error
   return False
+
+
+def load(workdir: pathlib.Path) -> ConfigDict:
+  """The config that the run in `workdir` was started with; raises a `WorkdirError` where there is none."""
+  path = workdir / "config.json"
+  try:
+    return ConfigDict(_tuples(json.loads(path.read_text())))
+  except OSError as error:
+    raise WorkdirError(f"{workdir} is not a run of ltjax: {path} cannot be read ({error.strerror or error}); give the "
+                       "--workdir of a run") from error
+  except (ValueError, TypeError) as error:
+    raise WorkdirError(f"{path} is not the config of a run ({error}); mend it, or give another folder") from error
+
+
+def _tuples(value):
+  """JSON has lists where configs have tuples."""
+  if isinstance(value, Mapping):
+    return {key: _tuples(entry) for key, entry in value.items()}
+  return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def open_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:

@@ -20,6 +20,10 @@ class WorkdirError(LtjaxError):
   """The work folder cannot be used, or belongs to another run."""
 
 
+class SaveError(LtjaxError):
+  """A checkpoint could not be written."""
+
+
 class TrainingError(LtjaxError):
   """The numbers went wrong."""
 

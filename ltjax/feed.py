@@ -13,28 +13,32 @@ from ltjax.errors import ConfigError
 
 
 class Feed(NamedTuple):
-  """The images of a stage."""
+  """The training images of a stage."""
 
   batch: Callable[[int], Any]  # step -> this process's part of its batch, on the host
   read: Callable  # (train or test, batch) -> images and labels, inside jit
   train: dict[str, np.ndarray]  # what lives on the devices during training
-  test: dict[str, np.ndarray]  # and during evaluation
-  stream: Pipeline | None  # the batches of the test set, where they do not live there
 
 
 def make(config, stage: str, dataset, order: Order, mesh) -> Feed:
   """The feed of `stage`; reads no image yet."""
   rows = sharding.local_rows(mesh, config[stage].batch_size)
   if not streamed(config):
-    return Feed(lambda step: order.batch(step)[rows], resident.gather, resident.arrays(dataset, "train"),
-                resident.arrays(dataset, "test"), None)
+    return Feed(lambda step: order.batch(step)[rows], resident.gather, resident.arrays(dataset, "train"))
   (images, labels), size, crop = dataset.train, config.augment.get("size", 0), None
   if not isinstance(images, np.ndarray):
     crop = RandomCrops(size, config.seed, stage, order.batch(0).size)
   batches = Pipeline(images, labels, order.batch, order.steps, crop=crop, rows=rows)
-  stream = evaluate.stream(*dataset.test, batch_size=config.eval_batch_size, mesh=mesh, size=size)
-  constants = resident.constants(dataset)
-  return Feed(batches.batch, resident.received, constants, constants, stream)
+  return Feed(batches.batch, resident.received, resident.constants(dataset))
+
+
+def evaluator(config, model, dataset, split: str, mesh) -> evaluate.Evaluator:
+  """What counts the predictions of `model` on the `split` of `dataset`, "test" or "held_out"."""
+  stream = evaluate.stream(*getattr(dataset, split), batch_size=config.eval_batch_size, mesh=mesh,
+                           size=config.augment.get("size", 0)) if streamed(config) else None
+  data = resident.constants(dataset) if stream else resident.arrays(dataset, split)
+  return evaluate.Evaluator(model, sharding.replicate(data, mesh), len(dataset.class_counts),
+                            batch_size=config.eval_batch_size, mesh=mesh, stream=stream)
 
 
 def streamed(config) -> bool:

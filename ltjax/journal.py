@@ -1,24 +1,56 @@
-"""A stage's log: one JSON object a line, never out of step with the checkpoints."""
+"""A stage's log: one JSON object a line, never out of step with the checkpoints; and what a run has to own up to."""
 
+import collections
 import json
 import pathlib
 
+from ltjax import processes
+
 
 class Journal:
-  """Appends lines to `path`; what lies beyond step `upto`, where the run resumes, is cut away first."""
+  """Appends lines to `path`; what lies beyond step `upto`, where the run resumes, is cut away first.
+
+  The first process reads and writes the file; all know the lines.
+  """
 
   def __init__(self, path: pathlib.Path, *, upto: int):
     self._path = path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kept = [line for line in read(path) if line["step"] <= upto]
-    partial = path.with_suffix(".tmp")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    partial.replace(path)
+    self._lines = processes.from_first(lambda: _cut(path, upto))
+
+  def has(self, step: int, key: str) -> bool:
+    """Whether a line of `step` has `key`."""
+    return any(line["step"] == step and key in line for line in self._lines)
+
+  def count(self, key: str) -> int:
+    """The number of lines that have `key`."""
+    return sum(key in line for line in self._lines)
 
   def write(self, **entries) -> None:
     """Appends one line."""
-    with self._path.open("a") as file:
-      file.write(json.dumps(entries) + "\n")
+    self._lines.append(entries)
+    if processes.is_first():
+      append(self._path, entries)
+
+
+class Events:
+  """What happened that nobody asked for: one JSON object a line of `path`, kept through all restarts of a run."""
+
+  def __init__(self, path: pathlib.Path):
+    self._path = path
+
+  def write(self, kind: str, message: str) -> None:
+    """Adds an event; called by the first process."""
+    append(self._path, dict(event=kind, message=message))
+
+  def counts(self) -> dict[str, int]:
+    """The number of events of each kind."""
+    return collections.Counter(line["event"] for line in read(self._path))
+
+
+def append(path: pathlib.Path, entries: dict) -> None:
+  """Adds a line to a log."""
+  with path.open("a") as file:
+    file.write(json.dumps(entries) + "\n")
 
 
 def read(path: pathlib.Path) -> list[dict]:
@@ -32,3 +64,12 @@ def read(path: pathlib.Path) -> list[dict]:
     except json.JSONDecodeError:
       break
   return lines
+
+
+def _cut(path: pathlib.Path, upto: int) -> list[dict]:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  kept = [line for line in read(path) if line["step"] <= upto]
+  partial = path.with_suffix(".tmp")
+  partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+  partial.replace(path)
+  return kept

@@ -3,44 +3,53 @@
 python -m ltjax.main --config=configs/gcl_digits.py --workdir=runs/digits
 
 Every value of the config can be set on the command line (--config.representation.epochs=10). Rerunning the same
-command continues the run where it stopped. Exit codes: 0 finished, 1 the numbers went wrong, 2 bad input, 75 stopped by
-a signal with everything saved.
+command continues the run where it stopped. Exit codes: 0 finished, 1 the numbers went wrong, 2 bad input, 69 another
+process of the run is missing, 74 a checkpoint could not be saved, 75 stopped by a signal with everything saved.
 """
+# ruff: noqa: E402
+
+from ltjax import signals
+
+_STOP = signals.StopRequest() if __name__ == "__main__" else None  # listens while the rest is imported, for seconds
 
 import pathlib
 import shlex
-import signal
 import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from ltjax import build, cams, feed, report, selection, sharding
+from ltjax import build, cams, feed, processes, report, selection, sharding
 from ltjax import config as configs
 from ltjax.data import decode
-from ltjax.errors import ConfigError, LtjaxError, TrainingError
+from ltjax.errors import ConfigError, LtjaxError, SaveError, TrainingError
 from ltjax.train import Interrupted, check_start, run_stage
 
-EXIT_WRONG_NUMBERS, EXIT_STOPPED = 1, 75
+EXIT_CODES = {TrainingError: 1, SaveError: 74}  # every other error of ours is bad input
 CACHE = ".ltjax_cache"  # beside the work folder, for all runs there: listings of images, never the images' own folder
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file; its argument may follow a colon, as in configs/gcl_cifar10.py:50.")
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run: made where it is missing, continued where it is not.")
+_STRICT = flags.DEFINE_bool(
+    "strict", False, "Stop where the newest checkpoint is damaged, instead of going on from the one before it.")
 
 
-def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "") -> dict:
+def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "", strict: bool = False) -> dict:
   """Runs all stages of `config`, or what is left of them, and writes the report; returns what `results.json` holds.
 
-  `stop` says whether the run has been asked to stop; `command` is the command line, for the record.
+  `stop` says whether the run has been asked to stop; `command` is the command line, for the record; `strict` refuses
+  to go on from an older checkpoint where the newest is damaged. Of several processes, the first alone touches the work
+  folder.
 
   Raises:
     LtjaxError: anything wrong with the config, the data or the work folder, before anything is written.
     Interrupted: `stop()` became true; everything is saved.
   """
   configs.check(config)
-  known = configs.check_workdir(config, workdir)  # before the data, which may be a long download
+  # Before the data, which may be a long download.
+  known = processes.from_first(lambda: configs.check_workdir(config, workdir))
   dataset = build.dataset(config)(workdir.absolute().parent / CACHE)
   for name in config.stages:
     build.model(config, dataset.class_counts, name)
@@ -49,40 +58,22 @@ def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "") ->
   selection.check_held_out(config, dataset)
   if not known:
     check_start(config, dataset)
-  configs.open_workdir(config, workdir)
+  processes.from_first(lambda: configs.open_workdir(config, workdir))
   dataset, bad_images = decode.opened(dataset, config.dataset.get("on_bad_image", "error"),
                                       workdir / "bad_images.jsonl")
 
   kept = {block.stage: None for block in selection.blocks(config)}
   confusions, before, parameters = {}, None, 0
   for name in config.stages:
-    result = run_stage(config, name, dataset, workdir, before=before, stop=stop)
+    result = run_stage(config, name, dataset, workdir, before=before, stop=stop, strict=strict)
     confusions[name], parameters, before = result.confusion, result.parameters, name
     last = dict(params=result.state.params, batch_stats=result.state.batch_stats)
     if name in kept:
       kept[name] = last
   posthoc = selection.run(config, dataset, kept)
   activations = cams.of_run(config, dataset, before, last)
-  return report.write(config, dataset, workdir, confusions, parameters, command, posthoc, activations, bad_images.found)
-
-
-class StopRequest:
-  """Turns the first SIGINT or SIGTERM into a request to stop after the current step; a second one ends at once."""
-
-  def __init__(self):
-    self._signal = None
-    for number in (signal.SIGINT, signal.SIGTERM):
-      signal.signal(number, self._handle)
-
-  def _handle(self, number, frame):
-    del frame
-    signal.signal(number, signal.SIG_DFL)
-    self._signal = number
-    print(f"\n{signal.Signals(number).name}: saving after this step ...", file=sys.stderr, flush=True)
-
-  def __call__(self) -> bool:
-    """Whether a signal has come."""
-    return self._signal is not None
+  return processes.from_first(lambda: report.write(
+      config, dataset, workdir, confusions, parameters, command, posthoc, activations, bad_images.found))
 
 
 def _main(argv) -> None:
@@ -96,14 +87,14 @@ def _main(argv) -> None:
         raise ConfigError(f"--{flag.name} is missing; try --config=configs/gcl_digits.py --workdir=runs/digits")
     workdir = pathlib.Path(_WORKDIR.value)
     command = shlex.join(["python", "-m", "ltjax.main", *sys.argv[1:]])
-    results = run(_CONFIG.value, workdir, StopRequest(), command)
+    results = run(_CONFIG.value, workdir, _STOP, command, _STRICT.value)
   except LtjaxError as error:
     print(f"error: {error}", file=sys.stderr)
-    sys.exit(EXIT_WRONG_NUMBERS if isinstance(error, TrainingError) else configs.EXIT_BAD_INPUT)
+    sys.exit(next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), configs.EXIT_BAD_INPUT))
   except Interrupted:
     print(f"stopped; everything is saved in {workdir}: run the same command to continue", file=sys.stderr)
-    sys.exit(EXIT_STOPPED)
-  print("\n".join(("", report.table(results), *report.bad_images(results), "")))
+    sys.exit(signals.EXIT_STOPPED)
+  print("\n".join(("", report.table(results), *report.counts(results), *report.bad_images(results), "")))
   print(f"written: {workdir / 'results.json'}, {workdir / 'report' / 'README.md'}")
 
 

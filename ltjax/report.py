@@ -44,6 +44,10 @@ def write(config, dataset, workdir: pathlib.Path, confusions: dict[str, np.ndarr
                 held_out_counts=dataset.held_out_counts.tolist(), class_counts=counts.tolist(),
                 class_names=list(dataset.class_names), selected_sha256=dataset.fingerprint,
                 bad_images=dict(sorted((bad_images or {}).items()))),
+      counts=dict(
+          skipped_steps=sum(stage["skipped_steps"] for stage in stages.values()),
+          checkpoint_fallbacks=journal.Events(workdir / "events.jsonl").counts()["checkpoint_fallbacks"],
+          replaced_images=len(bad_images or {})),
       augmentation=dict(config.augment.to_dict(), mixup={name: config[name].mixup for name in config.stages}),
       seed=config.seed, precision=config.precision, command=command, commit=commit(), hardware=hardware(),
       versions=versions())
@@ -64,16 +68,24 @@ def write(config, dataset, workdir: pathlib.Path, confusions: dict[str, np.ndarr
 
 
 def _stage(block, folder: pathlib.Path, confusion: np.ndarray, counts: np.ndarray) -> dict:
-  tests = [line for line in journal.read(folder / "metrics.jsonl") if "test" in line]
-  best = max(tests, key=lambda line: line["test"]["overall"])
+  lines = journal.read(folder / "metrics.jsonl")
+  best = max((line for line in lines if "test" in line), key=lambda line: line["test"]["overall"])
+  held_out = max((line for line in lines if "held_out" in line), key=lambda line: line["held_out"], default=None)
   timing = journal.read(folder / "timing.jsonl")
   seconds, steps = sum(line["seconds"] for line in timing), sum(line["step"] - line["start"] for line in timing)
   return dict(
       test=metrics.group_accuracy(confusion, counts), per_class=metrics.per_class_accuracy(confusion).tolist(),
       # Named for what it is: a number chosen on the test set is not the result.
       best_selected_on_test=dict(epoch=best["epoch"], overall=best["test"]["overall"]),
+      best_on_held_out=held_out and dict(step=held_out["step"], balanced_accuracy=held_out["held_out"]),
+      skipped_steps=sum("skipped" in line for line in lines),
       epochs=block.epochs, batch_size=block.batch_size, steps=timing[-1]["step"], seconds=seconds,
       images_per_second=steps * block.batch_size / seconds)
+
+
+def counts(results: dict) -> list[str]:
+  """One line of what happened that nobody asked for, also where nothing did."""
+  return ["counted: " + ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in results["counts"].items())]
 
 
 def bad_images(results: dict) -> list[str]:
@@ -139,6 +151,7 @@ Classes by training images: many > 100, medium 20 to 100, few < 20; the numbers 
 result is the last epoch's.
 
 {stages}
+- {counts(results)[0]}
 
 ![training curves](training_curves.png)
 

@@ -1,6 +1,8 @@
 """One stage of training: the loop, read top to bottom. It names no method."""
 
 import collections
+import functools
+import json
 import pathlib
 import re
 import sys
@@ -14,15 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from ltjax import build, feed, metrics, optim, prng, prototypes, sharding
+from ltjax import build, feed, metrics, optim, prng, processes, prototypes, sharding
 from ltjax import step as steps
 from ltjax.checkpoint import Checkpoints
 from ltjax.data import resident
 from ltjax.data.order import Order
 from ltjax.errors import ConfigError, TrainingError
 from ltjax.evaluate import Evaluator
-from ltjax.journal import Journal
+from ltjax.journal import Events, Journal
 from ltjax.models import import_torch
+
+EVENTS, NOT_FINITE = "events.jsonl", "not_finite.json"  # in the work folder
 
 
 class Interrupted(Exception):
@@ -43,6 +47,7 @@ class Stage(NamedTuple):
   order: Order
   batch: Callable[[int], Any]  # step -> this process's part of its batch, on the host, as `load` takes it
   objective: build.Objective
+  load: Callable  # what the step makes of a batch, inside jit
   class_counts: np.ndarray
   mesh: jax.sharding.Mesh
   data: dict  # constant arrays of the training set, and the stage's random key
@@ -52,6 +57,7 @@ class Stage(NamedTuple):
   train_steps: dict[int, Callable]  # steps a call: the compiled function
   chunk: int  # the larger number of steps a call
   evaluator: Evaluator
+  held_out: Evaluator | None  # on the images that the training set was relieved of, if any
 
   def count(self, first: int, boundary: int) -> int:
     """How many steps from `first` go into one call: a chunk of one and the same program, or else 1."""
@@ -67,7 +73,8 @@ class Stage(NamedTuple):
     """
     batches = [self.batch(step) for step in range(first, first + count)]
     clocks = [self.order.clock(step) for step in range(first, first + count)]
-    scalars = [self.objective.scalars(clock, self.class_counts) for clock in clocks]
+    scalars = [self.objective.scalars(clock, self.class_counts) | dict(step=np.int32(step))
+               for step, clock in enumerate(clocks, first)]
     if count == 1:
       batches, scalars = batches[0], scalars[0]
     else:
@@ -88,25 +95,28 @@ def prepare(config, name: str, dataset) -> Stage:
   images = feed.make(config, name, dataset, order, mesh)
   data = sharding.replicate(images.train | dict(
       class_counts=counts.astype(np.float32), key=prng.stream(config.seed, name)), mesh)
-  evaluator = Evaluator(model, sharding.replicate(images.test, mesh), len(counts), batch_size=config.eval_batch_size,
-                        mesh=mesh, stream=images.stream)
+  evaluator, held_out = (getattr(dataset, split) and feed.evaluator(config, model, dataset, split, mesh)
+                         for split in ("test", "held_out"))
   make_state, init, tx, factors = state_makers(config, name, counts, feed.image_shape(config, dataset))
   like = abstract(lambda: make_state(init()), whole)
   on_device = {key: value for key, value in config.augment.items() if key not in ("crop", "size")}
   load = resident.make_load(**on_device, mixup=block.mixup, branches=objective.branches is not None, read=images.read)
-  train_step = steps.make_train_step(model, tx, factors, objective, load, batch_norm=block.batch_norm)
+  train_step = steps.make_train_step(model, tx, factors, objective, load, batch_norm=block.batch_norm,
+                                     on_nonfinite=config.on_nonfinite)
   # Fifty batches of photographs would be a large part of a device's memory, and a step of them is long enough.
-  chunk = config.steps_per_call or (1 if on_cpu or images.stream else 50)
+  chunk = config.steps_per_call or (1 if on_cpu or feed.streamed(config) else 50)
   train_steps = {count: jax.jit(step, donate_argnums=0, out_shardings=whole) for count, step in (
       (chunk, steps.repeat(train_step, chunk, unroll=on_cpu)), (1, train_step))}
 
   def place(variables):
     return sharding.replicate(make_state(variables), mesh)
 
-  return Stage(order, images.batch, objective, counts, mesh, data, init, place, like, train_steps, chunk, evaluator)
+  return Stage(order, images.batch, objective, load, counts, mesh, data, init, place, like, train_steps, chunk,
+               evaluator, held_out)
 
 
-def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str | None, stop) -> StageResult:
+def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str | None, stop: Callable[[], bool],
+              strict: bool = False) -> StageResult:
   """Trains stage `name` to its end, from its newest checkpoint, from stage `before`'s model, or from scratch.
 
   Args:
@@ -116,22 +126,25 @@ def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str 
     workdir: the run's folder; the stage writes to `workdir/name`.
     before: the stage whose model this one continues.
     stop: a function that says whether the run has been asked to stop.
+    strict: a damaged checkpoint is an error, instead of a loud return to the one before it.
 
   Raises:
     Interrupted: after `stop()`, with the state saved.
-    TrainingError: a loss, or a number of the state that is to be saved, that is not finite.
+    TrainingError: a loss or a gradient that is not finite, with the state before it saved.
   """
   block, counts, folder = config[name], dataset.class_counts, workdir / name
   stage = prepare(config, name, dataset)
   order, objective, whole = stage.order, stage.objective, sharding.replicated(stage.mesh)
 
   # -- state: restore, or bridge from the stage before, or initialise --------------------------------------------------
-  checkpoints = Checkpoints(folder / "checkpoints")
+  opened = functools.partial(Checkpoints, keep=config.keep_checkpoints, strict=strict, on_fallback=functools.partial(
+      Events(workdir / EVENTS).write, "checkpoint_fallbacks"))
+  checkpoints = opened(folder / "checkpoints")
   if checkpoints.latest() is not None:
     state = checkpoints.restore(stage.like)
   elif before:
     _, init_before, _, _ = state_makers(config, before, counts, feed.image_shape(config, dataset))
-    with Checkpoints(workdir / before / "checkpoints") as earlier:
+    with opened(workdir / before / "checkpoints") as earlier:
       variables = earlier.restore_model(abstract(init_before, whole))
     taken = take_over(variables, stage.init, block.reset)
     state = stage.make_state(prototypes.fill(config, name, before, dataset, taken, variables, folder))
@@ -141,42 +154,96 @@ def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str 
   done = start = int(jax.device_get(state.step))
   journal, timing = Journal(folder / "metrics.jsonl", upto=done), Journal(folder / "timing.jsonl", upto=done)
 
-  # -- the loop: {step, log, evaluate, checkpoint}, in this order, on which resuming relies ----------------------------
-  confusion, log_every, epoch, began = None, config.log_every_steps, order.steps_per_epoch, time.perf_counter()
-  evaluate_every, save_every = config.eval_every_epochs * epoch, config.checkpoint_every_epochs * epoch
-  ahead = collections.deque()
+  # -- the loop: {log, evaluate, checkpoint, step}. What the log shows as done at this step is not done again ----------
+  confusion, stopping, epoch, began = None, False, order.steps_per_epoch, time.perf_counter()
+  log_every, evaluate_every, save_every = (
+      config.log_every_steps, config.eval_every_epochs * epoch, config.checkpoint_every_epochs * epoch)
+  flight = Flight(config, name, order, objective, workdir, journal)
   bar = tqdm(total=order.steps * block.batch_size, initial=done * block.batch_size, unit="img", unit_scale=True,
-             desc=name, dynamic_ncols=True)
+             desc=name, dynamic_ncols=True, disable=not processes.is_first())
   with checkpoints, bar, jax.transfer_guard("disallow"):
-    while done < order.steps:
-      boundary = min(order.steps, *((done // every + 1) * every for every in (log_every, evaluate_every, save_every)))
-      count = stage.count(done, boundary)
-      state = stage.train_steps[count](state, stage.data, *stage.batches(done, count))
-      # At most two calls ahead of the device: a signal is answered soon, and the bar shows what is done.
-      ahead.append(jnp.copy(state.step))
-      if len(ahead) > 2:
-        jax.block_until_ready(ahead.popleft())
-      done += count
-      bar.update(count * block.batch_size)
-      last, stopping, now = done == order.steps, stop(), dict(step=done, epoch=done / epoch)
-
-      if done % log_every == 0 or last:
-        loss, accuracy = mean_since_log(state, name, done)
+    while True:
+      last, now = done == order.steps, dict(step=done, epoch=done / epoch)
+      log, evaluate, save = (bool(done) and (done % every == 0 or last)
+                             for every in (log_every, evaluate_every, save_every))
+      if log or evaluate or save or stopping:
+        flight.land(state, checkpoints)
+      if log and not journal.has(done, "loss") and (means := mean_since_log(state)):
+        loss, accuracy = means
         journal.write(**now, loss=loss, accuracy=accuracy, lr=float(objective.lr(order.clock(done - 1))))
         bar.set_postfix(loss=f"{loss:.3f}", acc=f"{accuracy:.1%}")
         state = state.replace(window=jax.device_put(steps.init_window(), whole))
-      if done % evaluate_every == 0 or last:
-        confusion = stage.evaluator(state)
-        journal.write(**now, test=metrics.group_accuracy(confusion, counts))
-      if done % save_every == 0 or last or stopping:
-        check_finite(state, name, done)
+      if evaluate and not stopping and not journal.has(done, "test"):
+        confusion = stage.evaluator(state, stop)
+        stopping = confusion is None
+        if not stopping:
+          journal.write(**now, test=metrics.group_accuracy(confusion, counts))
+      if (save or stopping) and done > start:
+        score = None if stopping or not stage.held_out else balanced_accuracy(stage.held_out(state))
+        if score is not None:
+          journal.write(**now, held_out=score)
         timing.write(step=done, start=start, seconds=time.perf_counter() - began)
-        checkpoints.save(state, wait=last or stopping)
+        checkpoints.save(state, score=score, wait=last or stopping)
         start, began = done, time.perf_counter()
-        if stopping and not last:
-          raise Interrupted
+      if last and (confusion is not None or journal.has(done, "test")):
+        break
+      if stopping:
+        raise Interrupted
+      boundary = min(order.steps, *((done // every + 1) * every for every in (log_every, evaluate_every, save_every)))
+      count = stage.count(done, boundary)
+      state, finite = stage.train_steps[count](state, stage.data, *stage.batches(done, count))
+      flight.start(done, finite)
+      flight.land(state, checkpoints, but=2)
+      checkpoints.check()
+      done += count
+      bar.update(count * block.batch_size)
+      stopping = stop()
   parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
   return StageResult(state, parameters, stage.evaluator(state) if confusion is None else confusion)
+
+
+class Flight:
+  """The calls that the devices have not answered yet: whether their numbers are finite is read when they have.
+
+  At most two are ahead of the device, so that a signal is answered soon and the bar shows what is done.
+  """
+
+  def __init__(self, config, name: str, order: Order, objective: build.Objective, workdir: pathlib.Path,
+               journal: Journal):
+    self._config, self._name, self._order, self._objective = config, name, order, objective
+    self._workdir, self._journal, self._calls = workdir, journal, collections.deque()
+
+  def start(self, first: int, finite: jax.Array) -> None:
+    """Remembers a call that began with step `first`; `finite` is what it returned of each of its steps."""
+    self._calls.append((first, finite))
+
+  def land(self, state: steps.TrainState, checkpoints: Checkpoints, but: int = 0) -> None:
+    """Waits for all calls but the newest few; says so, and stops the run or goes on, where a step was not finite."""
+    while len(self._calls) > but:
+      first, finite = self._calls.popleft()
+      for place in np.flatnonzero(~np.atleast_1d(jax.device_get(finite))):
+        self._not_finite(first + int(place), state, checkpoints)
+
+  def _not_finite(self, step: int, state: steps.TrainState, checkpoints: Checkpoints) -> None:
+    examples = self._order.batch(step).ravel().tolist()
+    lr, epoch = float(self._objective.lr(self._order.clock(step))), self._order.steps_per_epoch
+    what = (f"{self._name}: the loss, a gradient or a parameter became infinite or NaN in step {step} (epoch "
+            f"{step / epoch:.4g}, learning rate {lr:.4g}), of which nothing was learned")
+    if self._config.on_nonfinite == "skip":
+      self._journal.write(step=step + 1, epoch=(step + 1) / epoch, skipped=examples, skipped_lr=lr)
+      skipped = self._journal.count("skipped")
+      print(f"WARNING: {what}; skipped, {skipped} by now", file=sys.stderr)
+      if skipped > self._config.skip_limit:
+        raise TrainingError(f"{what}; that is more than the {self._config.skip_limit} steps that skip_limit allows; "
+                            "lower the learning rate or scale")
+      return
+    checkpoints.save(state, wait=True)  # it has stayed as it was before that step
+    if processes.is_first():
+      (self._workdir / NOT_FINITE).write_text(json.dumps(dict(
+          stage=self._name, step=step, lr=lr, examples=examples), indent=1) + "\n")
+    raise TrainingError(f"{what}; the state before it is saved, its images are in {self._workdir / NOT_FINITE}, and "
+                        f"`python -m ltjax.debug_step {self._workdir}` replays it; lower the learning rate or scale, "
+                        "or give --config.on_nonfinite=skip and a new --workdir")
 
 
 def state_makers(config, name: str, class_counts: np.ndarray | None, image_shape: tuple):
@@ -250,19 +317,12 @@ def take_over(variables: dict, init: Callable[[], dict], reset: tuple) -> dict:
   return taken
 
 
-def mean_since_log(state: steps.TrainState, name: str, done: int) -> tuple[float, float]:
-  """Mean loss and accuracy since the last line of the log; raises where the loss is not finite."""
+def mean_since_log(state: steps.TrainState) -> tuple[float, float] | None:
+  """Mean loss and accuracy since the last line of the log; None where all steps since then were skipped."""
   window = jax.device_get(state.window)
-  loss, accuracy = (float(window[key] / max(window["examples"], 1)) for key in ("loss", "correct"))
-  if not np.isfinite(loss):
-    raise TrainingError(f"{name}: the loss became {loss} at most {int(window['examples'])} images before step {done}; "
-                        "lower the learning rate or scale; the last good state is kept in the work folder")
-  return loss, accuracy
+  return tuple(float(window[key] / window["examples"]) for key in ("loss", "correct")) if window["examples"] else None
 
 
-def check_finite(state: steps.TrainState, name: str, done: int) -> None:
-  """Raises where `state` must not be saved; the loss does not say it, being that of the parameters before the step."""
-  mean_since_log(state, name, done)
-  if not jax.device_get(steps.all_finite((state.params, state.batch_stats, state.opt_state))):
-    raise TrainingError(f"{name}: the parameters became infinite or NaN before step {done}; "
-                        "lower the learning rate or scale; the last good state is kept in the work folder")
+def balanced_accuracy(confusion: np.ndarray) -> float:
+  """Mean accuracy of the classes of which there are images."""
+  return float(metrics.per_class_accuracy(confusion)[confusion.sum(axis=1) > 0].mean())

@@ -103,8 +103,8 @@ def test_several_steps_a_call_are_the_steps_one_by_one(dataset):
   assert indices.shape == (2, 128, 2)
   np.testing.assert_array_equal(indices[1], stage.order.batch(5))
   for step in (4, 5):
-    one = stage.train_steps[1](one, stage.data, *stage.batches(step, 1))
-  two = stage.train_steps[2](two, stage.data, *stage.batches(4, 2))
+    one, _ = stage.train_steps[1](one, stage.data, *stage.batches(step, 1))
+  two, _ = stage.train_steps[2](two, stage.data, *stage.batches(4, 2))
   assert int(two.step) == 2
   np.testing.assert_allclose(two.window["loss"], one.window["loss"], rtol=1e-4)
   np.testing.assert_allclose(two.seen_counts, one.seen_counts, rtol=1e-5)

@@ -1,6 +1,6 @@
 """What a checkpoint keeps, what it refuses, and the bridge from one stage to the next."""
 
-import gc
+import json
 import re
 
 import jax
@@ -95,10 +95,10 @@ def test_what_a_crash_left_half_written_is_cleaned_up_and_never_restored(stages,
   folder = tmp_path / "checkpoints"
   with Checkpoints(folder) as checkpoints:
     checkpoints.save(filled(stages["classifier"], step=4))
-  stale = folder / "9.orbax-checkpoint-tmp"
+  stale = folder / "9.partial.orbax-checkpoint-tmp"
   (stale / "model").mkdir(parents=True)
   (stale / "model" / "half").write_text("a")
-  (folder / "8.orbax-checkpoint-tmp").mkdir()
+  (folder / "8.partial").mkdir()
   with Checkpoints(folder) as checkpoints:
     assert checkpoints.latest() == 4
     checkpoints.save(filled(stages["classifier"], step=9), wait=True)
@@ -164,7 +164,7 @@ def test_a_checkpoint_of_other_classes_is_refused_in_one_sentence(stages, tmp_pa
     config = tiny.config("gcl_digits")
     like = tiny.parts(config, "representation", lambda *args: tiny.one_conv(class_counts=(1,) * 7)).stage.like
     for restore, wanted in ((checkpoints.restore, like), (checkpoints.restore_model, model_of(like))):
-      with pytest.raises(WorkdirError, match=r"ts/4: .*head/kernel is \(4, 10\), expected \(4, 7\);") as info:
+      with pytest.raises(WorkdirError, match=r"ts/4: .*head/kernel is float32\[4,10\], expected float32\[4,7\]") as info:
         restore(wanted)
       assert_one_sentence(info.value)
 
@@ -173,7 +173,7 @@ def test_a_checkpoint_of_another_network_is_refused_in_one_sentence(stages, tmp_
   with Checkpoints(tmp_path / "checkpoints") as checkpoints:
     checkpoints.save(filled(stages["representation"], step=4), wait=True)
     like = tiny.parts(tiny.config("gcl_digits"), "representation").stage.like
-    with pytest.raises(WorkdirError, match="backbone/norm/mean is .*, expected absent, and .* more differ;") as info:
+    with pytest.raises(WorkdirError, match="backbone/norm/mean is .*, expected absent;.*; and .* more;") as info:
       checkpoints.restore(like)
     assert_one_sentence(info.value)
 
@@ -183,26 +183,9 @@ def test_a_checkpoint_without_its_model_is_refused_in_one_sentence(stages, tmp_p
   with Checkpoints(folder) as checkpoints:
     checkpoints.save(filled(stages["representation"], step=4), wait=True)
   (folder / "4" / "model").rename(tmp_path / "elsewhere")
-  with Checkpoints(folder) as checkpoints, pytest.raises(WorkdirError, match="could not be read") as info:
+  with Checkpoints(folder) as checkpoints, pytest.raises(WorkdirError, match="damaged: model.* cannot be read") as info:
     checkpoints.restore(stages["representation"].stage.like)
   assert_one_sentence(info.value)
-
-
-# The first of Orbax's readers to fail leaves the others in the air.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_damaged_checkpoint_is_refused_in_one_sentence(stages, tmp_path):
-  folder = tmp_path / "checkpoints"
-  with Checkpoints(folder) as checkpoints:
-    checkpoints.save(filled(stages["representation"], step=4), wait=True)
-  data = [path for path in (folder / "4" / "model").rglob("*") if path.is_file() and path.parent.name == "d"]
-  assert data
-  for path in data:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-  with Checkpoints(folder) as checkpoints, pytest.raises(WorkdirError, match="could not be read") as info:
-    checkpoints.restore(stages["representation"].stage.like)
-  assert_one_sentence(info.value)
-  del info
-  gc.collect()  # here, and not in the next test
 
 
 def all_finite(tree) -> bool:
@@ -210,7 +193,7 @@ def all_finite(tree) -> bool:
 
 
 # The loss of a step is that of the parameters before it, so it is still finite at the first update that overflows
-# (which a weight decay of 1e10 brings about), and on request that very step is saved.
+# (which a weight decay of 1e10 brings about).
 @pytest.mark.parametrize(("weight_decay", "stop_after"), [(0.0, None), (0.0, 1), (1e10, None), (1e10, 1)])
 @pytest.mark.parametrize("log_every", [1, 1000])
 def test_numbers_that_are_not_finite_end_the_run_and_are_never_saved(
@@ -218,13 +201,17 @@ def test_numbers_that_are_not_finite_end_the_run_and_are_never_saved(
   config = tiny.config(
       "ce_digits", representation__lr=dict(name="constant", value=1e30), log_every_steps=log_every, steps_per_call=1,
       representation__weight_decay=weight_decay)
+  bad = 0 if weight_decay else 1  # the step in which it happens
   first = train.Interrupted if (weight_decay, stop_after) == (0.0, 1) else TrainingError
   with pytest.raises(first):
     tiny.run(config, tmp_path, stop_after=stop_after)
-  with pytest.raises(TrainingError, match="representation: .*before step.* lower the learning rate") as info:
+  with pytest.raises(TrainingError, match=f"representation: .* in step {bad} .*learning rate 1e.30") as info:
     tiny.run(config, tmp_path)
   assert_one_sentence(info.value)
-  for step in tiny.saved_steps(tmp_path, "representation"):
-    assert step == 1 and first is train.Interrupted
-    with Checkpoints(tmp_path / "representation" / "checkpoints") as checkpoints:
-      assert all_finite(checkpoints.restore(tiny.parts(config, "representation", tiny.one_conv).stage.like))
+  assert tiny.saved_steps(tmp_path, "representation") == [bad]
+  with Checkpoints(tmp_path / "representation" / "checkpoints") as checkpoints:
+    assert all_finite(checkpoints.restore(tiny.parts(config, "representation", tiny.one_conv).stage.like))
+  record = json.loads((tmp_path / "not_finite.json").read_text())
+  order = tiny.parts(config, "representation", tiny.one_conv).stage.order
+  assert (record["stage"], record["step"], record["examples"]) == (
+      "representation", bad, order.batch(bad).tolist())

@@ -182,7 +182,8 @@ def test_the_command_line_prints_one_line_for_a_bad_image(photographs, tmp_path,
   monkeypatch.setattr(main, "_CONFIG", type("Flag", (), dict(value=photo_config(), name="config")))
   monkeypatch.setattr(main, "_WORKDIR", type("Flag", (), dict(value=str(tmp_path / "run"), name="workdir")))
   monkeypatch.setattr(main.flags, "FLAGS", {"verbosity": type("Flag", (), dict(present=1))})
-  monkeypatch.setattr(main, "StopRequest", lambda: lambda: False)
+  monkeypatch.setattr(main, "_STOP", lambda: False)
+  monkeypatch.setattr(main, "_STRICT", type("Flag", (), dict(value=False)))
   with pytest.raises(SystemExit) as info:
     main._main(["main"])
   lines = capsys.readouterr().err.splitlines()
@@ -247,7 +248,7 @@ def two_steps(folder: pathlib.Path) -> dict:
   for step in range(2):
     batch, scalars = stage.batches(step, 1)
     shares.append([np.asarray(shard.data).tolist() for shard in batch["images"].addressable_shards])
-    state = stage.train_steps[1](state, stage.data, batch, scalars)
+    state, _ = stage.train_steps[1](state, stage.data, batch, scalars)
   return dict(shares=shares, loss=float(state.window["loss"]), confusion=stage.evaluator(state).tolist())
 
 

@@ -213,19 +213,6 @@ def test_post_hoc_results_do_not_depend_on_stops(tmp_path, monkeypatch):
 # -- signals -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_second_signal_is_not_caught():
-  handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-  try:
-    stop = main.StopRequest()
-    assert not stop()
-    signal.raise_signal(signal.SIGTERM)
-    assert stop()
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-  finally:
-    for number, handler in handlers.items():
-      signal.signal(number, handler)
-
-
 def lines(workdir):
   log = workdir / "representation" / "metrics.jsonl"
   return log.read_text().splitlines() if log.exists() else []

@@ -41,7 +41,7 @@ def paths(tree) -> dict:
 def one_step(made: tiny.Parts, *, at: int = 0):
   """(state before, state after) one compiled step, on the host."""
   state = made.state()
-  after = jax.jit(made.train_step)(state, made.stage.data, *made.stage.batches(at, 1))
+  after, _ = jax.jit(made.train_step)(state, made.stage.data, *made.stage.batches(at, 1))
   return jax.device_get(state), jax.device_get(after)
 
 
@@ -120,9 +120,9 @@ def test_weight_decay_falls_on_every_parameter():
   state = state.replace(params=jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), state.params))
   train_step = steps.make_train_step(
       made.model, optim.sgd(momentum=0.9, weight_decay=0.25, factors=made.factors), made.factors, _zero_loss, made.load,
-      batch_norm="train")
+      batch_norm="train", on_nonfinite="stop")
   indices, scalars = made.stage.batches(0, 1)
-  after = jax.jit(train_step)(state, made.stage.data, indices, dict(scalars, lr=jnp.float32(0.5)))
+  after, _ = jax.jit(train_step)(state, made.stage.data, indices, dict(scalars, lr=jnp.float32(0.5)))
   assert {"backbone/norm/scale", "backbone/norm/bias", "backbone/conv/bias", "head/kernel"} <= set(paths(after.params))
   for path, value in paths(after.params).items():
     np.testing.assert_allclose(value, (1 - 0.5 * 0.25) * paths(state.params)[path], rtol=1e-6, err_msg=path)
@@ -182,7 +182,7 @@ def test_a_scheduled_hyper_parameter_reaches_the_loss_without_another_compilatio
   value = dict(name="linear", start=1.0, end=10.0)
   made = parts(**{f"representation__{block}": {**blocks[block], key: value}})
   train_step = jax.jit(made.train_step)
-  sums = [float(train_step(made.state(), made.stage.data, indices, scalars).window["loss"])
+  sums = [float(train_step(made.state(), made.stage.data, indices, dict(scalars, step=0))[0].window["loss"])
           for indices, scalars in ((made.stage.batches(0, 1)[0], made.stage.batches(step, 1)[1]) for step in (0, 9))]
   assert sums[0] != sums[1]
   assert train_step._cache_size() == 1
@@ -198,10 +198,11 @@ def _criterion_calls(made: tiny.Parts) -> list:
     return _zero_loss(logits, labels)
 
   train_step = jax.jit(
-      steps.make_train_step(made.model, made.tx, made.factors, recording, made.load, batch_norm="train"))
+      steps.make_train_step(made.model, made.tx, made.factors, recording, made.load, batch_norm="train",
+                            on_nonfinite="stop"))
   state = made.state()
   for step in (0, 1):
-    state = train_step(state, made.stage.data, *made.stage.batches(step, 1))
+    state, _ = train_step(state, made.stage.data, *made.stage.batches(step, 1))
   jax.block_until_ready(state)
   jax.effects_barrier()
   return calls
@@ -223,7 +224,7 @@ def test_the_window_sums_loss_and_shares_of_right_predictions():
   made = parts(representation__mixup=1.0)
   state = made.state()
   indices, scalars = made.stage.batches(0, 1)
-  after = jax.jit(made.train_step)(state, made.stage.data, indices, scalars)
+  after, _ = jax.jit(made.train_step)(state, made.stage.data, indices, scalars)
   key_load, _ = jax.random.split(jax.random.fold_in(made.stage.data["key"], 0))
   images, targets = made.load(made.stage.data, indices, key_load, scalars)
   (logits, _), _ = made.model.apply(
@@ -259,7 +260,7 @@ def two_stages(tmp_path_factory):
       if match := re.match(r"Compiling jit\((\w+)\)", record.getMessage()):
         compiled.append(match[1])
 
-  def evaluate(self, state):
+  def evaluate(self, state, stop=lambda: False):
     evaluated.append(state)
     return call(self, state)
 

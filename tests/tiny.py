@@ -74,7 +74,8 @@ def parts(config, name: str, model: Callable = build.model) -> Parts:
     stage, model = train.prepare(config, name, dataset), build.model(config, dataset.class_counts, name)
     _, _, tx, factors = train.state_makers(config, name, dataset.class_counts, dataset.train[0][:1].shape)
   load = resident.make_load(**config.augment, mixup=block.mixup)
-  train_step = steps.make_train_step(model, tx, factors, stage.objective, load, batch_norm=block.batch_norm)
+  train_step = steps.make_train_step(model, tx, factors, stage.objective, load, batch_norm=block.batch_norm,
+                                     on_nonfinite=config.on_nonfinite)
   return Parts(stage, model, factors, tx, load, train_step)
 
 

@@ -1,0 +1,134 @@
+"""Replays one step of a run and says what in it was not finite, in the order in which it was computed.
+
+python -m ltjax.debug_step WORKDIR                          the step that stopped the run
+python -m ltjax.debug_step WORKDIR --stage NAME --step N    any step, from the newest checkpoint before it
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from ltjax import build, feed, optim, train
+from ltjax import config as configs
+from ltjax import step as steps
+from ltjax.checkpoint import Checkpoints
+from ltjax.data import decode
+from ltjax.errors import ConfigError, LtjaxError
+
+
+class Tensor(NamedTuple):
+  """A tensor of the step: its name, and its values on the host."""
+
+  name: str
+  values: np.ndarray
+
+  @property
+  def bad(self) -> int:
+    """How many of its values are infinite or NaN."""
+    return int((~np.isfinite(self.values)).sum())
+
+  def __str__(self) -> str:
+    finite = self.values[np.isfinite(self.values)]
+    span = f"{finite.min():11.4g} to {finite.max():11.4g}" if finite.size else " " * 26
+    return f"{span}  {f'NOT FINITE: {self.bad} of {self.values.size}' if self.bad else '':32}  {self.name}"
+
+
+def replay(workdir: pathlib.Path, name: str | None = None, step: int | None = None) -> tuple[list[str], list[Tensor]]:
+  """(what is known of the step, its tensors in the order of their computation); the work folder stays as it is.
+
+  Args:
+    workdir: of the run.
+    name: the stage, and
+    step: the step; those that stopped the run where not given.
+
+  Raises:
+    LtjaxError: there is no such run, step or checkpoint.
+  """
+  config = configs.load(workdir)
+  if name is None or step is None:
+    record = workdir / train.NOT_FINITE
+    if not record.is_file():
+      raise ConfigError(f"{record}: no step of this run was found to be not finite; give --stage and --step")
+    found = json.loads(record.read_text())
+    name, step = found["stage"], found["step"]
+  if name not in config.stages:
+    raise ConfigError(f"--stage: there is no stage {name!r}; there are {', '.join(config.stages)}")
+  configs.check(config)
+  dataset, _ = decode.opened(build.dataset(config)())
+  stage = train.prepare(config, name, dataset)
+  if not 0 <= step < stage.order.steps:
+    raise ConfigError(f"--step: expected 0 to {stage.order.steps - 1}, got {step}")
+  folder = workdir / name / "checkpoints"
+  state = Checkpoints(folder, read_only=True).restore(stage.like, upto=step)
+  start = int(state.step)
+  for before in range(start, step):
+    state, _ = stage.train_steps[1](state, stage.data, *stage.batches(before, 1))
+  examples, (batch, scalars) = stage.order.batch(step).ravel(), stage.batches(step, 1)
+  known = [f"{name}, step {step} (epoch {step / stage.order.steps_per_epoch:.4g}), from the checkpoint of step {start}",
+           "scheduled: " + ", ".join(f"{key} {_text(value)}" for key, value in sorted(scalars.items())),
+           f"examples: {', '.join(map(str, examples))}",
+           f"their classes: {', '.join(dataset.class_names[label] for label in dataset.train[1][examples])}"]
+  return known, list(_tensors(config, name, dataset, stage, state, batch, scalars))
+
+
+def _text(value) -> str:
+  values = np.asarray(value)
+  return f"{values:.6g}" if values.ndim == 0 else f"{values.min():.6g} to {values.max():.6g}"
+
+
+def _tensors(config, name: str, dataset, stage: train.Stage, state: steps.TrainState, batch, scalars):
+  block, model = config[name], build.model(config, dataset.class_counts, name)
+  _, _, tx, factors = train.state_makers(config, name, dataset.class_counts, feed.image_shape(config, dataset))
+  gradients = jax.jit(steps.make_gradients(model, factors, stage.objective, stage.load, batch_norm=block.batch_norm))
+  found = gradients(state, stage.data, batch, scalars)
+  trained, _ = optim.split(state.params, factors)
+  updates, opt_state = jax.jit(tx.update)(found.grads, state.opt_state, trained, lr=scalars["lr"])
+
+  def outputs(variables, images):
+    _, seen = model.apply(variables, images, train=block.batch_norm != "eval", capture_intermediates=True,
+                          mutable=["batch_stats", "intermediates"])
+    return seen["intermediates"]
+
+  variables = dict(params=state.params, batch_stats=state.batch_stats)
+  yield from _of("state", variables)
+  yield from _of("images", found.images)
+  yield from _of("output of", jax.jit(outputs)(variables, found.images))
+  yield from _of("logits", found.logits)
+  yield from _of("loss", found.loss)
+  yield from _of("gradient of", found.grads)
+  yield from _of("statistics", found.batch_stats)
+  yield from _of("parameter after the step", jax.tree.map(lambda value, update: value + update, trained, updates))
+  yield from _of("optimiser after the step", opt_state)
+
+
+def _of(what: str, tree):
+  for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(tree)):
+    if np.issubdtype(leaf.dtype, np.inexact) or leaf.dtype.name == "bfloat16":
+      name = jax.tree_util.keystr(path, simple=True, separator="/")
+      yield Tensor(f"{what} {name}".rstrip(), np.asarray(leaf, np.float32))
+
+
+def main(arguments=None) -> None:
+  """The command line."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("workdir", type=pathlib.Path)
+  parser.add_argument("--stage")
+  parser.add_argument("--step", type=int)
+  args = parser.parse_args(arguments)
+  try:
+    known, tensors = replay(args.workdir, args.stage, args.step)
+  except LtjaxError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(configs.EXIT_BAD_INPUT)
+  bad = [tensor for tensor in tensors if tensor.bad]
+  print("\n".join((*known, "", *map(str, tensors), "",
+                   f"the first that is not finite: {bad[0].name}" if bad else "all numbers of this step are finite")))
+
+
+if __name__ == "__main__":
+  main()
