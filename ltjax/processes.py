@@ -1,7 +1,7 @@
 """Runs of several processes: their start, what process 0 tells the others, and the moment when all of them stop.
 
 Local processes and Kubernetes say who they are by LTJAX_COORDINATOR=host:port, LTJAX_PROCESSES=N and
-LTJAX_PROCESS_ID=0..N-1; Slurm steps and TPU pods are recognised. Process 0 is the only one that touches the work folder.
+LTJAX_PROCESS_ID=0..N-1; Slurm steps and TPU pods are recognised. Only process 0 touches the work folder.
 """
 
 import collections
@@ -9,6 +9,7 @@ import math
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -24,7 +25,7 @@ from ltjax.watchdog import FAILED, Timing, Watch, meet
 _NAMES = ("LTJAX_COORDINATOR", "LTJAX_PROCESSES", "LTJAX_PROCESS_ID")
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 _CHUNK = 2**24  # bytes of a broadcast that are on the devices at a time
-_EXPLAIN = 8.0  # seconds: a collective fails when a process has gone, which the watch knows a moment later
+_EXPLAIN = 8.0  # seconds: more than the watch takes to name a process that has ended
 _watch: Watch | None = None  # like JAX's own state, one for the process
 
 
@@ -58,7 +59,8 @@ def _named(environment: Mapping[str, str]) -> tuple | None:
   if not given:
     return None
   if missing := [name for name in _NAMES if name not in given]:
-    raise ConfigError(f"{missing[0]}: not set, although {next(iter(given))} is; set all of {', '.join(_NAMES)}, or none")
+    raise ConfigError(f"{missing[0]}: not set, although {next(iter(given))} is; set all of {', '.join(_NAMES)}, "
+                      "or none")
   address, count, number = (given[name].strip() for name in _NAMES)
   host, _, port = address.rpartition(":")
   if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
@@ -113,11 +115,14 @@ def at(phase: str) -> None:
     _watch.at(phase)
 
 
-def explain(error: Exception) -> None:
-  """After `error` of a computation: does not return where another process is lost, whom the watch names and exits."""
-  del error
+def find_lost() -> None:
+  """After an error that the loss of another process may have caused: does not return where one is lost.
+
+  A collective fails at once where a connection closes, as a ValueError or JaxRuntimeError; a moment later the watch
+  knows whose it was, says so and ends this process. It returns after some seconds where all are there.
+  """
   if _watch:
-    _watch.wait(_EXPLAIN)
+    time.sleep(_EXPLAIN)
 
 
 def leave(code: int, words: str) -> None:

@@ -1,8 +1,8 @@
 """Who of a run's processes is missing: each keeps a TCP connection to process 0, apart from all that JAX does.
 
-JAX's own answer to a lost process is an abort or a wait of minutes, neither of which says who it was. Here every process
-says every two seconds what it is doing. One that is killed is known by its closed connection, one that is stopped by its
-silence; then all others end within seconds, with its name and exit code 69. JAX's abort is left as the backstop.
+JAX's own answer to a lost process is an abort or a wait of minutes, neither of which says who it was. Here every
+process says every two seconds what it is doing. One that is killed is known by its closed connection, one that is
+stopped by its silence; then all others end within seconds, with its name and exit code 69. JAX's abort is the backstop.
 """
 
 import ctypes
@@ -81,9 +81,9 @@ class Link:
     if end:
       return None
     if self.closed:
-      return f"{self.name} has ended without a word, killed or crashed; it was last at: {self.beat['phase']}."
+      return f"{self.name} has ended without a word, killed or crashed; it was last known at: {self.beat['phase']}."
     if silent > heartbeat:
-      return f"{self.name} has been silent for {silent:.0f} s; it was last at: {self.beat['phase']}."
+      return f"{self.name} has been silent for {silent:.0f} s; it was last known at: {self.beat['phase']}."
     return None
 
   def take(self, beat: dict) -> bool:
@@ -117,10 +117,6 @@ class Watch:
     """From process 0 to all others, which find it in their `inbox`, in order."""
     for link in self._links.values():
       link.send(dict(value=value))
-
-  def wait(self, seconds: float) -> None:
-    """Gives the watch `seconds` to find who is lost, which ends this process; returns where all are well."""
-    time.sleep(seconds)
 
   def leave(self, words: str) -> bool:
     """Says this process's last words; whether all processes end well, which it waits for unless it has failed."""
@@ -322,8 +318,8 @@ def _join(host: str, port: int, number: int, count: int, deadline: float, timeou
     if "go" in answer:
       return Link(0, answer["go"], connection)
     time.sleep(0.2)
-  raise MissingProcess(f"process 0 did not answer at {host}:{port} within {timeout:.0f} s; start it, or look at its own "
-                       "log, and start all processes again.")
+  raise MissingProcess(f"process 0 did not answer at {host}:{port} within {timeout:.0f} s; start it, or look at its "
+                       "own log, and start all processes again.")
 
 
 def _line(connection: socket.socket, timeout: float) -> dict | None:
