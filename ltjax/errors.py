@@ -28,6 +28,10 @@ class TrainingError(LtjaxError):
   """The numbers went wrong."""
 
 
+class MissingProcess(LtjaxError):
+  """Another process of the run did not come, or is lost; exit code 69."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
   """' (did you mean ...?)' where one of `choices` is close to `name`, else ''."""
   close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)

@@ -1,0 +1,274 @@
+"""Runs of real local processes: `python -m tests.test_processes CASE` is what they run."""
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from ltjax import errors, processes, watchdog
+from tests.processes import Processes, free_port
+
+SHORT = dict(LTJAX_HEARTBEAT="3")
+MODULE = "tests.test_processes"
+
+# -- what the processes do --------------------------------------------------------------------------------------------
+
+
+def say(**found) -> None:
+  print(json.dumps(found))
+
+
+def case_together() -> None:
+  """What process 0 tells the others, and the step at which all stop."""
+  import jax
+
+  from ltjax import sharding
+
+  me = jax.process_index()
+  say(me=me, first=processes.is_first(), count=jax.process_count())
+  values = dict(w=np.float32([-0.0, np.nan, np.inf, 1e-45]), n=np.int64(2**60), e=np.zeros((0, 3)),
+                b=jax.numpy.arange(3, dtype="bfloat16"),
+                big=np.random.default_rng(0).integers(0, 256, 2**24 + 5, "uint8"))
+  found = processes.from_first(lambda: dict(values, plain=[1, None, "é"], pair=(True, 2.5)))
+  same = {key: found[key].tobytes() == np.asarray(value).tobytes() and found[key].dtype == value.dtype and
+          found[key].shape == value.shape for key, value in values.items()}
+  say(same=same, plain=found["plain"], tuple=isinstance(found["pair"], tuple), pair=found["pair"],
+      theirs=processes.broadcast(me), called=processes.from_first(lambda: jax.process_index()))
+  for error in (errors.WorkdirError("--workdir: größer"), OSError(28, "No space left")):
+    def fail(error=error):
+      raise error
+    try:
+      processes.from_first(fail)
+    except Exception as caught:
+      say(error=type(caught).__name__, text=str(caught))
+
+  mesh, asked = sharding.data_mesh(), []
+  agreement = processes.Agreement(lambda: me == 1 and len(asked) == 5, mesh)
+  step = jax.jit(lambda state: state * 0.5 + 1, out_shardings=sharding.replicated(mesh), donate_argnums=0)
+  state = sharding.replicate(np.ones(4, np.float32), mesh)
+  with jax.transfer_guard("disallow"):
+    while len(asked) < 50:
+      state = step(state)
+      asked.append(None)
+      processes.at(f"step {len(asked)}")
+      if agreement(state):
+        break
+    say(stopped_at=len(asked), now=[agreement(state, lag=0) for _ in range(2)])
+
+
+def case_loop() -> None:
+  """Steps that need all processes, for as long as they live."""
+  import jax
+
+  from ltjax import sharding
+
+  mesh = sharding.data_mesh()
+  agreement = processes.Agreement(lambda: False, mesh)
+  add = jax.jit(lambda rows: rows + rows.sum(), out_shardings=sharding.split(mesh))
+  rows = sharding.place(np.zeros(len(mesh.local_devices), np.float32), mesh)
+  try:
+    for step in range(10**6):
+      processes.at(f"step {step}")
+      rows = add(rows)
+      agreement(rows)
+      print(f"step {step}")
+      time.sleep(0.02)
+  except (ValueError, jax.errors.JaxRuntimeError):
+    processes.find_lost()
+    raise
+
+
+def case_watch() -> None:
+  """The watch alone, without JAX: does what standard input's first argument says."""
+  number, count = int(os.environ["LTJAX_PROCESS_ID"]), int(os.environ["LTJAX_PROCESSES"])
+  timing = watchdog.Timing(0.2, float(os.environ["LTJAX_HEARTBEAT"]), float(os.environ.get("LTJAX_STALL", 1800)))
+  try:
+    watch = watchdog.meet(os.environ["LTJAX_COORDINATOR"], number, count, timing, float(os.environ.get("INIT", 20)))
+  except errors.MissingProcess as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(watchdog.EXIT_MISSING)
+  print("met")
+  what = os.environ.get(f"DOES_{number}", "waits")
+  for step in range(20 if what == "lags" else 30):
+    watch.at(f"phase {step}")
+    time.sleep(0.01)
+  if what == "ends":
+    say(well=watch.leave("finished"))
+  elif what == "ends late":
+    time.sleep(1.5)
+    say(well=watch.leave("finished"))
+  elif what == "fails":
+    watch.leave("failed: no such image")
+    os._exit(2)
+  else:
+    time.sleep(60)
+
+
+def _work(case: str) -> None:
+  if case != "watch":
+    processes.start(init_timeout=20)
+  globals()[f"case_{case}"]()
+  if case != "watch":
+    processes.leave(0, "finished")
+    print("left")
+
+
+# -- what becomes of them ---------------------------------------------------------------------------------------------
+
+
+def said(text: str) -> dict:
+  lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+  return {key: [line[key] for line in lines if key in line] for key in set().union(*lines)}
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_together(count):
+  each = [{}] if count == 1 else None
+  with Processes([MODULE, "together"], count, each=each) as run:
+    ended = run.all_ended(90)
+  found = [said(process.out) for process in ended]
+  assert [process.code for process in ended] == [0] * count, ended
+  assert all(process.out.splitlines()[-1] == "left" for process in ended)
+  for number, process in enumerate(found):
+    assert (process["me"], process["first"], process["count"]) == ([number], [number == 0], [count])
+    assert all(process["same"][0].values()) and len(process["same"][0]) == 5
+    assert process["plain"] == [[1, None, "é"]] and process["pair"] == [[True, 2.5]] and process["tuple"] == [True]
+    assert process["theirs"] == process["called"] == [0]
+    assert process["error"][0] == "WorkdirError" and process["text"][0] == "--workdir: größer"
+    assert process["error"][1] == ("LtjaxError" if number else "OSError")
+    assert "No space left" in process["text"][1]
+    # Process 1 is asked at step 5, and the answer lies two steps back; nobody asks one process alone.
+    assert process["stopped_at"] == [50 if count == 1 else 7] and process["now"] == [[count > 1] * 2]
+
+
+def test_one_process_stops_at_once_and_is_bounded():
+  import jax
+
+  from ltjax import sharding
+
+  asked = iter([False, False, True, True])
+  agreement, ones = processes.Agreement(lambda: next(asked), sharding.data_mesh()), jax.numpy.ones(3)
+  assert [agreement(ones) for _ in range(2)] == [False, True]
+  processes.at("anything")
+  assert processes.is_first() and processes.broadcast([1]) == [1]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGSTOP"])
+def test_a_lost_process_ends_the_others_with_its_name(victim, how):
+  with Processes([MODULE, "loop"], 2, environment=SHORT) as run:
+    for number in range(2):
+      run.wait_for(number, "step 50")
+    began = time.monotonic()
+    run.send(victim, getattr(signal, how))
+    other = run.ended(1 - victim, 40)
+    took = time.monotonic() - began
+  assert other.code == watchdog.EXIT_MISSING, other
+  sentence = next(line for line in other.err.splitlines() if line.startswith("error: "))
+  assert sentence.startswith(f"error: process {victim} (host {socket.gethostname()}, pid ")
+  assert ("silent for" if how == "SIGSTOP" else "killed or crashed") in sentence
+  assert "last known at: step" in sentence and "checkpoint is intact" in sentence
+  assert "Traceback" not in other.err, other.err
+  assert took < 3 + 5
+
+
+def watching(count, **environment):
+  return Processes([MODULE, "watch"], count, environment=SHORT | environment)
+
+
+@pytest.mark.parametrize(("absent", "sentence"), [
+    ((2,), "1 of 3 processes did not come within 2 s: process 2;"),
+    ((1, 2), "2 of 3 processes did not come within 2 s: process 1, 2;"),
+    ((0,), "process 0 did not answer at localhost:"),
+])
+def test_a_process_that_never_comes_is_named(absent, sentence):
+  with Processes([MODULE, "watch"], 3, environment=SHORT | dict(INIT="2"), absent=absent) as run:
+    ended = run.all_ended(30)
+  assert all(process.code == watchdog.EXIT_MISSING and sentence in process.err for process in ended), ended
+  assert all("Traceback" not in process.err for process in ended)
+
+
+@pytest.mark.parametrize(("second", "sentence"), [
+    (dict(LTJAX_PROCESS_ID="1", LTJAX_PROCESSES="3"), "expects 3 processes, but process 0 expects 2"),
+    (dict(LTJAX_PROCESS_ID="2", LTJAX_PROCESSES="2"), "has a number that is not its own"),
+])
+def test_a_process_of_another_run_is_refused(second, sentence):
+  address = dict(LTJAX_COORDINATOR=f"localhost:{free_port()}")
+  each = [address | dict(LTJAX_PROCESS_ID="0", LTJAX_PROCESSES="2"), address | second]
+  with Processes([MODULE, "watch"], 2, environment=SHORT | dict(INIT="3"), each=each) as run:
+    first, other = run.all_ended(30)
+  assert other.code == watchdog.EXIT_MISSING and sentence in other.err, other
+  assert first.code == watchdog.EXIT_MISSING and "did not come within 3 s: process 1;" in first.err, first
+
+
+def test_a_process_that_fails_is_no_riddle_to_the_others():
+  with watching(3, DOES_2="fails") as run:
+    *others, failed = run.all_ended(30)
+  assert failed.code == 2 and "error" not in failed.err
+  for other in others:
+    assert other.code == watchdog.EXIT_MISSING and "failed: no such image" in other.err and "process 2" in other.err
+
+
+def test_who_ends_well_is_not_missed():
+  with watching(3, DOES_0="ends", DOES_1="ends late", DOES_2="ends") as run:
+    ended = run.all_ended(30)
+  assert [(process.code, said(process.out)["well"], process.err) for process in ended] == [(0, [True], "")] * 3
+
+
+def test_no_progress_is_said_with_who_is_behind():
+  with watching(3, DOES_1="lags", LTJAX_STALL="2") as run:
+    ended = run.all_ended(30)
+  assert all(process.code == watchdog.EXIT_MISSING for process in ended), ended
+  assert any("process 1 is behind, at: phase 19" in process.err for process in ended), ended
+  assert all("made no progress for 2 s" in process.err for process in ended), ended
+
+
+def test_a_port_that_is_taken_is_said():
+  with socket.create_server(("", 0)) as taken, pytest.raises(errors.MissingProcess, match="cannot listen on port"):
+    watchdog.meet(f"localhost:{taken.getsockname()[1]}", 0, 2, watchdog.Timing(1, 1, 1), 0.3)
+
+
+NAMED = dict(LTJAX_COORDINATOR="localhost:1234", LTJAX_PROCESSES="2", LTJAX_PROCESS_ID="0")
+
+
+@pytest.mark.parametrize("key", NAMED)
+@pytest.mark.parametrize("value", ["", "x", "-1", "2.5", "70000", "a:b", ":1"])
+def test_a_wrong_environment_is_named(key, value):
+  if (key, value) == ("LTJAX_PROCESSES", "70000"):
+    pytest.skip("so many there may be")
+  with pytest.raises(errors.ConfigError, match=f"^{key}: "):
+    processes.start(NAMED | {key: value})
+
+
+@pytest.mark.parametrize("key", ["LTJAX_HEARTBEAT", "LTJAX_STALL"])
+@pytest.mark.parametrize("value", ["x", "0", "-1", "inf", "nan"])
+def test_a_wrong_time_is_named(key, value):
+  with pytest.raises(errors.ConfigError, match=f"^{key}: expected seconds"):
+    processes.start(NAMED | {key: value})
+
+
+def test_a_step_of_slurm_is_recognised():
+  port = 65535 - 2**12 + 1
+  job = next(job for job in range(2**12) if not _taken(port + job))
+  each = [dict(SLURM_JOB_ID=str(job), SLURM_STEP_NODELIST="localhost", SLURM_NTASKS="2", SLURM_PROCID=str(number),
+               SLURM_LOCALID=str(number), SLURM_STEP_NUM_NODES="1") for number in range(2)]
+  with Processes([MODULE, "together"], 2, each=each) as run:
+    ended = run.all_ended(90)
+  assert [said(process.out)["count"] for process in ended] == [[2], [2]], ended
+
+
+def _taken(port: int) -> bool:
+  try:
+    socket.create_server(("", port)).close()
+  except OSError:
+    return True
+  return False
+
+
+if __name__ == "__main__":
+  _work(sys.argv[1])
