@@ -20,7 +20,7 @@
 # To continue a run: stop, if the JobSet is still there, and apply again.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
-source "${BASH_SOURCE[0]%/*}/common.sh"
+source "$(dirname "$0")/common.sh"
 
 option=([name]="" [image]="" [nodes]="" [gpus-per-node]="" [tpus-per-node]="" [tpu-accelerator]="" [tpu-topology]=""
   [storage-class]="" [storage]=1Ti [namespace]="" [worker]=0)
@@ -77,7 +77,7 @@ render() {
       if [[ $line == *"\${$key}"* ]]; then line=${line//"\${$key}"/${value[$key]}}; fi
     done
     echo "$line"
-  done < <(sed 1d "${BASH_SOURCE[0]%/*}/jobset.yaml")
+  done < <(sed 1d "$(dirname "$0")/jobset.yaml")
 }
 
 stop() {

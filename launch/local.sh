@@ -13,7 +13,7 @@
 # that failed; 69, that another one is missing, only where none says why.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
-source "${BASH_SOURCE[0]%/*}/common.sh"
+source "$(dirname "$0")/common.sh"
 set -m  # a process group each: Ctrl-C reaches this script alone, which passes it on once
 
 option=([processes]="" [devices-per-process]=1 [coordinator-port]="")
@@ -23,6 +23,7 @@ need_arguments
 processes=${option[processes]} devices=${option[devices-per-process]}
 
 port=${option[coordinator-port]}
+[[ -z $port ]] || need_number coordinator-port
 while [[ -z $port ]]; do  # a free one below the range from which the system gives ports to clients
   port=$((20000 + RANDOM % 12000))
   ! (: <>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || port=""

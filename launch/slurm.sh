@@ -13,7 +13,7 @@
 # before its time is over the run saves and exits with 75; the job then requeues itself and continues.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
-source "${BASH_SOURCE[0]%/*}/common.sh"
+source "$(dirname "$0")/common.sh"
 
 submit() {
   option=([nodes]="" [gpus-per-node]="" [time]="" [partition]="" [cpus-per-task]=4)

@@ -15,7 +15,7 @@
 # run starts a systemd unit, which needs no connection to stay open; give it again to continue after stop or preemption.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
-source "${BASH_SOURCE[0]%/*}/common.sh"
+source "$(dirname "$0")/common.sh"
 
 option=([name]="" [zone]="" [type]="" [version]="" [project]="" [worker]=0 [spot]=false)
 commands=" create copy run logs stop delete "
@@ -56,7 +56,7 @@ create() {
 
 copy() {  # uv brings Python 3.12: the machines have 3.10, which is too old
   local root
-  root=$(git -C "${BASH_SOURCE[0]%/*}" rev-parse --show-toplevel)
+  root=$(cd "$(dirname "$0")/.." && pwd)
   run_or_print mkdir -p "$root/build"
   run_or_print git -C "$root" archive --format=tar.gz --output=build/ltjax.tar.gz HEAD
   tpu_vm scp "$root/build/ltjax.tar.gz" "${option[name]}:ltjax.tar.gz" --worker=all
