@@ -103,7 +103,7 @@ def test_a_wrong_command_line_is_refused_in_one_sentence(script, args, words):
 READY = 'echo "ready $LTJAX_PROCESS_ID"\n'
 SAVES = """for name in INT TERM USR1; do trap "count=\\$((count + 1)); got=$name" $name; done
 echo "ready $LTJAX_PROCESS_ID"
-until [[ -n $got ]]; do sleep 0.02; done
+for ((i = 0; i < 500; i++)); do [[ -z $got ]] && sleep 0.02 || break; done
 sleep 0.3
 echo "saved $LTJAX_PROCESS_ID after $count $got"
 exit 75"""
@@ -193,7 +193,10 @@ def test_local_passes_a_signal_to_all_once_and_waits(tmp_path, number, whole_gro
 
 
 def test_local_waits_for_the_others_of_a_killed_process(tmp_path):
-  path = stub_python(tmp_path, READY + 'until [[ -e "${0%/*}/gone" ]]; do sleep 0.02; done\necho noticed\nexit 69')
+  path = stub_python(tmp_path, READY + """
+for ((i = 0; i < 500; i++)); do [[ ! -e "${0%/*}/gone" ]] && sleep 0.02 || break; done
+echo noticed
+exit 69""")
   started, pids = start(path, 2)
   os.kill(pids[0], signal.SIGKILL)
   with pytest.raises(subprocess.TimeoutExpired):
