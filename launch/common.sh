@@ -1,0 +1,90 @@
+# shellcheck shell=bash
+# What the scripts beside it share: reading the command line, and showing a command instead of running it.
+
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
+  echo "${0##*/}: bash 4.4 or newer is needed, this is $BASH_VERSION." >&2
+  exit 2
+fi
+
+shopt -u patsub_replacement 2>/dev/null || true  # in what replaces a pattern & is a letter, whatever bash it is
+
+declare -A option=()     # a script's options with their defaults; `false` marks a flag
+declare -a arguments=()  # what follows `--`: the command line of ltjax.main
+dry_run=false
+
+fail() {
+  echo "${0##*/}: $*" >&2
+  exit 2
+}
+
+usage() {  # the comment that a script begins with
+  sed -n -e '1d' -e '/^#/!q' -e 's/^# \{0,1\}//p' "$0"
+}
+
+parse() {
+  local name
+  while (($#)); do
+    case $1 in
+      --help) usage && exit ;;
+      --dry-run) dry_run=true && shift && continue ;;
+      --) shift && arguments=("$@") && break ;;
+      --*) ;;
+      *) fail "What is '$1'? Options of the script come first, then --, then those of ltjax.main; see --help." ;;
+    esac
+    name=${1#--}
+    name=${name%%=*}
+    [[ -v "option[$name]" ]] || fail "There is no option --$name; see --help."
+    if [[ ${option[$name]} == @(true|false) ]]; then
+      [[ $1 != *=* ]] || fail "--$name takes no value."
+      option[$name]=true && shift
+    elif [[ $1 == *=* ]]; then
+      option[$name]=${1#*=} && shift
+    else
+      (($# > 1)) || fail "--$name needs a value."
+      option[$name]=$2 && shift 2
+    fi
+  done
+}
+
+need() {  # the named options, with a value
+  local name
+  for name; do
+    [[ -n ${option[$name]} ]] || fail "--$name is missing; see --help."
+  done
+}
+
+need_number() {  # the named options, each a whole number from 1
+  need "$@"
+  local name
+  for name; do
+    [[ ${option[$name]} =~ ^[1-9][0-9]{0,4}$ ]] || fail "--$name is '${option[$name]}', not a number from 1 to 99999."
+  done
+}
+
+need_arguments() {
+  [[ " ${arguments[*]} " == *" --config="* && " ${arguments[*]} " == *" --workdir="* ]] ||
+    fail "After -- come the arguments of ltjax.main, at least --config=... and --workdir=...; see --help."
+}
+
+quoted() {  # the words as a shell reads them back
+  local word text=""
+  for word; do
+    [[ -n $word && $word != *[^][:alnum:]:=./,@%+_-]* ]] || word=${word@Q}
+    text+=" $word"
+  done
+  printf '%s\n' "${text:1}"
+}
+
+run_or_print() {
+  if $dry_run; then quoted "$@"; else "$@"; fi
+}
+
+run_or_print_with_input() {  # the first argument goes to the command's standard input
+  local input=$1
+  shift
+  if $dry_run; then
+    printf "%s <<'END_OF_INPUT'\n%s\nEND_OF_INPUT\n" "$(quoted "$@")" "$input"
+  else
+    "$@" <<<"$input"
+  fi
+}
