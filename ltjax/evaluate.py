@@ -27,12 +27,15 @@ class Evaluator:
     step = make_eval_step(model, resident.received if stream else resident.gather)
     self._step = jax.jit(step, donate_argnums=4, out_shardings=sharding.replicated(mesh))
 
-  def __call__(self, state, stop: Callable[[], bool] = lambda: False) -> np.ndarray | None:
-    """int64 [c, c] confusion matrix of `state`: rows are true classes, columns predictions; None once `stop()`."""
+  def __call__(self, state, stops: Callable[[jax.Array], bool] = lambda counted: False) -> np.ndarray | None:
+    """int64 [c, c] confusion matrix of `state`: rows are true classes, columns predictions.
+
+    None where `stops(counted)`, asked after a batch with what the device has counted by then, says that the run stops.
+    """
     variables = dict(params=state.params, batch_stats=state.batch_stats)
     confusion = sharding.replicate(self._zeros, self._mesh)
     for number, (indices, valid) in enumerate(_batches(self._size, self._batch_size)):
-      if number and stop():
+      if number and stops(confusion):
         return None
       batch = self._stream.batch(number) if self._stream else indices[self._rows]
       batch, valid = sharding.place((batch, valid[self._rows]), self._mesh)

@@ -22,10 +22,10 @@ from ml_collections import config_flags
 from ltjax import build, cams, feed, processes, report, selection, sharding
 from ltjax import config as configs
 from ltjax.data import decode
-from ltjax.errors import ConfigError, LtjaxError, SaveError, TrainingError
+from ltjax.errors import ConfigError, LtjaxError, MissingProcess, SaveError, TrainingError
 from ltjax.train import Interrupted, check_start, run_stage
 
-EXIT_CODES = {TrainingError: 1, SaveError: 74}  # every other error of ours is bad input
+EXIT_CODES = {TrainingError: 1, MissingProcess: 69, SaveError: 74}  # every other error of ours is bad input
 CACHE = ".ltjax_cache"  # beside the work folder, for all runs there: listings of images, never the images' own folder
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -79,7 +79,9 @@ def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "", st
 def _main(argv) -> None:
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it writes
+  code, words = 0, "finished"
   try:
+    processes.start()
     if len(argv) > 1:
       raise ConfigError(f"unexpected argument {argv[1]!r}; options are written --config=FILE --workdir=DIR")
     for flag in (_CONFIG, _WORKDIR):
@@ -89,13 +91,22 @@ def _main(argv) -> None:
     command = shlex.join(["python", "-m", "ltjax.main", *sys.argv[1:]])
     results = run(_CONFIG.value, workdir, _STOP, command, _STRICT.value)
   except LtjaxError as error:
+    code = next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), configs.EXIT_BAD_INPUT)
+    words = str(error)
     print(f"error: {error}", file=sys.stderr)
-    sys.exit(next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), configs.EXIT_BAD_INPUT))
   except Interrupted:
+    code, words = signals.EXIT_STOPPED, "stopped"
     print(f"stopped; everything is saved in {workdir}: run the same command to continue", file=sys.stderr)
-    sys.exit(signals.EXIT_STOPPED)
-  print("\n".join(("", report.table(results), *report.counts(results), *report.bad_images(results), "")))
-  print(f"written: {workdir / 'results.json'}, {workdir / 'report' / 'README.md'}")
+  except Exception as error:
+    processes.find_lost()  # whose end may be the cause
+    processes.leave(1, f"{type(error).__name__}: {error}")
+    raise
+  else:
+    if processes.is_first():
+      print("\n".join(("", report.table(results), *report.counts(results), *report.bad_images(results), "")))
+      print(f"written: {workdir / 'results.json'}, {workdir / 'report' / 'README.md'}")
+  processes.leave(code, words)
+  sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -267,7 +267,8 @@ class Agreement:
       after: what the step has computed, an array of any shape on all devices.
       lag: the answer is that of so many calls ago, which is known by then; 0 waits for the one of this call.
     """
-    self._pending.append(self._any(self._flags[bool(self._asked())], after))
+    asked = bool(self._asked())
+    self._pending.append(self._any(self._flags[asked], after))
     while len(self._pending) > lag:
       self._stop |= bool(jax.device_get(self._pending.popleft()))
-    return self._stop or (_watch is None and self._asked())
+    return self._stop or (_watch is None and asked)

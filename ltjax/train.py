@@ -125,7 +125,7 @@ def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str 
     dataset: a `sources.Dataset`.
     workdir: the run's folder; the stage writes to `workdir/name`.
     before: the stage whose model this one continues.
-    stop: a function that says whether the run has been asked to stop.
+    stop: a function that says whether this process has been asked to stop.
     strict: a damaged checkpoint is an error, instead of a loud return to the one before it.
 
   Raises:
@@ -133,8 +133,10 @@ def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str 
     TrainingError: a loss or a gradient that is not finite, with the state before it saved.
   """
   block, counts, folder = config[name], dataset.class_counts, workdir / name
+  processes.at(f"start of {name}")
   stage = prepare(config, name, dataset)
   order, objective, whole = stage.order, stage.objective, sharding.replicated(stage.mesh)
+  stops = processes.Agreement(stop, stage.mesh)
 
   # -- state: restore, or bridge from the stage before, or initialise --------------------------------------------------
   opened = functools.partial(Checkpoints, keep=config.keep_checkpoints, strict=strict, on_fallback=functools.partial(
@@ -163,6 +165,7 @@ def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str 
              desc=name, dynamic_ncols=True, disable=not processes.is_first())
   with checkpoints, bar, jax.transfer_guard("disallow"):
     while True:
+      processes.at(f"{name} step {done}")
       last, now = done == order.steps, dict(step=done, epoch=done / epoch)
       log, evaluate, save = (bool(done) and (done % every == 0 or last)
                              for every in (log_every, evaluate_every, save_every))
@@ -174,7 +177,7 @@ def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str 
         bar.set_postfix(loss=f"{loss:.3f}", acc=f"{accuracy:.1%}")
         state = state.replace(window=jax.device_put(steps.init_window(), whole))
       if evaluate and not stopping and not journal.has(done, "test"):
-        confusion = stage.evaluator(state, stop)
+        confusion = stage.evaluator(state, stops)
         stopping = confusion is None
         if not stopping:
           journal.write(**now, test=metrics.group_accuracy(confusion, counts))
@@ -197,16 +200,13 @@ def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str 
       checkpoints.check()
       done += count
       bar.update(count * block.batch_size)
-      stopping = stop()
+      stopping = stops(finite)
   parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
   return StageResult(state, parameters, stage.evaluator(state) if confusion is None else confusion)
 
 
 class Flight:
-  """The calls that the devices have not answered yet: whether their numbers are finite is read when they have.
-
-  At most two are ahead of the device, so that a signal is answered soon and the bar shows what is done.
-  """
+  """The calls that the devices have not answered yet: whether their numbers are finite is read when they have."""
 
   def __init__(self, config, name: str, order: Order, objective: build.Objective, workdir: pathlib.Path,
                journal: Journal):

@@ -260,7 +260,7 @@ def two_stages(tmp_path_factory):
       if match := re.match(r"Compiling jit\((\w+)\)", record.getMessage()):
         compiled.append(match[1])
 
-  def evaluate(self, state, stop=lambda: False):
+  def evaluate(self, state, stops=None):
     evaluated.append(state)
     return call(self, state)
 
