@@ -15,6 +15,7 @@ _STOP = signals.StopRequest() if __name__ == "__main__" else None  # listens whi
 import pathlib
 import shlex
 import sys
+import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -99,8 +100,8 @@ def _main(argv) -> None:
     print(f"stopped; everything is saved in {workdir}: run the same command to continue", file=sys.stderr)
   except Exception as error:
     processes.find_lost()  # whose end may be the cause
-    processes.leave(1, f"{type(error).__name__}: {error}")
-    raise
+    traceback.print_exc()
+    code, words = 1, f"{type(error).__name__}: {error}"
   else:
     if processes.is_first():
       print("\n".join(("", report.table(results), *report.counts(results), *report.bad_images(results), "")))

@@ -175,7 +175,7 @@ def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str 
         loss, accuracy = means
         journal.write(**now, loss=loss, accuracy=accuracy, lr=float(objective.lr(order.clock(done - 1))))
         bar.set_postfix(loss=f"{loss:.3f}", acc=f"{accuracy:.1%}")
-        state = state.replace(window=jax.device_put(steps.init_window(), whole))
+        state = state.replace(window=sharding.replicate(steps.init_window(), stage.mesh))
       if evaluate and not stopping and not journal.has(done, "test"):
         confusion = stage.evaluator(state, stops)
         stopping = confusion is None
