@@ -53,7 +53,7 @@ def activations(model, variables: dict, images: np.ndarray, labels: np.ndarray, 
       found.append(found[0].at[..., model.head.tail].multiply(model.head.reinforcement(params, maps)))
     return jnp.argmax(logits, axis=-1), [value[rows, :, :, labels] for value in found]
 
-  seen = look(variables, images)
+  seen = look(jax.device_get(variables), images)  # by each process alone: these are few images
   if seen is None:
     return None
   predictions, maps = jax.device_get(seen)

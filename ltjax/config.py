@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
-from ltjax import build, combinations, losses, recipes, selection, train
+from ltjax import build, combinations, lock, losses, recipes, selection, train
 from ltjax.errors import ConfigError, LtjaxError, WorkdirError, nearest
 from ltjax.schedules import Clock
 
@@ -324,7 +324,7 @@ def check_workdir(config: ConfigDict, workdir: pathlib.Path) -> bool:
     if path.exists():
       _compare(json.loads(path.read_text()), json.loads(config.to_json()), workdir)
       return True
-    if workdir.exists() and any(entry.name != PARTIAL for entry in workdir.iterdir()):
+    if workdir.exists() and any(entry.name not in (PARTIAL, lock.NAME) for entry in workdir.iterdir()):
       raise WorkdirError(f"--workdir: {workdir} is not empty and has no config.json, so it is not a run of ltjax; "
                          "give a new or empty folder")
   except OSError as error:

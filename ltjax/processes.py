@@ -174,7 +174,7 @@ def from_first(function: Callable[[], Any]) -> Any:
       raise
     _watch.send(dict(packed=packed))
   else:
-    message = _watch.inbox.get()  # however long it takes: the watch sees to it that process 0 is alive
+    message = _watch.receive(0)
     if "error" in message:
       raise _error_class(message["error"])(message["text"])
     packed = message["packed"]
@@ -184,6 +184,15 @@ def from_first(function: Callable[[], Any]) -> Any:
 def broadcast(tree: Any) -> Any:
   """`tree` of process 0 on all processes, as `from_first` takes it; that of the others is not looked at."""
   return from_first(lambda: tree)
+
+
+def gather(value: Any) -> list:
+  """`value` of every process, on all of them: what JSON can hold, without arrays; to be called by all."""
+  if not _watch:
+    return [value]
+  if not is_first():
+    _watch.send(value)
+  return from_first(lambda: [value, *(_watch.receive(number) for number in range(1, _watch.count))])
 
 
 def _pack(value: Any, arrays: list[np.ndarray]) -> dict:

@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from ltjax import build, prng, sharding
+from ltjax import build, prng, processes, sharding
 from ltjax.evaluate import Extractor
 
 
@@ -33,22 +33,34 @@ def fill(config, name: str, before: str, dataset, variables: dict, earlier: dict
                       batch_size=config.eval_batch_size, mesh=sharding.data_mesh(), size=config.augment.get("size", 0))
   images, labels = dataset.train
   places = {int(c): np.flatnonzero(labels == c) for c in head.tail}
+  features = None
   if head.pick == "kmeans":
-    everything = extract(images, "features", places=np.concatenate(list(places.values())))["features"]
-    features = dict(zip(places, np.split(everything, np.cumsum([len(own) for own in places.values()])[:-1]),
-                        strict=True))
-    chosen = {c: own[_central(features[c], head.num_prototypes, config.seed)] for c, own in places.items()}
-  elif head.pick == "first":
-    chosen = {c: own[:head.num_prototypes] for c, own in places.items()}
-  else:
-    chosen = {c: _drawn(own, head.num_prototypes, config.seed, name, c) for c, own in places.items()}
-  # A class with fewer images goes round them.
-  chosen = np.stack([np.resize(own, head.num_prototypes) for own in chosen.values()])
-  _write(folder / "prototypes.json", before, {dataset.class_names[c]: dataset.selected[own].tolist()
-                                              for c, own in zip(head.tail, chosen, strict=True)})
+    features = extract(images, "features", places=np.concatenate(list(places.values())))["features"]
+
+  def choose() -> np.ndarray:
+    chosen = _chosen(head, places, features, config.seed, name)
+    _write(folder / "prototypes.json", before, {dataset.class_names[c]: dataset.selected[own].tolist()
+                                                for c, own in zip(head.tail, chosen, strict=True)})
+    return chosen
+
+  chosen = processes.from_first(choose)
   features = extract(images, "features", places=chosen.ravel())["features"].reshape(*chosen.shape, -1)
   return variables | dict(params=variables["params"] | dict(head=variables["params"]["head"] | dict(
       prototypes=features)))
+
+
+def _chosen(head, places: dict[int, np.ndarray], features: np.ndarray | None, seed: int, stage: str) -> np.ndarray:
+  """[tail classes, prototypes] of `places`; `features`, for k-means, are those of all places."""
+  if head.pick == "kmeans":
+    of_class = np.split(features, np.cumsum([len(own) for own in places.values()])[:-1])
+    chosen = [own[_central(part, head.num_prototypes, seed)]
+              for own, part in zip(places.values(), of_class, strict=True)]
+  elif head.pick == "first":
+    chosen = [own[:head.num_prototypes] for own in places.values()]
+  else:
+    chosen = [_drawn(own, head.num_prototypes, seed, stage, c) for c, own in places.items()]
+  # A class with fewer images goes round them.
+  return np.stack([np.resize(own, head.num_prototypes) for own in chosen])
 
 
 def _drawn(places: np.ndarray, number: int, seed: int, stage: str, label: int) -> np.ndarray:

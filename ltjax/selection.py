@@ -128,7 +128,8 @@ def run(config, dataset, variables: Mapping[str, dict]) -> list[dict]:
   def confusion(block, candidate, split):
     logits = _logits(
         block.name, candidate, lambda of, key: outputs(block.stage, split if of == "these" else of, key),
-        variables[block.stage]["params"].get("head", {}).get("kernel"), dataset.train[1], counts)
+        # On the host: what follows the devices' part is small, and each process does it by itself.
+        jax.device_get(variables[block.stage]["params"].get("head", {}).get("kernel")), dataset.train[1], counts)
     return metrics.confusion_matrix(getattr(dataset, split)[1], np.argmax(logits, axis=-1), len(counts))
 
   found = []

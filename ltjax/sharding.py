@@ -10,8 +10,8 @@ from ltjax.errors import ConfigError
 
 
 def data_mesh() -> Mesh:
-  """A mesh over all devices of all processes."""
-  return Mesh(np.array(jax.devices()), ("data",))
+  """A mesh over all devices of all processes, those of each side by side, which the devices of a TPU pod are not."""
+  return Mesh(np.array(sorted(jax.devices(), key=lambda device: (device.process_index, device.id))), ("data",))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

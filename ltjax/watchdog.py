@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ltjax.errors import MissingProcess
 
@@ -40,7 +40,7 @@ class Link:
   def __init__(self, number: int, name: str, connection: socket.socket):
     self.number, self.name, self.connection = number, name, connection
     self.heard, self.closed, self.beat = time.monotonic(), False, dict(phase="start", count=0, end=None)
-    self._ended = 0.0
+    self.inbox, self._ended = queue.SimpleQueue(), 0.0
     self.lock = threading.Lock()
     connection.settimeout(None)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -102,8 +102,7 @@ class Watch:
     self.number, self.count, self._timing = number, count, timing
     self._links = {link.number: link for link in links}
     self._beat, self._progress, self._judging = dict(phase="start", count=0, end=None), time.monotonic(), True
-    self._table, self.inbox = {}, queue.SimpleQueue()
-    self._ending = threading.Lock()
+    self._table, self._ending = {}, threading.Lock()
     _delay_aborts()
     for link in links:
       threading.Thread(target=self._read, args=(link,), daemon=True, name=f"watch {link.number}").start()
@@ -113,10 +112,14 @@ class Watch:
     """The main thread has got to `phase`."""
     self._beat, self._progress = dict(phase=phase, count=self._beat["count"] + 1, end=None), time.monotonic()
 
-  def send(self, value: dict) -> None:
-    """From process 0 to all others, which find it in their `inbox`, in order."""
+  def send(self, value: Any) -> None:
+    """Sends a value of JSON's from process 0 to all others, or from one of them to process 0."""
     for link in self._links.values():
       link.send(dict(value=value))
+
+  def receive(self, number: int) -> Any:
+    """The next value that process `number` has sent, however long it takes: the watch sees to it that it is alive."""
+    return self._links[number].inbox.get()
 
   def leave(self, words: str) -> bool:
     """Says this process's last words; whether all processes end well, which it waits for unless it has failed."""
@@ -145,7 +148,7 @@ class Watch:
         if link.take(message["beat"]) and self.number == 0:
           self._tell(patience=1.0)
       if "value" in message:
-        self.inbox.put(message["value"])
+        link.inbox.put(message["value"])
       if "verdict" in message and self._judging:
         self._end(message["verdict"])
 

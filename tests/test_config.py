@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from ltjax import config as configs
-from ltjax import recipes, train
+from ltjax import lock, recipes, train
 from ltjax.data import sources
 from ltjax.errors import ConfigError, WorkdirError
 
@@ -366,5 +366,6 @@ def test_a_work_folder_without_permission(tmp_path, monkeypatch):
 
 def test_a_start_that_crashed_while_writing_the_config_can_be_repeated(tmp_path):
   (tmp_path / configs.PARTIAL).write_text("{")
-  configs.open_workdir(_shipped("gcl_digits"), tmp_path)
-  assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+  with lock.WorkdirLock(tmp_path):
+    configs.open_workdir(_shipped("gcl_digits"), tmp_path)
+  assert sorted(path.name for path in tmp_path.iterdir()) == [lock.NAME, "config.json"]

@@ -38,7 +38,8 @@ def case_together() -> None:
   same = {key: found[key].tobytes() == np.asarray(value).tobytes() and found[key].dtype == value.dtype and
           found[key].shape == value.shape for key, value in values.items()}
   say(same=same, plain=found["plain"], tuple=isinstance(found["pair"], tuple), pair=found["pair"],
-      theirs=processes.broadcast(me), called=processes.from_first(lambda: jax.process_index()))
+      theirs=processes.broadcast(me), called=processes.from_first(lambda: jax.process_index()),
+      gathered=processes.gather({"of": me}))
   for error in (errors.WorkdirError("--workdir: größer"), OSError(28, "No space left")):
     def fail(error=error):
       raise error
@@ -139,6 +140,7 @@ def test_together(count):
     assert all(process["same"][0].values()) and len(process["same"][0]) == 5
     assert process["plain"] == [[1, None, "é"]] and process["pair"] == [[True, 2.5]] and process["tuple"] == [True]
     assert process["theirs"] == process["called"] == [0]
+    assert process["gathered"] == [[{"of": other} for other in range(count)]]
     assert process["error"][0] == "WorkdirError" and process["text"][0] == "--workdir: größer"
     assert process["error"][1] == ("LtjaxError" if number else "OSError")
     assert "No space left" in process["text"][1]

@@ -1,0 +1,79 @@
+"""One work folder, one run: a lock that the kernel gives back when its holder ends, however it ends."""
+
+import datetime
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import socket
+import sys
+
+from ltjax.errors import WorkdirError
+
+NAME = ".lock"
+_UNKNOWN_TO_FILE_SYSTEM = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
+
+
+class WorkdirLock:
+  """Holds a work folder for this run, as a context; only process 0 of a run takes it.
+
+  `workdir/.lock` says who holds it. The file stays when the run ends: it means nothing unless it is locked, so a killed
+  run leaves nothing to clear up. A file system without locks (Lustre mounted without flock) is said on stderr, and the
+  run goes on without one. NFS knows of other machines' locks; a bucket mounted as a folder may not.
+  """
+
+  def __init__(self, workdir: pathlib.Path, command: str = ""):
+    """`command` is the command line, for whom the lock refuses."""
+    self._workdir, self._command, self._file = workdir, command, None
+
+  def __enter__(self):
+    """Makes the folder where it is missing.
+
+    Raises:
+      WorkdirError: another run holds it, which is named, or it cannot be written.
+    """
+    try:
+      self._workdir.mkdir(parents=True, exist_ok=True)
+      self._file = os.open(self._workdir / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+      raise WorkdirError(f"--workdir: {self._workdir} cannot be used ({error.strerror or error}); "
+                         "give a folder that can be read and written") from error
+    try:
+      fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      holder = _holder(self._workdir / NAME)
+      self.__exit__()
+      raise WorkdirError(f"--workdir: {self._workdir} is in use by {holder}; wait for its end, stop it, or give "
+                         "another folder") from error
+    except OSError as error:
+      if error.errno not in _UNKNOWN_TO_FILE_SYSTEM:
+        self.__exit__()
+        raise WorkdirError(f"--workdir: {self._workdir} cannot be locked ({error.strerror})") from error
+      print(f"--workdir: the file system of {self._workdir} knows no locks ({error.strerror}); see to it that no other "
+            "run uses this folder", file=sys.stderr)
+    self._sign()
+    return self
+
+  def __exit__(self, *exception):
+    os.close(self._file)
+
+  def _sign(self) -> None:
+    since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    owner = dict(host=socket.gethostname(), pid=os.getpid(), since=since, command=self._command)
+    try:
+      os.ftruncate(self._file, 0)
+      os.pwrite(self._file, json.dumps(owner).encode() + b"\n", 0)
+    except OSError as error:
+      self.__exit__()
+      raise WorkdirError(f"--workdir: {self._workdir} cannot be written ({error.strerror}); "
+                         "make room, or give another folder") from error
+
+
+def _holder(path: pathlib.Path) -> str:
+  """Who holds a lock, in words."""
+  try:
+    owner = json.loads(path.read_text())
+    return f"another run: process {owner['pid']} on {owner['host']} since {owner['since']} ({owner['command']})"
+  except (OSError, ValueError, KeyError, TypeError):
+    return "another run, which has not said which"
