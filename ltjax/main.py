@@ -12,6 +12,7 @@ from ltjax import signals
 
 _STOP = signals.StopRequest() if __name__ == "__main__" else None  # listens while the rest is imported, for seconds
 
+import contextlib
 import pathlib
 import shlex
 import sys
@@ -24,6 +25,7 @@ from ltjax import build, cams, feed, processes, report, selection, sharding
 from ltjax import config as configs
 from ltjax.data import decode
 from ltjax.errors import ConfigError, LtjaxError, MissingProcess, SaveError, TrainingError
+from ltjax.lock import WorkdirLock
 from ltjax.train import Interrupted, check_start, run_stage
 
 EXIT_CODES = {TrainingError: 1, MissingProcess: 69, SaveError: 74}  # every other error of ours is bad input
@@ -48,6 +50,32 @@ def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "", st
     LtjaxError: anything wrong with the config, the data or the work folder, before anything is written.
     Interrupted: `stop()` became true; everything is saved.
   """
+  dataset = _checked_dataset(config, workdir)
+  with contextlib.ExitStack() as held:
+
+    def open_workdir():
+      held.enter_context(WorkdirLock(workdir, command))
+      configs.open_workdir(config, workdir)
+
+    processes.from_first(open_workdir)
+    dataset, bad_images = decode.opened(dataset, config.dataset.get("on_bad_image", "error"),
+                                        workdir / "bad_images.jsonl")
+    kept = {block.stage: None for block in selection.blocks(config)}
+    confusions, before, parameters = {}, None, 0
+    for name in config.stages:
+      result = run_stage(config, name, dataset, workdir, before=before, stop=stop, strict=strict)
+      confusions[name], parameters, before = result.confusion, result.parameters, name
+      last = dict(params=result.state.params, batch_stats=result.state.batch_stats)
+      if name in kept:
+        kept[name] = last
+    posthoc = selection.run(config, dataset, kept)
+    activations = cams.of_run(config, dataset, before, last)
+    return processes.from_first(lambda: report.write(
+        config, dataset, workdir, confusions, parameters, command, posthoc, activations, bad_images.found))
+
+
+def _checked_dataset(config, workdir: pathlib.Path):
+  """The data of a run, after everything that can be known to be wrong with it has been looked at."""
   configs.check(config)
   # Before the data, which may be a long download.
   known = processes.from_first(lambda: configs.check_workdir(config, workdir))
@@ -59,22 +87,7 @@ def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "", st
   selection.check_held_out(config, dataset)
   if not known:
     check_start(config, dataset)
-  processes.from_first(lambda: configs.open_workdir(config, workdir))
-  dataset, bad_images = decode.opened(dataset, config.dataset.get("on_bad_image", "error"),
-                                      workdir / "bad_images.jsonl")
-
-  kept = {block.stage: None for block in selection.blocks(config)}
-  confusions, before, parameters = {}, None, 0
-  for name in config.stages:
-    result = run_stage(config, name, dataset, workdir, before=before, stop=stop, strict=strict)
-    confusions[name], parameters, before = result.confusion, result.parameters, name
-    last = dict(params=result.state.params, batch_stats=result.state.batch_stats)
-    if name in kept:
-      kept[name] = last
-  posthoc = selection.run(config, dataset, kept)
-  activations = cams.of_run(config, dataset, before, last)
-  return processes.from_first(lambda: report.write(
-      config, dataset, workdir, confusions, parameters, command, posthoc, activations, bad_images.found))
+  return dataset
 
 
 def _main(argv) -> None:
