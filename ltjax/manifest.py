@@ -63,6 +63,13 @@ def describe(tree) -> dict[str, str]:
   return {path: f"{np.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]" for path, leaf in _leaves(tree)}
 
 
+def differences(wanted: dict[str, str], stored: dict[str, str]) -> str:
+  """In which arrays two descriptions differ, the first few of them in words; empty where they do not."""
+  found = [f"{path} is {stored.get(path, 'absent')}, expected {wanted.get(path, 'absent')}"
+           for path in sorted({*wanted, *stored}) if wanted.get(path) != stored.get(path)]
+  return "; ".join(found[:4]) + (f"; and {len(found) - 4} more" if found[4:] else "")
+
+
 def fingerprint(tree) -> str:
   """The hash of all values of a tree of arrays."""
   found = hashlib.sha256()

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from ltjax import build, feed, metrics, optim, prng, processes, prototypes, sharding
+from ltjax import build, feed, metrics, optim, pretrained, prng, processes, prototypes, sharding
 from ltjax import step as steps
 from ltjax.checkpoint import Checkpoints
 from ltjax.data import resident
@@ -24,7 +24,6 @@ from ltjax.data.order import Order
 from ltjax.errors import ConfigError, TrainingError
 from ltjax.evaluate import Evaluator
 from ltjax.journal import Events, Journal
-from ltjax.models import import_torch
 
 EVENTS, NOT_FINITE = "events.jsonl", "not_finite.json"  # in the work folder
 
@@ -152,7 +151,7 @@ def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str 
     state = stage.make_state(prototypes.fill(config, name, before, dataset, taken, variables, folder))
   else:
     drawn = stage.init()
-    state = stage.make_state(import_torch.into(drawn, config.pretrained) if config.pretrained else drawn)
+    state = stage.make_state(pretrained.into(drawn, config) if config.pretrained else drawn)
   done = start = int(jax.device_get(state.step))
   journal, timing = Journal(folder / "metrics.jsonl", upto=done), Journal(folder / "timing.jsonl", upto=done)
 
@@ -284,7 +283,7 @@ def check_start(config, dataset) -> None:
   name = config.stages[0]
   _, init, _, factors = state_makers(config, name, dataset.class_counts, feed.image_shape(config, dataset))
   if config.pretrained:
-    import_torch.into(jax.eval_shape(init), config.pretrained)
+    pretrained.into(jax.eval_shape(init), config)
   elif None in flax.traverse_util.flatten_dict(factors["backbone"]).values():
     print(f"{name}: layers of the backbone stay frozen as they are drawn at random; give trained weights with "
           "--config.pretrained=FILE", file=sys.stderr)
