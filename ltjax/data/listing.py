@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
+from ltjax.data import archives
 from ltjax.errors import DataError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
@@ -48,7 +49,7 @@ def existing_folder(path: str, key: str) -> epath.Path:
   if found.is_dir():
     return found
   if found.suffix.lower() in _ARCHIVES:
-    raise DataError(f"dataset.{key}: {path} is an archive; unpack it, and give the folder it was unpacked to")
+    raise DataError(f"dataset.{key}: {path} is an archive; unpack it with '{archives.COMMAND}', and give that DIR")
   raise DataError(f"dataset.{key}: {path} is a file, expected a folder")
 
 
@@ -77,7 +78,8 @@ def read_bytes(path: str | os.PathLike, key: str) -> bytes:
 def _text(path: str, key: str) -> str:
   data = read_bytes(path, key)
   if zipfile.is_zipfile(io.BytesIO(data)) or b"\0" in data[:1024]:
-    raise DataError(f"dataset.{key}: {path} is not a text file; unpack it if it is an archive")
+    raise DataError(f"dataset.{key}: {path} is not a text file; if it is an archive, unpack it with "
+                    f"'{archives.COMMAND}'")
   try:
     return data.decode("utf-8-sig")
   except UnicodeDecodeError as error:
