@@ -85,7 +85,7 @@ def test_a_missing_list_and_an_archive_in_its_place_are_named(tmp_path):
     listing.split_list("", "train_list")
   with zipfile.ZipFile(tmp_path / "lists.zip", "w") as archive:
     archive.writestr("a.txt", "a.jpg 0\n")
-  with pytest.raises(DataError, match=r"lists\.zip is not a text file; unpack it"):
+  with pytest.raises(DataError, match=r"lists\.zip is not a text file; if it is an archive, unpack it"):
     listing.split_list(str(tmp_path / "lists.zip"), "train_list")
 
 
