@@ -204,7 +204,7 @@ def class_folders(root: epath.Path, key: str, cache: pathlib.Path | None = None)
   """
   whole = os.path.abspath(root) if _is_local(root) else str(root)
   kept = None if cache is None else cache / f"folder-{hashlib.sha256(os.fsencode(whole)).hexdigest()[:16]}.npz"
-  found = load_arrays(kept) if kept else None
+  found = load_arrays(kept, "paths", "labels", "names", "folders", "times") if kept else None
   if found is None or not np.array_equal(_times(root, found["folders"]), found["times"]):
     found = _local_folders(root) if _is_local(root) else _remote_folders(root)
     names = found["names"]
@@ -289,11 +289,13 @@ def store_arrays(path: pathlib.Path, **content: np.ndarray | Sequence[str]) -> N
       partial.unlink()
 
 
-def load_arrays(path: pathlib.Path) -> dict | None:
-  """What `store_arrays` kept, or None where that is not there or not whole."""
+def load_arrays(path: pathlib.Path, *keys: str) -> dict | None:
+  """The `keys` of what `store_arrays` kept, or None where that is not there or not whole."""
   try:
     with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+      found = {key: file[key] for key in keys}
       return {key: value if value.dtype != np.uint8 else
-              value.tobytes().decode("utf-8", "surrogateescape").split("\0") for key, value in file.items()}
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+              value.tobytes().decode("utf-8", "surrogateescape").split("\0") for key, value in found.items()}
+  # A .zip may hold other things than arrays, and a single array is no .zip.
+  except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, IndexError, zipfile.BadZipFile):
     return None
