@@ -41,7 +41,7 @@ class Paths:
     except OSError:
       raise
     except Exception as error:
-      if "://" not in self._root:
+      if "://" not in self.name(place):
         raise
       raise _REMOTE.get(type(error).__name__, OSError)(f"{self.name(place)}: {str(error)[:300]}") from error
 

@@ -184,7 +184,7 @@ def _listing(path: str, rows: list[tuple], kind) -> Listing:
 
 def has_images(folder: epath.Path) -> bool:
   """Whether images lie in `folder` itself, not in folders below it."""
-  return any(_is_image(path.name) for path in folder.iterdir())
+  return any(is_image(path.name) for path in folder.iterdir())
 
 
 def class_folders(root: epath.Path, key: str, cache: pathlib.Path | None = None) -> tuple[Listing, tuple[str, ...]]:
@@ -223,7 +223,8 @@ def _is_local(path: epath.Path) -> bool:
   return "://" not in str(path)
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+  """Whether a file is taken for an image by its name."""
   return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
@@ -243,7 +244,7 @@ def _local_folders(root: epath.Path) -> dict:
                           "images may be links")
       relative = os.path.relpath(folder, top).replace(os.sep, "/")
       folders.append(relative)
-      of_class.extend(f"{relative}/{file}" for file in files if _is_image(file))
+      of_class.extend(f"{relative}/{file}" for file in files if is_image(file))
     paths.extend(sorted(of_class))
     counts.append(len(of_class))
   return dict(paths=paths, labels=np.repeat(np.arange(len(names)), counts), names=names, folders=folders,
@@ -252,7 +253,7 @@ def _local_folders(root: epath.Path) -> dict:
 
 def _remote_folders(root: epath.Path) -> dict:
   """One listing of everything: on gs:// each question about a single folder is a request."""
-  paths = sorted("/".join(path.parts[-2:]) for path in root.glob("*/*") if _is_image(path.name))
+  paths = sorted("/".join(path.parts[-2:]) for path in root.glob("*/*") if is_image(path.name))
   parents = np.array([path.partition("/")[0] for path in paths])
   names, labels = np.unique(parents, return_inverse=True)
   return dict(paths=paths, labels=labels, names=names.tolist(), folders=[""], times=_times(root, [""]))
