@@ -8,11 +8,10 @@ import threading
 import time
 from typing import NamedTuple
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from PIL import Image, ImageOps
 
+from ltjax import processes
 from ltjax.data.files import Files
 from ltjax.errors import DataError, WorkdirError
 
@@ -167,7 +166,7 @@ class BadImages:
     Only the first process of a run reads or writes the file.
     """
     self._policy, self._limit, self._lock = policy, max(10, size // 1000), threading.Lock()
-    self._path = path if path and jax.process_index() == 0 else None
+    self._path = path if path and processes.is_first() else None
     self.found: dict[str, str] = {}  # name: what is wrong with it
     self.retried = 0
     self._fresh = 0  # how many of them are of this process and since the last `gather`
@@ -192,12 +191,10 @@ class BadImages:
 
   def gather(self) -> None:
     """Tells every process of a run what all have met; all must call it, at the same point."""
-    if jax.process_count() == 1:
-      return
     with self._lock:
-      mine = dict(found=self.found, before=self.retried - self._fresh, fresh=self._fresh)
+      mine = dict(found=dict(self.found), before=self.retried - self._fresh, fresh=self._fresh)
       self._fresh = 0
-    parts = [json.loads(part) for part in _everywhere(json.dumps(mine).encode())]
+    parts = processes.gather(mine)
     for part in parts:
       for name, reason in part["found"].items():
         self.add(name, reason)
@@ -249,14 +246,6 @@ def _kept(path: pathlib.Path) -> tuple[dict[str, str], int]:
       raise WorkdirError(f"{path}:{number}: not a line that ltjax has written; delete the file to forget which images "
                          "were bad") from error
   return found, retried
-
-
-def _everywhere(data: bytes) -> list[bytes]:
-  """`data` of every process."""
-  sizes = multihost_utils.process_allgather(np.int32([len(data)]))[:, 0]
-  padded = np.frombuffer(data.ljust(sizes.max(), b"\0"), np.uint8)
-  rows = multihost_utils.process_allgather(padded)
-  return [row[:size].tobytes() for row, size in zip(rows, sizes, strict=True)]
 
 
 def opened(dataset, policy: str = "error", path: pathlib.Path | None = None):

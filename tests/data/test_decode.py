@@ -256,12 +256,11 @@ def test_a_list_that_cannot_be_kept_is_an_error(tmp_path, pauses):
 
 
 PROCESS = """
-import pathlib, sys, jax
-port, number, path = int(sys.argv[1]), int(sys.argv[2]), pathlib.Path(sys.argv[3])
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize(f"localhost:{port}", 2, number)
+import pathlib, sys
+from ltjax import processes
 from ltjax.data.decode import BadImages
-log = BadImages("substitute", 100, path)
+processes.start()
+number, log = int(sys.argv[1]), BadImages("substitute", 100, pathlib.Path(sys.argv[2]))
 for round in range(2):
   log.add(f"{number} of {round}", "empty" * (1 + number))
   for _ in range(1 + number):
@@ -278,9 +277,11 @@ def test_processes_tell_each_other_and_the_first_keeps_it(tmp_path):
     port = free.getsockname()[1]
   path = tmp_path / "bad.jsonl"
   path.write_text('{"retried": 4}\n')  # of a run that is resumed
-  started = [subprocess.Popen([sys.executable, "-c", PROCESS, str(port), str(number), str(path)], text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                              env=os.environ | {"JAX_PLATFORMS": "cpu"}) for number in range(2)]
+  started = [subprocess.Popen(
+      [sys.executable, "-c", PROCESS, str(number), str(path)], text=True, stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE, env=os.environ | dict(
+          JAX_PLATFORMS="cpu", LTJAX_COORDINATOR=f"localhost:{port}", LTJAX_PROCESSES="2",
+          LTJAX_PROCESS_ID=str(number))) for number in range(2)]
   try:
     for process in started:
       out, err = process.communicate(timeout=120)
