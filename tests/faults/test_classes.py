@@ -1,5 +1,7 @@
 """F10: classes with one image, with none, and labels with gaps or out of range."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,6 +65,23 @@ def test_every_loss_and_its_gradient_are_finite(adjust):
         cosines, labels, features=jnp.asarray(generator.normal(size=(8, 4)), jnp.float32), key=key, scalars=scalars,
         class_counts=np.float32(counts), seen_counts=np.zeros(len(counts), np.float32))
     assert np.isfinite(value) and np.isfinite(gradient).all(), (loss, counts)
+
+
+@pytest.mark.parametrize("counts", [
+    np.array([5, 5]), np.array([10_000, 1]), np.ones(300, int), np.geomspace(10_000, 1, 10_000).astype(int)],
+    ids=["2 alike", "2, 10,000 to 1", "300 of one image", "10,000, 10,000 to 1"])
+def test_the_config_for_a_folder_takes_2_to_10_000_classes(counts):
+  config = importlib.import_module("configs.gcl_folder").get_config()
+  labels = np.array([counts.argmin(), counts.argmax()], np.int32)
+  logits = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, len(counts))), jnp.float32)
+  for stage in config.stages:
+    objective, draw = build.Objective(config[stage], stage), build.sampler(config[stage].sampler, stage, counts)
+    assert draw is None or (draw(Clock(0, 1, 1)) > 0).all()
+    value, gradient = jax.value_and_grad(objective.__call__)(
+        logits, labels, features=logits, key=jax.random.key(0), scalars=objective.scalars(Clock(0, 1, 1), counts),
+        class_counts=np.float32(counts), seen_counts=np.zeros(len(counts), np.float32))
+    assert np.isfinite(value) and np.isfinite(gradient).all() and np.asarray(gradient).any()
+    assert build.model(config, counts, stage).head.num_classes == len(counts)
 
 
 def test_a_run_with_a_class_of_one_image(tmp_path, monkeypatch):
