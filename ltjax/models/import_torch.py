@@ -99,7 +99,7 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
           raise ValueError(f"{name} from byte {start} to {stop} of {len(data)}")
         tensors[name] = np.frombuffer(bytes(data[start:stop]), kind).reshape(entry["shape"])
     return tensors
-  except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+  except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
     raise DataError(f"pretrained: {path} is not a whole .safetensors file ({type(error).__name__}: {error})") from error
 
 
