@@ -61,17 +61,20 @@ def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "", st
     dataset, bad_images = decode.opened(dataset, config.dataset.get("on_bad_image", "error"),
                                         workdir / "bad_images.jsonl")
     kept = {block.stage: None for block in selection.blocks(config)}
-    confusions, before, parameters = {}, None, 0
+    confusions, before, parameters, dropped = {}, None, 0, 0
     for name in config.stages:
       result = run_stage(config, name, dataset, workdir, before=before, stop=stop, strict=strict)
       confusions[name], parameters, before = result.confusion, result.parameters, name
+      dropped += result.dropped
       last = dict(params=result.state.params, batch_stats=result.state.batch_stats)
       if name in kept:
         kept[name] = last
     posthoc = selection.run(config, dataset, kept)
     activations = cams.of_run(config, dataset, before, last)
+    bad_images.gather()
+    counted = dict(retried_reads=bad_images.retried, dropped_examples=dropped)
     return processes.from_first(lambda: report.write(
-        config, dataset, workdir, confusions, parameters, command, posthoc, activations, bad_images.found))
+        config, dataset, workdir, confusions, parameters, command, posthoc, activations, bad_images.found, counted))
 
 
 def _checked_dataset(config, workdir: pathlib.Path):

@@ -33,11 +33,15 @@ class Interrupted(Exception):
 
 
 class StageResult(NamedTuple):
-  """What a stage leaves: its state, its number of parameters, its confusion matrix on the test set."""
+  """What a stage leaves: its state, its number of parameters, its confusion matrix on the test set.
+
+  `dropped` are the examples that no batch had room for, summed over its epochs.
+  """
 
   state: steps.TrainState
   parameters: int
   confusion: np.ndarray
+  dropped: int
 
 
 class Stage(NamedTuple):
@@ -201,7 +205,8 @@ def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str 
       bar.update(count * block.batch_size)
       stopping = stops(finite)
   parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-  return StageResult(state, parameters, stage.evaluator(state) if confusion is None else confusion)
+  return StageResult(state, parameters, stage.evaluator(state) if confusion is None else confusion,
+                     order.dropped * order.epochs)
 
 
 class Flight:
