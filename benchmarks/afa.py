@@ -95,7 +95,7 @@ def runner(step: Step, setting: Setting):
 
   def call():
     nonlocal state
-    state, _ = step.compiled(state, given, indices, scalars | dict(step=state.step))
+    state, _ = step.compiled(state, given, indices, scalars | dict(step=jnp.copy(state.step)))
     jax.block_until_ready(state)
 
   return call
