@@ -27,7 +27,7 @@ def page(found: dict[str, list[dict]], seeds: int) -> str:
       "Training, testing and saving took " + " and ".join(
           f"{first / 60:.1f} minutes ({name})" for name, first in seconds.items())
       + " with the first seed; [GCL's report](gcl_caltech/README.md) is of it.", "",
-      *made_with(f"python benchmarks/caltech.py --seeds {seeds}")])
+      *made_with(f"python benchmarks/caltech.py --seeds {seeds}", found)])
 
 
 if __name__ == "__main__":

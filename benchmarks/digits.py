@@ -42,10 +42,11 @@ def table(found: dict[str, list[dict]]) -> list[str]:
   return ["| config | " + " | ".join(GROUPS) + " |", "| --- |" + " ---: |" * len(GROUPS), *rows]
 
 
-def made_with(command: str) -> list[str]:
-  """The last lines of a page of results."""
+def made_with(command: str, found: dict[str, list[dict]]) -> list[str]:
+  """The last lines of a page of results; the commit is the one that the runs themselves have noted."""
+  commits = sorted({results["commit"] for rows in found.values() for results in rows})
   versions = ", ".join(f"{name} {version}" for name, version in report.versions().items())
-  return [f"`{command}`, commit {report.commit()}, {report.hardware()['host']};", f"{versions}.", ""]
+  return [f"`{command}`, commit {" and ".join(commits)}, {report.hardware()['host']};", f"{versions}.", ""]
 
 
 def page(seeds: int) -> str:
@@ -55,7 +56,7 @@ def page(seeds: int) -> str:
       "# GCL against cross entropy on long-tailed digits", "",
       f"Test accuracy in %, mean ± standard deviation over {seeds} seeds (order, initialisation, augmentation, noise;",
       "the subset is the same), last epoch.", "",
-      *table(found), "", *made_with(f"python benchmarks/digits.py --seeds {seeds}")])
+      *table(found), "", *made_with(f"python benchmarks/digits.py --seeds {seeds}", found)])
 
 
 if __name__ == "__main__":
