@@ -46,7 +46,7 @@ def made_with(command: str, found: dict[str, list[dict]]) -> list[str]:
   """The last lines of a page of results; the commit is the one that the runs themselves have noted."""
   commits = sorted({results["commit"] for rows in found.values() for results in rows})
   versions = ", ".join(f"{name} {version}" for name, version in report.versions().items())
-  return [f"`{command}`, commit {" and ".join(commits)}, {report.hardware()['host']};", f"{versions}.", ""]
+  return [f"`{command}`, commit {' and '.join(commits)}, {report.hardware()['host']};", f"{versions}.", ""]
 
 
 def page(seeds: int) -> str:
