@@ -4,7 +4,7 @@ import collections
 import json
 import pathlib
 
-from ltjax import processes
+from ltjax import errors, processes
 
 
 class Journal:
@@ -49,7 +49,7 @@ class Events:
 
 def append(path: pathlib.Path, entries: dict) -> None:
   """Adds a line to a log."""
-  with path.open("a") as file:
+  with errors.writing(path), path.open("a") as file:
     file.write(json.dumps(entries) + "\n")
 
 
@@ -67,9 +67,11 @@ def read(path: pathlib.Path) -> list[dict]:
 
 
 def _cut(path: pathlib.Path, upto: int) -> list[dict]:
-  path.parent.mkdir(parents=True, exist_ok=True)
+  with errors.writing(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
   kept = [line for line in read(path) if line["step"] <= upto]
   partial = path.with_suffix(".tmp")
-  partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-  partial.replace(path)
+  with errors.writing(path):
+    partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    partial.replace(path)
   return kept

@@ -21,7 +21,7 @@ from ltjax import step as steps
 from ltjax.checkpoint import Checkpoints
 from ltjax.data import resident
 from ltjax.data.order import Order
-from ltjax.errors import ConfigError, TrainingError
+from ltjax.errors import ConfigError, TrainingError, writing
 from ltjax.evaluate import Evaluator
 from ltjax.journal import Events, Journal
 
@@ -243,8 +243,9 @@ class Flight:
       return
     checkpoints.save(state, wait=True)  # it has stayed as it was before that step
     if processes.is_first():
-      (self._workdir / NOT_FINITE).write_text(json.dumps(dict(
-          stage=self._name, step=step, lr=lr, examples=examples), indent=1) + "\n")
+      with writing(self._workdir):
+        (self._workdir / NOT_FINITE).write_text(json.dumps(dict(
+            stage=self._name, step=step, lr=lr, examples=examples), indent=1) + "\n")
     raise TrainingError(f"{what}; the state before it is saved, its images are in {self._workdir / NOT_FINITE}, and "
                         f"`python -m ltjax.debug_step {self._workdir}` replays it; lower the learning rate or scale, "
                         "or give --config.on_nonfinite=skip and a new --workdir")
