@@ -7,6 +7,7 @@ stopped by its silence; then all others end within seconds, with its name and ex
 
 import ctypes
 import json
+import math
 import os
 import queue
 import signal
@@ -20,7 +21,7 @@ EXIT_MISSING = 69
 FAILED = "failed: "
 _MEND = "The last committed checkpoint is intact: run the same command on all processes again to continue."
 _GRACE = 3.0  # seconds that a process gets to end by itself after another has failed, as by the same wrong config
-_LEAVE = 60.0  # seconds that a process which is done waits for the others to be done
+_CLOSE = 6.0  # seconds that process 0 stays after it has failed: JAX aborts the others when it goes
 
 
 class Timing(NamedTuple):
@@ -119,20 +120,26 @@ class Watch:
     return self._links[number].inbox.get()
 
   def leave(self, words: str) -> bool:
-    """Says this process's last words; whether all processes end well, which it waits for unless it has failed."""
+    """Says this process's last words; whether all processes end well.
+
+    It waits for the others, as long as they live, unless it has failed.
+    """
+    failed = words.startswith(FAILED)
+    self._judging = not failed
     self._beat = self._beat | dict(end=words)
     self._tell(patience=1.0)
-    if words.startswith(FAILED):
-      return False
-    self._judging = False
-    deadline = time.monotonic() + _LEAVE
+    deadline = time.monotonic() + (math.inf if not failed else 0 if self.number else _CLOSE)
+    links = self._links.values()
     while time.monotonic() < deadline:
-      ends, closed = [beat["end"] or "" for beat in self._beats().values()], any(
-          link.closed for link in self._links.values())
-      if len(ends) == self.count and all(ends):
-        return not any(end.startswith(FAILED) for end in ends) and not closed
-      if all(link.closed or link.beat["end"] for link in self._links.values()) and closed:
-        return False
+      closed, beats = [link for link in links if link.closed], self._beats().values()
+      if failed:
+        if len(closed) == len(links):
+          break
+      elif len(beats) == self.count and all(beat["end"] for beat in beats):
+        self._tell(patience=1.0)
+        return not closed and not any(beat["end"].startswith(FAILED) for beat in beats)
+      elif closed and all(link.beat["end"] for link in links):
+        break  # of one that is closed without a word, the watch speaks
       time.sleep(0.02)
     return False
 
@@ -171,7 +178,7 @@ class Watch:
     if found:
       self._end(" ".join(found))
     idle = time.monotonic() - self._progress
-    if idle > self._timing.stall:
+    if idle > self._timing.stall and not self._beat["end"]:
       self._end(f"process {self.number} has made no progress for {idle:.0f} s at: {self._beat['phase']}; "
                 f"{self._behind()}.")
 

@@ -89,6 +89,7 @@ def case_watch() -> None:
   """The watch alone, without JAX: does what standard input's first argument says."""
   number, count = int(os.environ["LTJAX_PROCESS_ID"]), int(os.environ["LTJAX_PROCESSES"])
   timing = watchdog.Timing(0.2, float(os.environ["LTJAX_HEARTBEAT"]), float(os.environ.get("LTJAX_STALL", 1800)))
+  print("here")
   try:
     watch = meeting.meet(os.environ["LTJAX_COORDINATOR"], number, count, timing,
                          float(os.environ["LTJAX_INIT_TIMEOUT"]))
@@ -209,7 +210,10 @@ def test_one_that_is_lost_while_another_is_waited_for():
   with contextlib.ExitStack() as stack:
     runs = {case: stack.enter_context(Processes([MODULE, "watch"], 3, absent=(2,), environment=SHORT | dict(
         LTJAX_INIT_TIMEOUT="5"))) for case in cases}
-    time.sleep(3)  # they have met
+    for run in runs.values():
+      for number in range(2):
+        run.wait_for(number, "here")
+    time.sleep(1)
     for (victim, how), run in runs.items():
       run.send(victim, getattr(signal, how))
     for (victim, how), run in runs.items():
@@ -231,12 +235,25 @@ def test_a_process_of_another_run_is_refused(second, sentence):
   assert first.code == watchdog.EXIT_MISSING and "did not come within 2 s: process 1;" in first.err, first
 
 
-def test_a_process_that_fails_is_no_riddle_to_the_others():
-  with watching(3, DOES_2="fails") as run:
-    *others, failed = run.all_ended(30)
+@pytest.mark.parametrize("which", [0, 2])
+def test_a_process_that_fails_is_no_riddle_to_the_others(which):
+  with watching(3, **{f"DOES_{which}": "fails", "DOES_1": "ends"}) as run:
+    ended = run.all_ended(30)
+  failed = ended.pop(which)
   assert failed.code == 2 and "error" not in failed.err
-  for other in others:
-    assert other.code == watchdog.EXIT_MISSING and "failed: no such image" in other.err and "process 2" in other.err
+  for other in ended:
+    assert other.code == watchdog.EXIT_MISSING and f"process {which} (" in other.err, other
+    assert "failed: no such image" in other.err
+
+
+def test_one_that_is_lost_after_others_are_done():
+  with watching(3, DOES_0="ends", DOES_2="ends") as run:
+    run.wait_for(1, "met")
+    time.sleep(1)
+    run.send(1, signal.SIGKILL)
+    first, _, last = run.all_ended(30)
+  assert first.code == last.code == watchdog.EXIT_MISSING
+  assert "process 1 (" in first.err and "process 1 (" in last.err
 
 
 def test_who_ends_well_is_not_missed():
