@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import pickle
+import shutil
 import zipfile
 
 import numpy as np
@@ -186,14 +187,21 @@ def test_a_work_folder_of_payloads_runs_nothing(tmp_path, monkeypatch):
   monkeypatch.setattr("ltjax.build.model", tiny.one_conv)
   config, canary, run = tiny.config("ce_digits", epochs=1), tmp_path / "canary", tmp_path / "run"
   tiny.run(config, run)
-  files = sorted(path for path in run.rglob("*") if path.is_file() and path.name != "config.json")
-  assert len(files) > 5
-  for kind in ("pickle", "json"):
-    for path in files:
-      written(path, payloads(canary)[kind])
-    with pytest.raises(Exception):  # noqa: B017  the work folder's own tests say which
-      tiny.run(config, run)
-    assert not canary.exists(), kind
+  found = [path.relative_to(run) for path in run.rglob("*") if path.is_file() and path.parent.name != "report"]
+  files = {"values" if path.parent.name == "d" else path.name: path for path in found if path.name != "config.json"}
+  files |= {name: pathlib.Path(name) for name in ("bad_images.jsonl", "events.jsonl", "not_finite.json")}
+  assert len(files) > 8
+  for path in files.values():
+    copy = tmp_path / path.name
+    shutil.copytree(run, copy)
+    written(copy / path, payloads(canary)["pickle"])
+    try:
+      tiny.run(config, copy)
+    except LtjaxError as error:
+      assert "\n" not in str(error)
+    except ValueError:
+      assert path.suffix == ".jsonl"  # no text, which the log says for itself
+    assert not canary.exists(), path
 
 
 # -- the source --------------------------------------------------------------------------------------------------------
