@@ -206,6 +206,8 @@ def _pack(value: Any, arrays: list[np.ndarray]) -> dict:
   if isinstance(value, np.ndarray | np.generic | jax.Array):
     arrays.append(np.asarray(jax.device_get(value)))
     return dict(array=[arrays[-1].dtype.name, arrays[-1].shape])
+  if value is not None and not isinstance(value, str | int | float):
+    raise TypeError(f"{type(value).__name__} cannot be sent to other processes")
   return dict(json=value)
 
 

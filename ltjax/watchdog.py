@@ -76,12 +76,10 @@ class Link:
     end, silent = self.beat["end"] or "", time.monotonic() - self.heard
     if end.startswith(FAILED):
       return f"{self.name} {end}" if time.monotonic() - self._ended > _GRACE else None
-    if end:
-      return None
-    if self.closed:
+    if self.closed and not end:
       return f"{self.name} has ended without a word, killed or crashed; it was last known at: {self.beat['phase']}."
-    if silent > heartbeat:
-      return f"{self.name} has been silent for {silent:.0f} s; it was last known at: {self.beat['phase']}."
+    if silent > heartbeat and not self.closed:
+      return f"{self.name} has been silent for {silent:.0f} s; it was last known at: {end or self.beat['phase']}."
     return None
 
   def take(self, beat: dict) -> bool:

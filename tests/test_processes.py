@@ -41,9 +41,11 @@ def case_together() -> None:
   say(same=same, plain=found["plain"], tuple=isinstance(found["pair"], tuple), pair=found["pair"],
       theirs=processes.broadcast(me), called=processes.from_first(lambda: jax.process_index()),
       gathered=processes.gather({"of": me}))
-  for error in (errors.WorkdirError("--workdir: größer"), OSError(28, "No space left")):
+  for error in (errors.WorkdirError("--workdir: größer"), OSError(28, "No space left"), None):
     def fail(error=error):
-      raise error
+      if error:
+        raise error
+      return object()
     try:
       processes.from_first(fail)
     except Exception as caught:
@@ -152,6 +154,7 @@ def test_together(count):
     assert process["error"][0] == "WorkdirError" and process["text"][0] == "--workdir: größer"
     assert process["error"][1] == ("LtjaxError" if number else "OSError")
     assert "No space left" in process["text"][1]
+    assert count == 1 or "object cannot be sent" in process["text"][2]
     # Process 1 is asked at step 5, and the answer lies two steps back; nobody asks one process alone.
     assert process["stopped_at"] == [50 if count == 1 else 7] and process["now"] == [[count > 1] * 2]
 
@@ -247,13 +250,17 @@ def test_a_process_that_fails_is_no_riddle_to_the_others(which):
 
 
 def test_one_that_is_lost_after_others_are_done():
-  with watching(3, DOES_0="ends", DOES_2="ends") as run:
-    run.wait_for(1, "met")
+  with watching(3, DOES_0="ends", DOES_2="ends") as killed, watching(2, DOES_0="ends") as stopped:
+    for run in (killed, stopped):
+      run.wait_for(1, "met")
     time.sleep(1)
-    run.send(1, signal.SIGKILL)
-    first, _, last = run.all_ended(30)
-  assert first.code == last.code == watchdog.EXIT_MISSING
+    killed.send(1, signal.SIGKILL)
+    stopped.send(0, signal.SIGSTOP)
+    first, _, last = killed.all_ended(30)
+    other = stopped.ended(1, 30)
+  assert first.code == last.code == other.code == watchdog.EXIT_MISSING
   assert "process 1 (" in first.err and "process 1 (" in last.err
+  assert "process 0 (" in other.err and "silent for" in other.err
 
 
 def test_who_ends_well_is_not_missed():
