@@ -117,8 +117,9 @@ def _read_pickled(path: pathlib.Path) -> dict[str, np.ndarray]:
   try:
     loaded = torch.load(path, map_location="cpu", weights_only=True)
   except Exception as error:  # torch raises many kinds
-    raise DataError(f"pretrained: {path} could not be read as weights alone ({' '.join(str(error).split())[:200]})"
-                    ) from error
+    reason = " ".join(str(error).split())
+    reason = (reason.partition("Unpickler error: ")[2] or reason).split(". ")[0]  # what follows tells how to be unsafe
+    raise DataError(f"pretrained: {path} could not be read as weights alone ({reason[:200]})") from error
   for key in ("state_dict", "model"):
     loaded = loaded.get(key, loaded) if isinstance(loaded, Mapping) else loaded
   if not isinstance(loaded, Mapping) or not all(torch.is_tensor(value) for value in loaded.values()):
