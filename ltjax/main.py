@@ -66,12 +66,13 @@ def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "", st
       result = run_stage(config, name, dataset, workdir, before=before, stop=stop, strict=strict)
       confusions[name], parameters, before = result.confusion, result.parameters, name
       dropped += result.dropped
+      bad_images.gather()
+      bad_images.check()
       last = dict(params=result.state.params, batch_stats=result.state.batch_stats)
       if name in kept:
         kept[name] = last
     posthoc = selection.run(config, dataset, kept)
     activations = cams.of_run(config, dataset, before, last)
-    bad_images.gather()
     counted = dict(retried_reads=bad_images.retried, dropped_examples=dropped)
 
     def write_report():

@@ -51,7 +51,7 @@ def read(folder: pathlib.Path) -> dict:
     sha256 = content.pop("sha256")
   except OSError as error:
     raise DamageError(f"{NAME} cannot be read ({error.strerror or error})") from error
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+  except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     raise DamageError(f"{NAME} is not what was written: it is no manifest") from error
   if sha256 != _of_json(content):
     raise DamageError(f"{NAME} is not what was written: its SHA-256 differs")
