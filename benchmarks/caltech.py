@@ -21,7 +21,8 @@ def page(found: dict[str, list[dict]], seeds: int) -> str:
   return "\n".join([
       "# GCL against cross entropy on photographs", "",
       "40 classes of Caltech-101, 235 to 5 training images, 64 pixels, ResNet-10 of half the width. Test",
-      f"accuracy in %, mean ± standard deviation over {seeds} seeds (order, initialisation, augmentation, noise), last epoch.", "",
+      f"accuracy in %, mean ± standard deviation over {seeds} seeds (order, initialisation, augmentation,",
+      "noise), last epoch.", "",
       *table(found), "",
       f"Few-shot accuracy of GCL before the classifier is trained again: {', '.join(f'{few:.1f}' for few in before)}.",
       "Training, testing and saving took " + " and ".join(
