@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import pathlib
 import shutil
 import time
@@ -15,6 +16,7 @@ import pytest
 from ltjax import manifest
 from ltjax.checkpoint import DAMAGED, Checkpoints
 from ltjax.errors import WorkdirError
+from tests.faults.forks import FORKS
 from tests.faults.states import LIKE, assert_is, state
 from tests.faults.tally import Trial
 
@@ -111,7 +113,7 @@ def clean(folder: pathlib.Path) -> Trial:
 def orbax_alone(folder: pathlib.Path, seed: int, count: int, pipe=None) -> dict[str, int]:
   """How often Orbax restored what was saved, something else without a word, or raised, after one flipped bit.
 
-  In a process of its own, as it may end it: then `pipe` gets the answer so far after every trial.
+  `pipe` gets the answer so far after every trial.
   """
   rng, content = np.random.default_rng(seed), _tree()
   shutil.rmtree(folder, ignore_errors=True)
@@ -132,6 +134,32 @@ def orbax_alone(folder: pathlib.Path, seed: int, count: int, pipe=None) -> dict[
       if pipe:
         pipe.send(outcomes)
   return outcomes
+
+
+def orbax_in_child(folder: pathlib.Path, seed: int, count: int) -> dict[str, int]:
+  """`orbax_alone` in a forked process, which it may end or hang."""
+  pipe, theirs = FORKS.Pipe(duplex=False)
+  process = FORKS.Process(target=_child, args=(folder, seed, count, theirs), daemon=True)
+  process.start()
+  theirs.close()
+  outcomes = {}
+  try:
+    while pipe.poll(60):
+      outcomes = pipe.recv()
+  except EOFError:
+    pass
+  finally:
+    process.kill()
+    process.join()
+    pipe.close()
+  if sum(outcomes.values()) < count:
+    outcomes["the process died, by byte"] = 1
+  return outcomes
+
+
+def _child(folder: pathlib.Path, seed: int, count: int, pipe) -> None:
+  os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # Orbax's errors end in pages of tracebacks
+  orbax_alone(folder, seed, count, pipe)
 
 
 def _tree() -> dict:

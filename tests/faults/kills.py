@@ -1,6 +1,5 @@
 """F1: SIGKILL during a save, after a random time or at one of the calls by which the save changes files."""
 
-import multiprocessing
 import os
 import pathlib
 import signal
@@ -10,17 +9,15 @@ import time
 import numpy as np
 
 from ltjax.checkpoint import DAMAGED, PARTIAL, Checkpoints
+from tests.faults.forks import FORKS
 from tests.faults.states import LIKE, assert_is, state
 from tests.faults.tally import Trial
 
-# A server that has imported everything and started nothing forks the processes that are killed: 0.2 s each, not 3.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.faults.kills", "tests.faults.damage", "tests.faults.saves"])
 CHANGES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
 
 
 def saver(folder: pathlib.Path, pipe, die_at: int) -> None:
-  """Saves one step after the other and says so, until it is killed; by itself, at change `die_at` of its second save."""
+  """Saves step after step and says so, until it is killed: by itself at change `die_at` of the second save if given."""
   changes, counting = 0, False
 
   def audit(event, arguments):
@@ -58,9 +55,9 @@ def kill(folder: pathlib.Path, rng: np.random.Generator, die_at: int = 0) -> Tri
   said, number, window = dict(begun=0, committed=0), int(rng.integers(1, 4)), 0.2
   try:
     if not die_at:
-      for _ in range(number):
+      for save in range(number):
         said["begun"], began = _next(pipe, "begun"), time.perf_counter()
-        if _ < number - 1:
+        if save < number - 1:
           said["committed"], window = _next(pipe, "committed"), time.perf_counter() - began
       time.sleep(rng.uniform(0, 1.1 * window))
       process.kill()
@@ -78,7 +75,7 @@ def kill(folder: pathlib.Path, rng: np.random.Generator, die_at: int = 0) -> Tri
 
 
 def look(folder: pathlib.Path, said: dict, note: str) -> Trial:
-  """Opens a folder after a kill: the newest step is one that was begun or committed last, whole; the next save works."""
+  """Opens a folder after a kill: its newest step is that committed last or that begun, and whole; it takes another."""
   began = time.perf_counter()
   with Checkpoints(folder, on_fallback=_refuse) as checkpoints:
     latest = checkpoints.latest()

@@ -34,7 +34,8 @@ class Peers:
       self._expected = runs.outcome(self._folder / "straight")
     return self._expected
 
-  def lose(self, rng: np.random.Generator, victim: int | None = None, phase: str = "", signal: str = "") -> Trial | None:
+  def lose(self, rng: np.random.Generator, victim: int | None = None, phase: str = "",
+           signal: str = "") -> Trial | None:
     """Continues the run and loses a process; None where it was finished before."""
     victim = int(rng.integers(self._count)) if victim is None else victim
     phase = phase or str(rng.choice(PHASES if victim else PHASES + FIRST_ALONE))
