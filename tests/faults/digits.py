@@ -16,7 +16,7 @@ def get_config(text="6"):
   config.log_every_steps, config.eval_every_epochs, config.checkpoint_every_epochs = 3, 1, 1
   config.steps_per_call, config.on_nonfinite = given["calls"], given["on_nonfinite"]
   for stage in config.stages:
-    config[stage].epochs, config[stage].batch_size = given["epochs"], 128
+    config[stage].epochs, config[stage].batch_size = given["epochs"], 120  # of 1, 2 or 3 processes
   if given["breaks_at"]:
     with config.unlocked():
       config.representation.lr = dict(name="multi_step", base=0.1, at=(given["breaks_at"],), factors=(1e30,), warmup=0)

@@ -59,7 +59,9 @@ class Soak:
     for lane in lanes:
       lane.start()
     while any(lane.is_alive() for lane in lanes):
-      time.sleep(min(60, max(1, self._end - time.monotonic())))
+      minute = time.monotonic() + 60
+      for lane in lanes:
+        lane.join(max(0, minute - time.monotonic()))
       print(f"{max(0, self._end - time.monotonic()) / 60:.1f} min left: " + ", ".join(
           f"{kind} {tally.survived}/{tally.injected}" for kind, tally in self.tallies.items()), flush=True)
 
