@@ -70,7 +70,7 @@ def replay(workdir: pathlib.Path, name: str | None = None, step: int | None = No
     state, _ = stage.train_steps[1](state, stage.data, *stage.batches(before, 1))
   examples, (batch, scalars) = stage.order.batch(step).ravel(), stage.batches(step, 1)
   known = [f"{name}, step {step} (epoch {step / stage.order.steps_per_epoch:.4g}), from the checkpoint of step {start}",
-           "scheduled: " + ", ".join(f"{key} {_text(value)}" for key, value in sorted(scalars.items())),
+           "scheduled: " + ", ".join(f"{name} {_text(value)}" for name, value in _leaves(scalars)),
            f"examples: {', '.join(map(str, examples))}",
            f"their classes: {', '.join(dataset.class_names[label] for label in dataset.train[1][examples])}"]
   return known, list(_tensors(config, name, dataset, stage, state, batch, scalars))
@@ -89,28 +89,47 @@ def _tensors(config, name: str, dataset, stage: train.Stage, state: steps.TrainS
   trained, _ = optim.split(state.params, factors)
   updates, opt_state = jax.jit(tx.update)(found.grads, state.opt_state, trained, lr=scalars["lr"])
 
+  order = []  # of the modules' ends
+
   def outputs(variables, images):
-    _, seen = model.apply(variables, images, train=block.batch_norm != "eval", capture_intermediates=True,
+    def note(module, method):
+      if method == "__call__":
+        order.append("/".join(module.path))
+      return method == "__call__"
+
+    _, seen = model.apply(variables, images, train=block.batch_norm != "eval", capture_intermediates=note,
                           mutable=["batch_stats", "intermediates"])
     return seen["intermediates"]
 
   variables = dict(params=state.params, batch_stats=state.batch_stats)
   yield from _of("state", variables)
   yield from _of("images", found.images)
-  yield from _of("output of", jax.jit(outputs)(variables, found.images))
+  tensors = list(_of("output of", jax.jit(outputs)(variables, found.images)))
+  yield from sorted(tensors, key=lambda tensor: _place(tensor, order))
   yield from _of("logits", found.logits)
   yield from _of("loss", found.loss)
-  yield from _of("gradient of", found.grads)
+  # From the last module to the first, as they are computed.
+  yield from sorted(_of("gradient of", found.grads), key=lambda tensor: -_place(tensor, order))
   yield from _of("statistics", found.batch_stats)
   yield from _of("parameter after the step", jax.tree.map(lambda value, update: value + update, trained, updates))
   yield from _of("optimiser after the step", opt_state)
 
 
 def _of(what: str, tree):
-  for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(tree)):
+  for name, leaf in _leaves(tree):
     if np.issubdtype(leaf.dtype, np.inexact) or leaf.dtype.name == "bfloat16":
-      name = jax.tree_util.keystr(path, simple=True, separator="/")
       yield Tensor(f"{what} {name}".rstrip(), np.asarray(leaf, np.float32))
+
+
+def _place(tensor: Tensor, order: list[str]) -> int:
+  """When the module that `tensor` belongs to had its output; the model itself, of which the path is empty, is last."""
+  path = tensor.name.split("of ", 1)[1].split("/")
+  return next(order.index(found) for length in range(len(path), -1, -1) if (found := "/".join(path[:length])) in order)
+
+
+def _leaves(tree) -> list[tuple[str, np.ndarray]]:
+  return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+          for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(tree))]
 
 
 def main(arguments=None) -> None:

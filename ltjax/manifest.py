@@ -22,7 +22,8 @@ def write(folder: pathlib.Path, arrays: dict, **entries) -> None:
   files = {str(path.relative_to(folder)): _of_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
   content = dict(entries, arrays=describe(arrays), files=files,
                  values_sha256={item: fingerprint(tree) for item, tree in arrays.items()})
-  (folder / NAME).write_text(json.dumps(content | dict(sha256=_of_json(content)), indent=1) + "\n")
+  # No end of line: without any of its bytes, the text is no JSON.
+  (folder / NAME).write_text(json.dumps(content | dict(sha256=_of_json(content)), indent=1))
 
 
 def verified(folder: pathlib.Path) -> dict:

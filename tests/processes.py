@@ -87,6 +87,10 @@ class Processes:
     deadline = time.monotonic() + timeout
     return [self.ended(number, max(deadline - time.monotonic(), 0)) for number in sorted(self._popen)]
 
+  def have_ended(self) -> bool:
+    """Whether all processes have ended."""
+    return all(process.poll() is not None for process in self._popen.values())
+
   def _until(self, done, timeout: float, number: int) -> None:
     deadline = time.monotonic() + timeout
     while not done():
