@@ -51,6 +51,8 @@ def start(environment: Mapping[str, str] = os.environ, *, init_timeout: float = 
   _watch = meet(address, number, count, timing, init_timeout)
   # All are there: whoever is lost from here on is named by the watch, before JAX aborts.
   late = math.ceil(heartbeat) + 10
+  # It would take SIGTERM for itself, which is ours to answer.
+  jax.config.update("jax_enable_preemption_service", False)
   jax.distributed.initialize(address, count, number, local_device_ids=devices, cluster_detection_method="deactivate",
                              initialization_timeout=2 * late, heartbeat_timeout_seconds=late)
 

@@ -5,7 +5,9 @@
 
 import json
 import pathlib
+import signal
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -106,6 +108,24 @@ def test_logs_are_written_once(runs):
   for stage in ("representation", "classifier"):
     lines = [(line["step"], *sorted(line)) for line in tiny.log(parts, stage)]
     assert len(lines) == len(set(lines))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_one_process_stops_all_of_them_with_everything_saved(tmp_path, number):
+  workdir = tmp_path / "run"
+  with Processes(["ltjax.main", "--config=configs/ce_digits.py", f"--workdir={workdir}", "--config.backbone.depth=8",
+                  "--config.representation.epochs=1000", "--config.log_every_steps=1"], 2) as run:
+    log = workdir / "representation" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text()):
+      assert time.monotonic() < deadline, run.text(0, "err")
+      time.sleep(0.1)
+    run.send(1, number)
+    ended = run.all_ended(60)
+  assert [process.code for process in ended] == [75, 75], [process.err[-2000:] for process in ended]
+  assert number.name in ended[1].err and "everything is saved" in ended[0].err
+  (step,) = tiny.saved_steps(workdir, "representation")
+  assert step == tiny.log(workdir, "representation")[-1]["step"]
 
 
 if __name__ == "__main__":
