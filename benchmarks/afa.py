@@ -69,8 +69,8 @@ def compiled(setting: Setting, insert: bool, weight: float | None) -> Step:
   objective = build.Objective(block, "representation")
   step = steps.make_train_step(
       build.model(config, counts, "representation"), tx, factors, objective,
-      resident.make_load(**config.augment, mixup=0.0), batch_norm=block.batch_norm)
-  scalars = objective.scalars(build.Clock(0, 1, block.epochs), counts)
+      resident.make_load(**config.augment, mixup=0.0), batch_norm=block.batch_norm, on_nonfinite="stop")
+  scalars = objective.scalars(build.Clock(0, 1, block.epochs), counts) | dict(step=np.int32(0))
   scalars |= {} if weight is None else dict(generation=np.float32(weight))
   lowered = jax.jit(step, donate_argnums=0).lower(
       jax.eval_shape(lambda: make_state(init())), jax.eval_shape(lambda: data(setting)),
@@ -95,7 +95,7 @@ def runner(step: Step, setting: Setting):
 
   def call():
     nonlocal state
-    state = step.compiled(state, given, indices, scalars)
+    state, _ = step.compiled(state, given, indices, scalars | dict(step=jnp.copy(state.step)))
     jax.block_until_ready(state)
 
   return call

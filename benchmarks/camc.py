@@ -45,13 +45,14 @@ def step(head: dict, args):
   make_state, init, tx, factors = train.state_makers(config, "classifier", counts, (1, *images[1:]))
   model, objective = build.model(config, counts, "classifier"), build.Objective(block, "classifier")
   load = resident.make_load(crop_padding=0, flip=True, mixup=0.0)
-  function = steps.make_train_step(model, tx, factors, objective, load, batch_norm=block.batch_norm)
+  function = steps.make_train_step(model, tx, factors, objective, load, batch_norm=block.batch_norm,
+                                   on_nonfinite="stop")
   data = dict(images=np.uint8, labels=np.int32, mean=np.float32, std=np.float32, class_counts=np.float32)
   shapes = dict(images=images, labels=images[:1], mean=(3,), std=(3,), class_counts=(args.classes,))
   data = {key: jax.ShapeDtypeStruct(shapes[key], kind) for key, kind in data.items()}
   data["key"] = jax.eval_shape(lambda: jax.random.key(0))
   indices = jax.ShapeDtypeStruct((args.batch_size,), np.int32)
-  scalars = objective.scalars(build.Clock(0, 1, 1), counts)
+  scalars = objective.scalars(build.Clock(0, 1, 1), counts) | dict(step=np.int32(0))
   return jax.jit(function, donate_argnums=0).lower(
       jax.eval_shape(lambda: make_state(init())), data, indices, scalars).compile()
 

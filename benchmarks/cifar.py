@@ -34,7 +34,7 @@ def whole_step(module, stage_name: str, args):
 
   def call():
     nonlocal state, done
-    state = step(state, stage.data, *stage.batches(done, args.steps_per_call))
+    state, _ = step(state, stage.data, *stage.batches(done, args.steps_per_call))
     done += args.steps_per_call
     return state.step
 

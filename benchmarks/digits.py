@@ -5,6 +5,7 @@ python benchmarks/digits.py --seeds 5        writes benchmarks/results/digits.md
 
 import argparse
 import importlib
+import json
 import pathlib
 import sys
 import tempfile
@@ -18,7 +19,7 @@ GROUPS = ("overall", "many", "medium", "few")
 
 
 def runs(names: tuple[str, ...], seeds: int, folder: pathlib.Path, root: str | None = None) -> dict[str, list[dict]]:
-  """The results of each config with seeds 0, 1, ..., seed by seed; a run that is in `folder` is not run again."""
+  """The results of each config with seeds 0, 1, ..., seed by seed; those that are in `folder` are read."""
   sys.path.insert(0, str(ROOT))
   found = {name: [] for name in names}
   for seed in range(seeds):
@@ -27,7 +28,9 @@ def runs(names: tuple[str, ...], seeds: int, folder: pathlib.Path, root: str | N
       config.seed = seed
       if root:
         config.dataset.root = root
-      found[name].append(main.run(config, folder / f"{name}_{seed}", command=f"{name}, seed {seed}"))
+      results = folder / f"{name}_{seed}" / "results.json"
+      found[name].append(json.loads(results.read_text()) if results.exists() else main.run(
+          config, results.parent, command=f"{name}, seed {seed}"))
   return found
 
 
@@ -42,10 +45,11 @@ def table(found: dict[str, list[dict]]) -> list[str]:
   return ["| config | " + " | ".join(GROUPS) + " |", "| --- |" + " ---: |" * len(GROUPS), *rows]
 
 
-def made_with(command: str) -> list[str]:
-  """The last lines of a page of results."""
+def made_with(command: str, found: dict[str, list[dict]]) -> list[str]:
+  """The last lines of a page of results; the commit is the one that the runs themselves have noted."""
+  commits = sorted({results["commit"] for rows in found.values() for results in rows})
   versions = ", ".join(f"{name} {version}" for name, version in report.versions().items())
-  return [f"`{command}`, commit {report.commit()}, {report.hardware()['host']};", f"{versions}.", ""]
+  return [f"`{command}`, commit {' and '.join(commits)}, {report.hardware()['host']};", f"{versions}.", ""]
 
 
 def page(seeds: int) -> str:
@@ -55,7 +59,7 @@ def page(seeds: int) -> str:
       "# GCL against cross entropy on long-tailed digits", "",
       f"Test accuracy in %, mean ± standard deviation over {seeds} seeds (order, initialisation, augmentation, noise;",
       "the subset is the same), last epoch.", "",
-      *table(found), "", *made_with(f"python benchmarks/digits.py --seeds {seeds}")])
+      *table(found), "", *made_with(f"python benchmarks/digits.py --seeds {seeds}", found)])
 
 
 if __name__ == "__main__":

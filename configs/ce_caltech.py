@@ -2,7 +2,7 @@
 
 python -m ltjax.main --config=configs/ce_caltech.py --workdir=runs/ce_caltech
     --config.dataset.root=DIR    where the images lie elsewhere: DIR/train/<class>/ and DIR/test/<class>/
-No published number. ltjax: see benchmarks/results. Deviations: none.
+No published number. ltjax: see benchmarks/results/caltech.md. Deviations: none.
 """
 from ltjax import recipes
 

@@ -2,7 +2,7 @@
 
 python -m ltjax.main --config=configs/gcl_caltech.py --workdir=runs/gcl_caltech
     --config.dataset.root=DIR    where the images lie elsewhere: DIR/train/<class>/ and DIR/test/<class>/
-No published number. ltjax: see benchmarks/results.
+No published number. ltjax: see benchmarks/results/caltech.md.
 40 classes of Caltech-101 (Fei-Fei et al., 2004), long-tailed with 235 to 5 photographs, at 64 pixels, ResNet-10 of half
 the width: minutes on two cores. The same data, network and first schedule as ce_caltech.py.
 Deviations: the schedule is ours, all else is gcl_cifar10.py's, with mixup 0.2 as on the large data sets.

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from concurrent import futures
 
+import flax.traverse_util
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -141,6 +142,17 @@ class Checkpoints:
     """The newest parameters and BatchNorm statistics: {"params": ..., "batch_stats": ...}, as `like` them."""
     return self._restore(dict(model=like))["model"]
 
+  def stored_model(self) -> dict:
+    """The newest parameters and BatchNorm statistics as NumPy arrays, of whatever network they are."""
+
+    def read():
+      arrays = manifest.read(self._folder / str(self._newest_whole(sys.maxsize)))["arrays"]
+      like = {tuple(path.split("/")[1:]): _empty(text) for path, text in arrays.items() if path.startswith("model/")}
+      tree = dict(params={}, batch_stats={}) | flax.traverse_util.unflatten_dict(like)
+      return self._read(dict(model=tree), sys.maxsize)["model"]
+
+    return processes.from_first(read)
+
   def _restore(self, like: dict, upto: int = sys.maxsize) -> dict:
     leaves, structure = jax.tree.flatten(like)
     found = processes.from_first(lambda: jax.tree.leaves(self._read(like, upto)))
@@ -195,14 +207,16 @@ class Checkpoints:
 
 def check_fit(like: dict, folder: pathlib.Path) -> None:
   """Raises a `WorkdirError` that lists the arrays in which the checkpoint in `folder` differs from `like`."""
-  wanted = manifest.describe(like)
   stored = {path: text for path, text in manifest.read(folder)["arrays"].items() if path.split("/")[0] in like}
-  different = [f"{path.split('/', 1)[1]} is {stored.get(path, 'absent')}, expected {wanted.get(path, 'absent')}"
-               for path in sorted({*wanted, *stored}) if wanted.get(path) != stored.get(path)]
-  if different:
-    more = f"; and {len(different) - 4} more" if different[4:] else ""
-    raise WorkdirError(f"{folder}: the checkpoint does not fit the config's model: {'; '.join(different[:4])}{more}; "
+  if different := manifest.differences(manifest.describe(like), stored):
+    raise WorkdirError(f"{folder}: the checkpoint does not fit the config's model: {different}; "
                        "give another --workdir, or move it away")
+
+
+def _empty(description: str) -> np.ndarray:
+  """An array as `manifest.describe` describes it."""
+  dtype, _, shape = description.rstrip("]").partition("[")
+  return np.empty([int(size) for size in shape.split(",") if size], dtype)
 
 
 def _orbax() -> ocp.Checkpointer:

@@ -26,6 +26,11 @@ def check(config: ConfigDict, name: str, objective: build.Objective) -> None:
   if objective.weights and objective.loss.function.__module__.endswith(".disentangling"):
     raise ConfigError(f"{name}.class_weights: {objective.loss.function.__name__} is the loss of a batch, which weights "
                       "that differ between its examples make no sense of; write class_weights=None")
+  if (adjust and adjust.function.__name__ == "softmax_equalization"
+      and objective.loss.function.__module__.endswith(".disentangling")):
+    raise ConfigError(f"{name}.loss: {objective.loss.function.__name__} looks down the columns of the logits, "
+                      "some of which softmax_equalization takes out at random; write loss=dict(name='cross_entropy'), "
+                      "or adjust=None")
   if "num_prototypes" in head.arguments:
     _check_place(config, name, where, head_name)
   if objective.branches and options.get("crops"):

@@ -128,7 +128,11 @@ def check(config: ConfigDict) -> None:
   _check_numbers(config, RUN_NUMBERS, "")
   _check_choice(config.on_nonfinite, ON_NONFINITE, "on_nonfinite")
   build.check_kind(config.pretrained, str, "pretrained")
-  if config.pretrained and config.backbone.get("name") != "ResNet":
+  build.check_kind(config.reset_head, bool, "reset_head")
+  if config.reset_head and not config.pretrained:
+    raise ConfigError("reset_head: there is no head to draw anew without pretrained; give --config.pretrained=DIR, the "
+                      "work folder of a run, or write reset_head=False")
+  if config.pretrained and config.backbone.get("name") != "ResNet" and not pathlib.Path(config.pretrained).is_dir():
     raise ConfigError(f"pretrained: weights of PyTorch are for backbone=dict(name='ResNet', ...), not for "
                       f"{config.backbone.get('name')!r}; write pretrained=''")
   _check_augment(config.augment)

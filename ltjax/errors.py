@@ -1,6 +1,8 @@
 """Errors that a user can mend: one sentence each, what, where, expected, got, how to mend."""
 
+import contextlib
 import difflib
+import pathlib
 from collections.abc import Iterable
 
 
@@ -21,7 +23,7 @@ class WorkdirError(LtjaxError):
 
 
 class SaveError(LtjaxError):
-  """A checkpoint could not be written."""
+  """A checkpoint, or another file of the work folder, could not be written."""
 
 
 class TrainingError(LtjaxError):
@@ -30,6 +32,16 @@ class TrainingError(LtjaxError):
 
 class MissingProcess(LtjaxError):
   """Another process of the run did not come, or is lost; exit code 69."""
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path):
+  """Where a file of the work folder is written: turns what the system says against it into a `SaveError`."""
+  try:
+    yield
+  except OSError as error:
+    raise SaveError(f"{error.filename or path} cannot be written ({error.strerror or error}); the newest checkpoint "
+                    "is intact: make room or mend the folder and run the same command again") from error
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

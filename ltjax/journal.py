@@ -4,7 +4,8 @@ import collections
 import json
 import pathlib
 
-from ltjax import processes
+from ltjax import errors, processes
+from ltjax.errors import WorkdirError
 
 
 class Journal:
@@ -44,32 +45,43 @@ class Events:
 
   def counts(self) -> dict[str, int]:
     """The number of events of each kind."""
-    return collections.Counter(line["event"] for line in read(self._path))
+    return collections.Counter(line["event"] for line in read(self._path, "event"))
 
 
 def append(path: pathlib.Path, entries: dict) -> None:
   """Adds a line to a log."""
-  with path.open("a") as file:
+  with errors.writing(path), path.open("a") as file:
     file.write(json.dumps(entries) + "\n")
 
 
-def read(path: pathlib.Path) -> list[dict]:
-  """The lines of a log; a last line cut short by a crash is left out."""
+def read(path: pathlib.Path, key: str = "step") -> list[dict]:
+  """The lines of a log, which all have `key`; a last line cut short by a crash is left out.
+
+  Raises:
+    WorkdirError: another line is not as it was written.
+  """
   if not path.is_file():
     return []
-  lines = []
-  for line in path.read_text().splitlines():
+  found, lines = [], path.read_bytes().splitlines(keepends=True)
+  for number, line in enumerate(lines, 1):
     try:
-      lines.append(json.loads(line))
-    except json.JSONDecodeError:
-      break
-  return lines
+      content = json.loads(line)
+      content[key]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+      if number == len(lines) and not line.endswith(b"\n"):
+        break
+      raise WorkdirError(f"{path}:{number}: not a line that ltjax has written; mend the line, or move the work folder "
+                         "away") from error
+    found.append(content)
+  return found
 
 
 def _cut(path: pathlib.Path, upto: int) -> list[dict]:
-  path.parent.mkdir(parents=True, exist_ok=True)
+  with errors.writing(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
   kept = [line for line in read(path) if line["step"] <= upto]
   partial = path.with_suffix(".tmp")
-  partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-  partial.replace(path)
+  with errors.writing(path):
+    partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    partial.replace(path)
   return kept

@@ -24,7 +24,7 @@ from ml_collections import config_flags
 from ltjax import build, cams, feed, processes, report, selection, sharding
 from ltjax import config as configs
 from ltjax.data import decode
-from ltjax.errors import ConfigError, LtjaxError, MissingProcess, SaveError, TrainingError
+from ltjax.errors import ConfigError, LtjaxError, MissingProcess, SaveError, TrainingError, writing
 from ltjax.lock import WorkdirLock
 from ltjax.train import Interrupted, check_start, run_stage
 
@@ -61,17 +61,26 @@ def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "", st
     dataset, bad_images = decode.opened(dataset, config.dataset.get("on_bad_image", "error"),
                                         workdir / "bad_images.jsonl")
     kept = {block.stage: None for block in selection.blocks(config)}
-    confusions, before, parameters = {}, None, 0
+    confusions, before, parameters, dropped = {}, None, 0, 0
     for name in config.stages:
       result = run_stage(config, name, dataset, workdir, before=before, stop=stop, strict=strict)
       confusions[name], parameters, before = result.confusion, result.parameters, name
+      dropped += result.dropped
+      bad_images.gather()
+      bad_images.check()
       last = dict(params=result.state.params, batch_stats=result.state.batch_stats)
       if name in kept:
         kept[name] = last
     posthoc = selection.run(config, dataset, kept)
     activations = cams.of_run(config, dataset, before, last)
-    return processes.from_first(lambda: report.write(
-        config, dataset, workdir, confusions, parameters, command, posthoc, activations, bad_images.found))
+    counted = dict(retried_reads=bad_images.retried, dropped_examples=dropped)
+
+    def write_report():
+      with writing(workdir):
+        return report.write(config, dataset, workdir, confusions, parameters, command, posthoc, activations,
+                            bad_images.found, counted)
+
+    return processes.from_first(write_report)
 
 
 def _checked_dataset(config, workdir: pathlib.Path):
@@ -113,8 +122,12 @@ def _main(argv) -> None:
     print(f"stopped; everything is saved in {workdir}: run the same command to continue", file=sys.stderr)
   except Exception as error:
     processes.find_lost()  # whose end may be the cause
-    traceback.print_exc()
     code, words = 1, f"{type(error).__name__}: {error}"
+    if "RESOURCE_EXHAUSTED" in str(error):
+      print(f"error: a device is out of memory ({' '.join(str(error).split())[:200]}); give a smaller batch_size or "
+            "eval_batch_size, or --config.precision=bf16; the newest checkpoint is intact", file=sys.stderr)
+    else:
+      traceback.print_exc()
   else:
     if processes.is_first():
       print("\n".join(("", report.table(results), *report.counts(results), *report.bad_images(results), "")))

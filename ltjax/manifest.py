@@ -52,7 +52,7 @@ def read(folder: pathlib.Path) -> dict:
     sha256 = content.pop("sha256")
   except OSError as error:
     raise DamageError(f"{NAME} cannot be read ({error.strerror or error})") from error
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+  except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     raise DamageError(f"{NAME} is not what was written: it is no manifest") from error
   if sha256 != _of_json(content):
     raise DamageError(f"{NAME} is not what was written: its SHA-256 differs")
@@ -62,6 +62,13 @@ def read(folder: pathlib.Path) -> dict:
 def describe(tree) -> dict[str, str]:
   """{"model/params/head/kernel": "float32[64,10]"} of a tree of arrays or of their shapes."""
   return {path: f"{np.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]" for path, leaf in _leaves(tree)}
+
+
+def differences(wanted: dict[str, str], stored: dict[str, str]) -> str:
+  """In which arrays two descriptions differ, the first few of them in words; empty where they do not."""
+  found = [f"{path} is {stored.get(path, 'absent')}, expected {wanted.get(path, 'absent')}"
+           for path in sorted({*wanted, *stored}) if wanted.get(path) != stored.get(path)]
+  return "; ".join(found[:4]) + (f"; and {len(found) - 4} more" if found[4:] else "")
 
 
 def fingerprint(tree) -> str:

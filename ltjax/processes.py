@@ -20,7 +20,8 @@ from jax.experimental import multihost_utils
 
 from ltjax import sharding
 from ltjax.errors import ConfigError, LtjaxError
-from ltjax.watchdog import FAILED, Timing, Watch, meet
+from ltjax.meeting import meet
+from ltjax.watchdog import FAILED, Timing, Watch
 
 _NAMES = ("LTJAX_COORDINATOR", "LTJAX_PROCESSES", "LTJAX_PROCESS_ID")
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
@@ -33,13 +34,14 @@ def start(environment: Mapping[str, str] = os.environ, *, init_timeout: float = 
   """Joins this process to the others of its run, if there are any; to be called before JAX has a backend.
 
   LTJAX_HEARTBEAT (20) is after how many seconds of silence a process is given up, LTJAX_STALL (1800) after how many
-  without progress this one is.
+  without progress this one is, LTJAX_INIT_TIMEOUT how long all are waited for, in place of `init_timeout`.
 
   Raises:
     ConfigError: the environment names processes incompletely.
-    MissingProcess: not all have come within `init_timeout` seconds.
+    MissingProcess: not all have come in time, or one has ended meanwhile.
   """
   global _watch
+  init_timeout = _seconds(environment, "LTJAX_INIT_TIMEOUT", init_timeout)
   place = _named(environment) or _recognised(environment, init_timeout)
   if not place or place[1] == 1:
     return
@@ -204,6 +206,8 @@ def _pack(value: Any, arrays: list[np.ndarray]) -> dict:
   if isinstance(value, np.ndarray | np.generic | jax.Array):
     arrays.append(np.asarray(jax.device_get(value)))
     return dict(array=[arrays[-1].dtype.name, arrays[-1].shape])
+  if value is not None and not isinstance(value, str | int | float):
+    raise TypeError(f"{type(value).__name__} cannot be sent to other processes")
   return dict(json=value)
 
 

@@ -25,12 +25,12 @@ Where the last stage's model sees the class of an image, for a test image of eac
 
 def write(config, dataset, workdir: pathlib.Path, confusions: dict[str, np.ndarray], parameters: int,
           command: str = "", posthoc: Sequence[dict] = (), activations: cams.Activations | None = None,
-          bad_images: Mapping[str, str] | None = None) -> dict:
+          bad_images: Mapping[str, str] | None = None, counted: Mapping[str, int] | None = None) -> dict:
   """Writes the results and the report of a finished run and returns the content of `results.json`.
 
   `confusions` holds every stage's confusion matrix on the test set, in the order of the stages; `command` is how the
   run was started; `posthoc` is what `selection.run` found, `activations` what `cams.of_run` found; `bad_images` are the
-  images that were replaced by black ones, each with the reason.
+  images that were replaced by black ones, each with the reason; `counted` is what else happened that nobody asked for.
   """
   counts = dataset.class_counts
   stages = {name: _stage(config[name], workdir / name, confusion, counts) for name, confusion in confusions.items()}
@@ -47,7 +47,7 @@ def write(config, dataset, workdir: pathlib.Path, confusions: dict[str, np.ndarr
       counts=dict(
           skipped_steps=sum(stage["skipped_steps"] for stage in stages.values()),
           checkpoint_fallbacks=journal.Events(workdir / "events.jsonl").counts()["checkpoint_fallbacks"],
-          replaced_images=len(bad_images or {})),
+          replaced_images=len(bad_images or {}), **(counted or {})),
       augmentation=dict(config.augment.to_dict(), mixup={name: config[name].mixup for name in config.stages}),
       seed=config.seed, precision=config.precision, command=command, commit=commit(), hardware=hardware(),
       versions=versions())

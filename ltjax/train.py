@@ -16,15 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from ltjax import build, feed, metrics, optim, prng, processes, prototypes, sharding
+from ltjax import build, feed, metrics, optim, pretrained, prng, processes, prototypes, sharding
 from ltjax import step as steps
 from ltjax.checkpoint import Checkpoints
 from ltjax.data import resident
 from ltjax.data.order import Order
-from ltjax.errors import ConfigError, TrainingError
+from ltjax.errors import ConfigError, TrainingError, writing
 from ltjax.evaluate import Evaluator
 from ltjax.journal import Events, Journal
-from ltjax.models import import_torch
 
 EVENTS, NOT_FINITE = "events.jsonl", "not_finite.json"  # in the work folder
 
@@ -34,11 +33,15 @@ class Interrupted(Exception):
 
 
 class StageResult(NamedTuple):
-  """What a stage leaves: its state, its number of parameters, its confusion matrix on the test set."""
+  """What a stage leaves: its state, its number of parameters, its confusion matrix on the test set.
+
+  `dropped` are the examples that no batch had room for, summed over its epochs.
+  """
 
   state: steps.TrainState
   parameters: int
   confusion: np.ndarray
+  dropped: int
 
 
 class Stage(NamedTuple):
@@ -152,7 +155,7 @@ def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str 
     state = stage.make_state(prototypes.fill(config, name, before, dataset, taken, variables, folder))
   else:
     drawn = stage.init()
-    state = stage.make_state(import_torch.into(drawn, config.pretrained) if config.pretrained else drawn)
+    state = stage.make_state(pretrained.into(drawn, config) if config.pretrained else drawn)
   done = start = int(jax.device_get(state.step))
   journal, timing = Journal(folder / "metrics.jsonl", upto=done), Journal(folder / "timing.jsonl", upto=done)
 
@@ -202,7 +205,8 @@ def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str 
       bar.update(count * block.batch_size)
       stopping = stops(finite)
   parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-  return StageResult(state, parameters, stage.evaluator(state) if confusion is None else confusion)
+  return StageResult(state, parameters, stage.evaluator(state) if confusion is None else confusion,
+                     order.dropped * order.epochs)
 
 
 class Flight:
@@ -239,8 +243,9 @@ class Flight:
       return
     checkpoints.save(state, wait=True)  # it has stayed as it was before that step
     if processes.is_first():
-      (self._workdir / NOT_FINITE).write_text(json.dumps(dict(
-          stage=self._name, step=step, lr=lr, examples=examples), indent=1) + "\n")
+      with writing(self._workdir):
+        (self._workdir / NOT_FINITE).write_text(json.dumps(dict(
+            stage=self._name, step=step, lr=lr, examples=examples), indent=1) + "\n")
     raise TrainingError(f"{what}; the state before it is saved, its images are in {self._workdir / NOT_FINITE}, and "
                         f"`python -m ltjax.debug_step {self._workdir}` replays it; lower the learning rate or scale, "
                         "or give --config.on_nonfinite=skip and a new --workdir")
@@ -284,7 +289,7 @@ def check_start(config, dataset) -> None:
   name = config.stages[0]
   _, init, _, factors = state_makers(config, name, dataset.class_counts, feed.image_shape(config, dataset))
   if config.pretrained:
-    import_torch.into(jax.eval_shape(init), config.pretrained)
+    pretrained.into(jax.eval_shape(init), config)
   elif None in flax.traverse_util.flatten_dict(factors["backbone"]).values():
     print(f"{name}: layers of the backbone stay frozen as they are drawn at random; give trained weights with "
           "--config.pretrained=FILE", file=sys.stderr)

@@ -7,6 +7,7 @@ stopped by its silence; then all others end within seconds, with its name and ex
 
 import ctypes
 import json
+import math
 import os
 import queue
 import signal
@@ -16,14 +17,11 @@ import threading
 import time
 from typing import Any, NamedTuple
 
-from ltjax.errors import MissingProcess
-
 EXIT_MISSING = 69
 FAILED = "failed: "
 _MEND = "The last committed checkpoint is intact: run the same command on all processes again to continue."
 _GRACE = 3.0  # seconds that a process gets to end by itself after another has failed, as by the same wrong config
-_LEAVE = 60.0  # seconds that a process which is done waits for the others to be done
-_HELLO = 4096  # bytes
+_CLOSE = 6.0  # seconds that process 0 stays after it has failed: JAX aborts the others when it goes
 
 
 class Timing(NamedTuple):
@@ -78,12 +76,10 @@ class Link:
     end, silent = self.beat["end"] or "", time.monotonic() - self.heard
     if end.startswith(FAILED):
       return f"{self.name} {end}" if time.monotonic() - self._ended > _GRACE else None
-    if end:
-      return None
-    if self.closed:
+    if self.closed and not end:
       return f"{self.name} has ended without a word, killed or crashed; it was last known at: {self.beat['phase']}."
-    if silent > heartbeat:
-      return f"{self.name} has been silent for {silent:.0f} s; it was last known at: {self.beat['phase']}."
+    if silent > heartbeat and not self.closed:
+      return f"{self.name} has been silent for {silent:.0f} s; it was last known at: {end or self.beat['phase']}."
     return None
 
   def take(self, beat: dict) -> bool:
@@ -122,20 +118,26 @@ class Watch:
     return self._links[number].inbox.get()
 
   def leave(self, words: str) -> bool:
-    """Says this process's last words; whether all processes end well, which it waits for unless it has failed."""
+    """Says this process's last words; whether all processes end well.
+
+    It waits for the others, as long as they live, unless it has failed.
+    """
+    failed = words.startswith(FAILED)
+    self._judging = not failed
     self._beat = self._beat | dict(end=words)
     self._tell(patience=1.0)
-    if words.startswith(FAILED):
-      return False
-    self._judging = False
-    deadline = time.monotonic() + _LEAVE
+    deadline = time.monotonic() + (math.inf if not failed else 0 if self.number else _CLOSE)
+    links = self._links.values()
     while time.monotonic() < deadline:
-      ends, closed = [beat["end"] or "" for beat in self._beats().values()], any(
-          link.closed for link in self._links.values())
-      if len(ends) == self.count and all(ends):
-        return not any(end.startswith(FAILED) for end in ends) and not closed
-      if all(link.closed or link.beat["end"] for link in self._links.values()) and closed:
-        return False
+      closed, beats = [link for link in links if link.closed], self._beats().values()
+      if failed:
+        if len(closed) == len(links):
+          break
+      elif len(beats) == self.count and all(beat["end"] for beat in beats):
+        self._tell(patience=1.0)
+        return not closed and not any(beat["end"].startswith(FAILED) for beat in beats)
+      elif closed and all(link.beat["end"] for link in links):
+        break  # of one that is closed without a word, the watch speaks
       time.sleep(0.02)
     return False
 
@@ -174,7 +176,7 @@ class Watch:
     if found:
       self._end(" ".join(found))
     idle = time.monotonic() - self._progress
-    if idle > self._timing.stall:
+    if idle > self._timing.stall and not self._beat["end"]:
       self._end(f"process {self.number} has made no progress for {idle:.0f} s at: {self._beat['phase']}; "
                 f"{self._behind()}.")
 
@@ -216,127 +218,3 @@ def _delay_aborts() -> None:
   libc = ctypes.CDLL(None)
   libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
   libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
-
-
-# -- the meeting ------------------------------------------------------------------------------------------------------
-
-
-def meet(address: str, number: int, count: int, timing: Timing, timeout: float) -> Watch:
-  """Waits until all processes have come to `address`, which is free for JAX then.
-
-  Raises:
-    MissingProcess: somebody has not come within `timeout` seconds; names who.
-  """
-  host, port = address.rsplit(":", 1)
-  host, deadline = host.strip("[]"), time.monotonic() + timeout
-  if number == 0:
-    links = _receive_all(int(port), count, deadline, timeout)
-  else:
-    links = [_join(host, int(port), number, count, deadline, timeout)]
-  return Watch(number, count, links, timing)
-
-
-def _own_name(number: int) -> str:
-  return f"process {number} (host {socket.gethostname()}, pid {os.getpid()})"
-
-
-def _receive_all(port: int, count: int, deadline: float, timeout: float) -> list[Link]:
-  found: dict[int, Link] = {}
-  with _listener(port, min(deadline, time.monotonic() + 30)) as listener:
-    while len(found) < count - 1:
-      left = deadline - time.monotonic()
-      found = {number: link for number, link in found.items() if not _is_closed(link.connection)}
-      if left <= 0:
-        missing = ", ".join(str(number) for number in range(1, count) if number not in found)
-        sentence = (f"{count - 1 - len(found)} of {count} processes did not come within {timeout:.0f} s: process "
-                    f"{missing}; start it, or look at its own log, and start all of them again.")
-        for link in found.values():
-          link.send(dict(refused=sentence), 1.0)
-        raise MissingProcess(sentence)
-      listener.settimeout(min(left, 1.0))
-      try:
-        connection, _ = listener.accept()
-      except TimeoutError:
-        continue
-      if link := _hello(connection, count, found):
-        found[link.number] = link
-  for link in found.values():
-    link.send(dict(go=_own_name(0)), 1.0)
-  return list(found.values())
-
-
-def _listener(port: int, deadline: float) -> socket.socket:
-  """A listening socket on all addresses; waits for a port that the run before has not yet left."""
-  both = socket.has_dualstack_ipv6()
-  while True:
-    try:
-      return socket.create_server(("", port), family=socket.AF_INET6 if both else socket.AF_INET, backlog=1024,
-                                  dualstack_ipv6=both)
-    except OSError as error:
-      if time.monotonic() > deadline:
-        raise MissingProcess(f"process 0 cannot listen on port {port} ({error.strerror}); end the run that does, or "
-                             "give another port") from error
-    time.sleep(0.5)
-
-
-def _is_closed(connection: socket.socket) -> bool:
-  try:
-    return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-  except BlockingIOError:
-    return False
-  except OSError:
-    return True
-
-
-def _hello(connection: socket.socket, count: int, found: dict[int, Link]) -> Link | None:
-  """The process that has called, or None where it is none of this run, which is told so."""
-  line = _line(connection, 2.0)
-  if line is None or [type(line.get(key)) for key in ("number", "count", "name")] != [int, int, str]:
-    connection.close()
-    return None
-  link, reason = Link(line["number"], line["name"], connection), None
-  if line["count"] != count:
-    reason = f"{link.name} expects {line['count']} processes, but process 0 expects {count}; give all the same number."
-  elif not 0 < link.number < count:
-    reason = f"{link.name} has a number that is not its own; give each process its own, from 0 to {count - 1}."
-  elif link.number in found:
-    reason = f"{link.name} has the number of {found[link.number].name}; give each process its own."
-  if reason:
-    link.send(dict(refused=reason), 1.0)
-    connection.close()
-    return None
-  return link
-
-
-def _join(host: str, port: int, number: int, count: int, deadline: float, timeout: float) -> Link:
-  while (left := deadline - time.monotonic()) > 0:
-    try:
-      connection = socket.create_connection((host, port), timeout=min(left, 5.0))
-      connection.sendall(json.dumps(dict(number=number, count=count, name=_own_name(number))).encode() + b"\n")
-      answer = _line(connection, left + 5.0) or {}
-    except OSError:
-      answer = {}
-    if "refused" in answer:
-      raise MissingProcess(answer["refused"])
-    if "go" in answer:
-      return Link(0, answer["go"], connection)
-    time.sleep(0.2)
-  raise MissingProcess(f"process 0 did not answer at {host}:{port} within {timeout:.0f} s; start it, or look at its "
-                       "own log, and start all processes again.")
-
-
-def _line(connection: socket.socket, timeout: float) -> dict | None:
-  """The first line that comes, a JSON object; None where something else comes, or nothing."""
-  deadline, data = time.monotonic() + timeout, b""
-  try:
-    while not data.endswith(b"\n") and len(data) < _HELLO:
-      connection.settimeout(max(deadline - time.monotonic(), 0.01))
-      # Byte by byte: what follows the line is for whoever reads next.
-      byte = connection.recv(1)
-      if not byte:
-        return None
-      data += byte
-    found = json.loads(data)
-  except (OSError, ValueError):
-    return None
-  return found if isinstance(found, dict) else None

@@ -81,6 +81,29 @@ def test_the_last_two_are_kept(stages, tmp_path):
   assert tiny.saved_steps(tmp_path / "run", "") == [11, 12]
 
 
+def test_the_best_is_kept_too(stages, tmp_path):
+  with Checkpoints(tmp_path / "run" / "checkpoints", keep=1) as checkpoints:
+    for step, score in ((3, 0.5), (5, 0.7), (8, 0.6), (11, None), (12, 0.7), (14, 0.1)):
+      checkpoints.save(filled(stages["classifier"], step=step), score=score)
+  assert tiny.saved_steps(tmp_path / "run", "") == [12, 14]  # of equals the later
+
+
+def test_a_run_keeps_the_best_on_held_out_images(small, tmp_path):
+  config = tiny.config("ce_digits", epochs=6, dataset__holdout=0.1, keep_checkpoints=1)
+  results = tiny.run(config, tmp_path)["stages"]["representation"]
+  scores = {line["step"]: line["held_out"] for line in tiny.log(tmp_path, "representation") if "held_out" in line}
+  last = max(scores)
+  best = max(scores, key=lambda step: (scores[step], step))
+  assert tiny.saved_steps(tmp_path, "representation") == sorted({best, last})
+  assert results["best_on_held_out"]["balanced_accuracy"] == scores[best] and len(scores) == 6
+
+
+def test_what_the_run_does_not_train_is_not_looked_at_where_nothing_is_held_out(small, tmp_path):
+  results = tiny.run(tiny.config("ce_digits", epochs=1), tmp_path)
+  assert results["stages"]["representation"]["best_on_held_out"] is None
+  assert not any("held_out" in line for line in tiny.log(tmp_path, "representation"))
+
+
 def test_saving_a_step_twice_is_harmless(stages, tmp_path):
   state, like = filled(stages["classifier"], step=4), stages["classifier"].stage.like
   for _ in range(2):

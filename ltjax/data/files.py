@@ -5,6 +5,10 @@ from typing import BinaryIO, Protocol
 
 from etils import epath
 
+# Remote file systems have errors of their own; these say that asking again is of no use.
+_REMOTE = dict(NotFoundError=FileNotFoundError, PermissionDeniedError=PermissionError,
+               UnauthenticatedError=PermissionError)
+
 
 class Files(Protocol):
   """n encoded images (JPEG, PNG, ...), read by their place."""
@@ -31,8 +35,15 @@ class Paths:
 
   def read(self, place: int) -> bytes:
     """The bytes of image `place`."""
-    with self.open(place) as file:
-      return file.read()
+    try:
+      with self.open(place) as file:
+        return file.read()
+    except OSError:
+      raise
+    except Exception as error:
+      if "://" not in self.name(place):
+        raise
+      raise _REMOTE.get(type(error).__name__, OSError)(f"{self.name(place)}: {str(error)[:300]}") from error
 
   def open(self, place: int) -> BinaryIO:
     """Image `place` as a file, for who needs only a part of it."""

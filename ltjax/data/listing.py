@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
+from ltjax.data import archives
 from ltjax.errors import DataError
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
@@ -48,7 +49,7 @@ def existing_folder(path: str, key: str) -> epath.Path:
   if found.is_dir():
     return found
   if found.suffix.lower() in _ARCHIVES:
-    raise DataError(f"dataset.{key}: {path} is an archive; unpack it, and give the folder it was unpacked to")
+    raise DataError(f"dataset.{key}: {path} is an archive; unpack it with '{archives.COMMAND}', and give that DIR")
   raise DataError(f"dataset.{key}: {path} is a file, expected a folder")
 
 
@@ -77,7 +78,8 @@ def read_bytes(path: str | os.PathLike, key: str) -> bytes:
 def _text(path: str, key: str) -> str:
   data = read_bytes(path, key)
   if zipfile.is_zipfile(io.BytesIO(data)) or b"\0" in data[:1024]:
-    raise DataError(f"dataset.{key}: {path} is not a text file; unpack it if it is an archive")
+    raise DataError(f"dataset.{key}: {path} is not a text file; if it is an archive, unpack it with "
+                    f"'{archives.COMMAND}'")
   try:
     return data.decode("utf-8-sig")
   except UnicodeDecodeError as error:
@@ -182,7 +184,7 @@ def _listing(path: str, rows: list[tuple], kind) -> Listing:
 
 def has_images(folder: epath.Path) -> bool:
   """Whether images lie in `folder` itself, not in folders below it."""
-  return any(_is_image(path.name) for path in folder.iterdir())
+  return any(is_image(path.name) for path in folder.iterdir())
 
 
 def class_folders(root: epath.Path, key: str, cache: pathlib.Path | None = None) -> tuple[Listing, tuple[str, ...]]:
@@ -202,7 +204,7 @@ def class_folders(root: epath.Path, key: str, cache: pathlib.Path | None = None)
   """
   whole = os.path.abspath(root) if _is_local(root) else str(root)
   kept = None if cache is None else cache / f"folder-{hashlib.sha256(os.fsencode(whole)).hexdigest()[:16]}.npz"
-  found = load_arrays(kept) if kept else None
+  found = load_arrays(kept, "paths", "labels", "names", "folders", "times") if kept else None
   if found is None or not np.array_equal(_times(root, found["folders"]), found["times"]):
     found = _local_folders(root) if _is_local(root) else _remote_folders(root)
     names = found["names"]
@@ -221,7 +223,8 @@ def _is_local(path: epath.Path) -> bool:
   return "://" not in str(path)
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+  """Whether a file is taken for an image by its name."""
   return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
@@ -241,7 +244,7 @@ def _local_folders(root: epath.Path) -> dict:
                           "images may be links")
       relative = os.path.relpath(folder, top).replace(os.sep, "/")
       folders.append(relative)
-      of_class.extend(f"{relative}/{file}" for file in files if _is_image(file))
+      of_class.extend(f"{relative}/{file}" for file in files if is_image(file))
     paths.extend(sorted(of_class))
     counts.append(len(of_class))
   return dict(paths=paths, labels=np.repeat(np.arange(len(names)), counts), names=names, folders=folders,
@@ -250,7 +253,7 @@ def _local_folders(root: epath.Path) -> dict:
 
 def _remote_folders(root: epath.Path) -> dict:
   """One listing of everything: on gs:// each question about a single folder is a request."""
-  paths = sorted("/".join(path.parts[-2:]) for path in root.glob("*/*") if _is_image(path.name))
+  paths = sorted("/".join(path.parts[-2:]) for path in root.glob("*/*") if is_image(path.name))
   parents = np.array([path.partition("/")[0] for path in paths])
   names, labels = np.unique(parents, return_inverse=True)
   return dict(paths=paths, labels=labels, names=names.tolist(), folders=[""], times=_times(root, [""]))
@@ -287,11 +290,13 @@ def store_arrays(path: pathlib.Path, **content: np.ndarray | Sequence[str]) -> N
       partial.unlink()
 
 
-def load_arrays(path: pathlib.Path) -> dict | None:
-  """What `store_arrays` kept, or None where that is not there or not whole."""
+def load_arrays(path: pathlib.Path, *keys: str) -> dict | None:
+  """The `keys` of what `store_arrays` kept, or None where that is not there or not whole."""
   try:
     with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+      found = {key: file[key] for key in keys}
       return {key: value if value.dtype != np.uint8 else
-              value.tobytes().decode("utf-8", "surrogateescape").split("\0") for key, value in file.items()}
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+              value.tobytes().decode("utf-8", "surrogateescape").split("\0") for key, value in found.items()}
+  # A .zip may hold other things than arrays, and a single array is no .zip.
+  except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, IndexError, zipfile.BadZipFile):
     return None

@@ -23,6 +23,11 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INAT_MEAN, INAT_STD = (0.466, 0.471, 0.380), (0.195, 0.194, 0.192)
 
 
+def statistics(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+  """Mean and standard deviation that the images of data set `name`, ours or TFDS's, are normalised with."""
+  return (INAT_MEAN, INAT_STD) if name.startswith(("inat", "i_naturalist")) else (IMAGENET_MEAN, IMAGENET_STD)
+
+
 class _Images(NamedTuple):
   """A set of images before it is split: files that have `take`, labels int64 [n]."""
 
@@ -126,7 +131,7 @@ def tfds(*, builder: str, tfds_dir: str = "", train_list: str = "", test_list: s
     holdout, subset_seed: as in `folder`.
     cache: a folder to keep the labels in, for which every record must be read once.
   """
-  mean, std = (INAT_MEAN, INAT_STD) if builder.startswith("i_naturalist") else (IMAGENET_MEAN, IMAGENET_STD)
+  mean, std = statistics(builder)
   given = bool(train_list), bool(test_list)
   if given[0] != given[1] or (val_list and not all(given)):
     raise ConfigError("dataset: lists that select from TFDS are at least dataset.train_list and dataset.test_list")

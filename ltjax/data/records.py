@@ -116,7 +116,7 @@ def open_split(dataset: str, split: str, data_dir: str = "", cache: pathlib.Path
   feature, key = NAMED.get(dataset, (None, None))
   identity = hashlib.sha256(f"{folder}\0{split}\0".encode() + (folder / "dataset_info.json").read_bytes()).hexdigest()
   kept = None if cache is None else cache / f"tfds-{identity[:16]}.npz"
-  found = load_arrays(kept) if kept else None
+  found = load_arrays(kept, "labels", "names") if kept else None
   if found is None:
     labels, names = _collect(source, feature, f"{folder} {split}")
     found = dict(labels=labels, names=[key(name) for name in names] if feature else [])

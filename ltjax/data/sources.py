@@ -6,13 +6,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ltjax.data import longtail
+from ltjax.data import archives, longtail
 from ltjax.errors import ConfigError, DataError
 
 __all__ = ["cifar10", "cifar100", "digits"]
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # the field uses these for CIFAR-100 too
 _CIFAR10_FILES = (tuple(f"data_batch_{k}.bin" for k in range(1, 6)), ("test_batch.bin",))
+# What is fetched from https://www.cs.toronto.edu/~kriz/cifar.html: size and SHA-256, as TFDS has them too.
+_CIFAR_ARCHIVES = {
+    10: ("cifar-10-binary.tar.gz", 170_052_171, "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"),
+    100: ("cifar-100-binary.tar.gz", 168_513_733, "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec")}
 _CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -117,10 +121,17 @@ def _cifar_lt(classes: int, imbalance: float, profile: str, subset_seed: int, fo
 def _cifar_binary(classes: int, folder: str):
   root = pathlib.Path(folder).expanduser()
   inner = root / ("cifar-10-batches-bin" if classes == 10 else "cifar-100-binary")
+  pickled = next((path for path in (root, root / f"cifar-{classes}-batches-py", root / f"cifar-{classes}-python")
+                  if any((path / name).is_file() for name in ("batches.meta", "meta"))), None)
   root = inner if inner.is_dir() else root
+  if root.is_file() and root.name.lower().endswith(archives.SUFFIXES):
+    raise DataError(f"dataset.dir: {folder} is an archive; unpack it with '{archives.COMMAND}', and give that DIR")
   if not root.is_dir():
     raise DataError(f"dataset.dir: no folder {folder!r}; give the one that holds {inner.name}/, "
-                    "or leave it empty for TFDS")
+                    f"or leave it empty for TFDS; {_how_to_get(classes)}")
+  if pickled and root is not inner:
+    raise DataError(f"dataset.dir: {pickled} holds CIFAR's Python version, pickles, which could run anything and are "
+                    f"never read; {_how_to_get(classes)}")
   train_files, test_files = _CIFAR10_FILES if classes == 10 else (("train.bin",), ("test.bin",))
   records = 10000 if classes == 10 else 50000
   train = [_cifar_file(root / name, records, classes) for name in train_files]
@@ -131,16 +142,25 @@ def _cifar_binary(classes: int, folder: str):
   return (images, labels), _cifar_file(root / test_files[0], 10000, classes), names
 
 
+def _how_to_get(classes: int) -> str:
+  name, size, digest = _CIFAR_ARCHIVES[classes]
+  return (f"the binary version is {name} of cs.toronto.edu/~kriz/cifar.html ({size:,} bytes, SHA-256 {digest}), "
+          f"unpacked with '{archives.COMMAND.replace('ARCHIVE', name)}'")
+
+
 def _cifar_file(path: pathlib.Path, records: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
   """Images and labels of one official file: <label> or <coarse><fine>, then 3 planes of 32x32, a record."""
   label_bytes = 1 if classes == 10 else 2
   expected = records * (label_bytes + 3072)
   if not path.is_file():
-    raise DataError(f"{path}: missing; expected a CIFAR-{classes} binary file of {expected:,} bytes")
+    raise DataError(f"{path}: missing; expected a CIFAR-{classes} binary file of {expected:,} bytes; "
+                    f"{_how_to_get(classes)}")
   raw = np.fromfile(path, np.uint8)
   if len(raw) != expected:
+    is_page = raw[:1000].tobytes().lstrip().startswith(b"<")
     raise DataError(f"{path}: {len(raw):,} bytes, expected {expected:,} ({records:,} records of {label_bytes + 3072}); "
-                    "the file is truncated or of another data set: fetch it again")
+                    f"the file is {'a web page' if is_page else 'truncated or of another data set'}: fetch it again; "
+                    f"{_how_to_get(classes)}")
   raw = raw.reshape(records, -1)
   labels = raw[:, label_bytes - 1].astype(np.int64)
   if labels.max() >= classes:
@@ -161,7 +181,8 @@ def _cifar_tfds(classes: int):
     builder.download_and_prepare()
   except Exception as error:
     raise DataError(f"dataset: CIFAR-{classes} could not be had from TFDS ({type(error).__name__}: "
-                    f"{str(error)[:200]}); give the official binary files with --config.dataset.dir=DIR") from error
+                    f"{' '.join(str(error).split())[:600]}); give the official binary files with "
+                    f"--config.dataset.dir=DIR; {_how_to_get(classes)}") from error
   splits = {}
   for split in ("train", "test"):
     rows = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1))

@@ -99,7 +99,7 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
           raise ValueError(f"{name} from byte {start} to {stop} of {len(data)}")
         tensors[name] = np.frombuffer(bytes(data[start:stop]), kind).reshape(entry["shape"])
     return tensors
-  except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+  except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
     raise DataError(f"pretrained: {path} is not a whole .safetensors file ({type(error).__name__}: {error})") from error
 
 
@@ -117,8 +117,10 @@ def _read_pickled(path: pathlib.Path) -> dict[str, np.ndarray]:
   try:
     loaded = torch.load(path, map_location="cpu", weights_only=True)
   except Exception as error:  # torch raises many kinds
-    raise DataError(f"pretrained: {path} could not be read as weights alone ({' '.join(str(error).split())[:200]})"
-                    ) from error
+    # Other lines of its message tell how to let the file run.
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip() and "weights_only" not in line),
+                  type(error).__name__)
+    raise DataError(f"pretrained: {path} could not be read as weights alone ({reason[:200]})") from error
   for key in ("state_dict", "model"):
     loaded = loaded.get(key, loaded) if isinstance(loaded, Mapping) else loaded
   if not isinstance(loaded, Mapping) or not all(torch.is_tensor(value) for value in loaded.values()):

@@ -85,7 +85,7 @@ def test_a_missing_list_and_an_archive_in_its_place_are_named(tmp_path):
     listing.split_list("", "train_list")
   with zipfile.ZipFile(tmp_path / "lists.zip", "w") as archive:
     archive.writestr("a.txt", "a.jpg 0\n")
-  with pytest.raises(DataError, match=r"lists\.zip is not a text file; unpack it"):
+  with pytest.raises(DataError, match=r"lists\.zip is not a text file; if it is an archive, unpack it"):
     listing.split_list(str(tmp_path / "lists.zip"), "train_list")
 
 
@@ -258,5 +258,5 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
 def test_any_file_name_survives_the_cache(tmp_path):
   names = ["a\nb", "é", os.fsdecode(b"\xff\xfe"), " "]
   listing.store_arrays(tmp_path / "x.npz", names=names, labels=np.arange(4))
-  found = listing.load_arrays(tmp_path / "x.npz")
+  found = listing.load_arrays(tmp_path / "x.npz", "names", "labels")
   assert found["names"] == names and found["labels"].tolist() == [0, 1, 2, 3]

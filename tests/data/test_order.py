@@ -231,3 +231,12 @@ def test_the_second_branch_is_drawn_by_its_own_probabilities():
   pairs = np.bincount(5 * LABELS[drawn[:, 0]] + LABELS[drawn[:, 1]], minlength=25).reshape(5, 5)
   expected = np.outer(COUNTS / COUNTS.sum(), samplers.reverse(COUNTS))
   check_frequencies(pairs.ravel(), expected.ravel(), len(drawn))  # and independent of the second
+
+
+@pytest.mark.parametrize("batch_size", [1, 64, 100, len(LABELS) - 1, len(LABELS)])
+def test_the_examples_that_no_batch_of_an_epoch_takes_are_counted(batch_size):
+  made = order("instance", batch_size=batch_size)
+  epoch = np.concatenate([made.batch(step) for step in range(made.steps_per_epoch)])
+  assert made.dropped == len(LABELS) - len(np.unique(epoch)) == len(LABELS) % batch_size
+  assert order("class_balanced", batch_size=batch_size).dropped == 0
+  assert order("class_aware", batch_size=batch_size).dropped == 0

@@ -1,0 +1,181 @@
+"""Classes of images by the model of a finished run.
+
+python -m ltjax.predict --workdir=runs/mine IMAGE_OR_FOLDER ... [--top=5] [--output=predictions.csv]
+
+writes a line for each image and each of its likeliest classes: path, rank, class, probability. Images are cut as the
+run's test images are; of a folder, those at any depth are taken, on gs:// those right in it. What is to happen to an
+image that cannot be decoded is what the run's config says: it stops the command, or is left out and named at the end.
+"""
+
+import argparse
+import csv
+import inspect
+import json
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+
+from ltjax import build, sharding, train
+from ltjax import config as configs
+from ltjax.checkpoint import Checkpoints
+from ltjax.data import decode, listing, photos
+from ltjax.data.files import Paths
+from ltjax.errors import ConfigError, DataError, LtjaxError, WorkdirError
+from ltjax.evaluate import Extractor
+from ltjax.schedules import Clock
+
+COLUMNS = ("path", "rank", "class", "probability")
+_BATCHES = 16  # that are decoded, and whose logits are held, at a time
+
+
+class Prediction(NamedTuple):
+  """An image's class of some rank, from 1, and how probable the model takes it to be."""
+
+  path: str
+  rank: int
+  class_name: str
+  probability: float
+
+
+class _Named(Paths):
+  """Images by their whole names."""
+
+  def __init__(self, names: Sequence[str]):
+    super().__init__("", names)
+
+  def name(self, place: int) -> str:
+    return self._paths[place]
+
+
+def images(arguments: Sequence[str]) -> list[str]:
+  """The images that files and folders stand for, in their order and, of a folder, sorted.
+
+  Raises:
+    DataError: an argument that is not there, or a folder without an image.
+  """
+  found = []
+  for argument in arguments:
+    path = epath.Path(argument).expanduser()
+    if path.is_dir():
+      below = path.glob("*") if "://" in str(path) else pathlib.Path(path).rglob("*")
+      inside = sorted(str(image) for image in below if listing.is_image(image.name))
+      if not inside:
+        raise DataError(f"{argument}: no image in this folder ({', '.join(listing.SUFFIXES)})")
+      found += inside
+    elif path.exists():
+      found.append(str(path))
+    else:
+      raise DataError(f"{argument}: no such image or folder")
+  return found
+
+
+def predict(workdir: pathlib.Path, names: Sequence[str], top: int = 5) -> Iterator[Prediction]:
+  """The `top` likeliest classes of each image, by the newest checkpoint of the run's last stage.
+
+  softmax(s z), with the logits z; s is the scale that the stage's adjustment gives cosines, and 1 where it gives none
+
+  Args:
+    workdir: of a finished run on photographs; nothing in it is changed.
+    names: paths of images, local or gs://.
+    top: at least 1; all classes where there are not as many.
+
+  Raises:
+    WorkdirError: it is not the folder of a run, or of one that is not finished.
+    ConfigError: the run's images are not photographs.
+    DataError: an image cannot be decoded, and the run's `dataset.on_bad_image` is "error"; or too many cannot.
+  """
+  config = configs.load(workdir)
+  configs.check(config)
+  classes, counts = _classes(workdir)
+  if "crop" not in config.augment:
+    raise ConfigError(f"{workdir}: the images of {config.dataset.name!r} have one size and are no photographs; "
+                      "predictions are made with runs whose augment.crop is set")
+  extract = _extractor(config, workdir, counts, min(config.eval_batch_size, len(names)))
+  stage = config.stages[-1]
+  log = decode.BadImages(config.dataset.get("on_bad_image", "error"), len(names))
+  files, scale = decode.Images(_Named(names), log), _scale(config, stage)
+  for first in range(0, len(names), _BATCHES * config.eval_batch_size):
+    places = np.arange(first, min(first + _BATCHES * config.eval_batch_size, len(names)))
+    probabilities = jax.nn.softmax(scale * extract(files, "logits", places=places)["logits"], axis=-1)
+    for place, row in zip(places, np.asarray(probabilities), strict=True):
+      if names[place] not in log.found:
+        for rank, c in enumerate(np.argsort(-row, kind="stable")[:top], 1):
+          yield Prediction(names[place], rank, classes[c], float(row[c]))
+  if log.found:
+    print(f"left out: {len(log.found)} images that cannot be decoded:", *(
+        f"  {name}: {reason}" for name, reason in log.found.items()), sep="\n", file=sys.stderr)
+
+
+def _classes(workdir: pathlib.Path) -> tuple[list[str], np.ndarray]:
+  """Names and training images of the classes of a finished run."""
+  path = workdir / "results.json"
+  if not path.is_file():
+    raise WorkdirError(f"{workdir}: the run is not finished, as there is no results.json; run the command that it was "
+                       "started with again")
+  try:
+    data = json.loads(path.read_text())["data"]
+    return list(map(str, data["class_names"])), np.array(data["class_counts"], np.int64)
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise WorkdirError(f"{path}: not the results of a run ({type(error).__name__}: {error})") from error
+
+
+def _extractor(config, workdir: pathlib.Path, counts: np.ndarray, batch_size: int) -> Extractor:
+  stage, size, mesh = config.stages[-1], config.augment.size, sharding.data_mesh()
+  _, init, _, _ = train.state_makers(config, stage, counts, (1, size, size, 3))
+  like = train.abstract(init, sharding.replicated(mesh))
+  with Checkpoints(workdir / stage / "checkpoints", read_only=True) as checkpoints:
+    variables = checkpoints.restore_model(like)
+  mean, std = photos.statistics(config.dataset.get("builder", config.dataset.name))
+  return Extractor(build.model(config, counts, stage), variables, mean=mean, std=std, batch_size=batch_size, mesh=mesh,
+                   size=size)
+
+
+def _scale(config, stage: str) -> float:
+  block = config[stage]
+  call = build.Objective(block, stage).adjust
+  if call is None or "scale" not in call.arguments:
+    return 1.0
+  last = Clock(block.epochs - 1, 1, block.epochs)  # schedules are at their ends
+  default = inspect.signature(call.function).parameters["scale"].default
+  return float((dict(scale=default) | call.constants | call.at(last))["scale"])
+
+
+def write(predictions: Iterator[Prediction], file) -> None:
+  """A CSV of predictions."""
+  writer = csv.writer(file, lineterminator="\n")
+  writer.writerow(COLUMNS)
+  for row in predictions:
+    writer.writerow((*row[:3], f"{row.probability:.6f}"))
+
+
+def _main() -> None:
+  parser = argparse.ArgumentParser(prog="python -m ltjax.predict", description=__doc__.splitlines()[0])
+  parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER")
+  parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of a finished run")
+  parser.add_argument("--top", type=int, default=5, help="classes an image")
+  parser.add_argument("--output", type=pathlib.Path, help="CSV to write; printed where not given")
+  given = parser.parse_args()
+  try:
+    if given.top < 1:
+      raise ConfigError(f"--top: expected at least 1, got {given.top}")
+    predictions = predict(given.workdir, images(given.images), given.top)
+    if given.output is None:
+      write(predictions, sys.stdout)
+      return
+    partial = given.output.with_name(f"{given.output.name}.partial")
+    with open(partial, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+      write(predictions, file)
+    partial.replace(given.output)
+    print(f"written: {given.output}")
+  except (LtjaxError, OSError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(configs.EXIT_BAD_INPUT)
+
+
+if __name__ == "__main__":
+  _main()

@@ -1,0 +1,144 @@
+"""F10: classes with one image, with none, and labels with gaps or out of range."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from ltjax import build, losses, recipes
+from ltjax.data import photos, samplers
+from ltjax.data.order import Order
+from ltjax.errors import DataError
+from ltjax.schedules import Clock
+from tests import photographs, tiny
+
+GIVEN = dict(power=dict(q=0.7), progressive=dict(progress=dict(name="linear")))
+SAMPLERS = {name: GIVEN.get(name, {}) for name in samplers.__all__}
+ADJUSTMENTS = [None, *build.public(losses, build.ADJUSTMENTS)]
+LOSSES = [*build.public(losses, build.LOSSES)]
+NEEDED = dict(label_aware_smoothing=dict(head=0.4, tail=0.1), effective_number=dict(beta=0.99), fbl=dict(alpha=60.0))
+
+
+# The logits that the adjustment takes out of a row are of no use to a loss that looks down the columns.
+SENSELESS = {("softmax_equalization", "lade"), ("softmax_equalization", "prior_lade")}
+
+
+def random_counts(seed: int, classes: int = 0) -> np.ndarray:
+  """2 to 40 classes, or as many as given, in no order, of 1 to 10,000 images; some with one."""
+  generator = np.random.default_rng(seed)
+  counts = np.exp(generator.uniform(0, np.log(10_000), classes or generator.integers(2, 41))).astype(int)
+  counts[generator.random(len(counts)) < 0.3] = 1
+  return counts
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_draws_only_images_that_there_are(name):
+  for seed in range(30):
+    counts = random_counts(seed)
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+    sampler = build.sampler(dict(name=name, **SAMPLERS[name]), "test", counts)
+    size = min(64, len(labels))
+    order = Order(labels, len(counts), batch_size=size, epochs=3, seed=seed, stage="test", samplers=[sampler])
+    for step in {0, 1, order.steps // 2, order.steps - 1}:
+      batch = order.batch(step)
+      assert batch.shape == (size,) and batch.min() >= 0 and batch.max() < len(labels)
+
+
+@pytest.mark.parametrize("adjust", ADJUSTMENTS)
+def test_every_loss_and_its_gradient_are_finite(adjust):
+  key = jax.random.key(0)
+  for seed, loss in enumerate(loss for loss in LOSSES if (adjust, loss) not in SENSELESS):
+    counts = random_counts(seed, classes=12)  # of one shape, so that what is compiled is shared
+    block = ConfigDict(recipes.stage(
+        epochs=1, batch_size=8, lr=0.1, weight_decay=0.0, loss=dict(name=loss, **NEEDED.get(loss, {})),
+        adjust=adjust and dict(name=adjust, **NEEDED.get(adjust, {})), sampler=dict(name="instance")))
+    objective = build.Objective(block, "test")
+    generator = np.random.default_rng(seed)
+    # Of the rarest and of the largest class, and of any.
+    labels = np.array([counts.argmin(), counts.argmax(), *generator.integers(0, len(counts), 6)], np.int32)
+    cosines = jnp.asarray(generator.uniform(-1, 1, (8, len(counts))), jnp.float32)
+    scalars = objective.scalars(Clock(0, 1, 1), counts)
+    value, gradient = jax.value_and_grad(objective.__call__)(
+        cosines, labels, features=jnp.asarray(generator.normal(size=(8, 4)), jnp.float32), key=key, scalars=scalars,
+        class_counts=np.float32(counts), seen_counts=np.zeros(len(counts), np.float32))
+    assert np.isfinite(value) and np.isfinite(gradient).all(), (loss, counts)
+
+
+@pytest.mark.parametrize("counts", [
+    np.array([5, 5]), np.array([10_000, 1]), np.ones(300, int), np.geomspace(10_000, 1, 10_000).astype(int)],
+    ids=["2 alike", "2, 10,000 to 1", "300 of one image", "10,000, 10,000 to 1"])
+def test_the_config_for_a_folder_takes_2_to_10_000_classes(counts):
+  config = importlib.import_module("configs.gcl_folder").get_config()
+  labels = np.array([counts.argmin(), counts.argmax()], np.int32)
+  logits = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, len(counts))), jnp.float32)
+  for stage in config.stages:
+    objective, draw = build.Objective(config[stage], stage), build.sampler(config[stage].sampler, stage, counts)
+    assert draw is None or (draw(Clock(0, 1, 1)) > 0).all()
+    value, gradient = jax.value_and_grad(objective.__call__)(
+        logits, labels, features=logits, key=jax.random.key(0), scalars=objective.scalars(Clock(0, 1, 1), counts),
+        class_counts=np.float32(counts), seen_counts=np.zeros(len(counts), np.float32))
+    assert np.isfinite(value) and np.isfinite(gradient).all() and np.asarray(gradient).any()
+    assert build.model(config, counts, stage).head.num_classes == len(counts)
+
+
+def test_a_run_with_a_class_of_one_image(tmp_path, monkeypatch):
+  monkeypatch.setattr(build, "model", tiny.one_conv)
+  results = tiny.run(tiny.config("gcl_digits", epochs=1, dataset__imbalance=134.0), tmp_path)
+  assert results["data"]["class_counts"][-1] == 1
+  for stage in ("representation", "classifier"):
+    assert all(np.isfinite(line["loss"]) for line in tiny.log(tmp_path, stage) if "loss" in line)
+
+
+def folder(root, counts: dict[str, int]) -> dict:
+  photographs.write_tree(root, counts)
+  return dict(name="folder", root=str(root))
+
+
+def lists(root, train: str, test: str = "t.jpg 0", **more) -> dict:
+  paths = {f"{key}_list": photographs.write_lines(root / f"{key}.txt", *text.split("; "))
+           for key, text in dict(train=train, test=test).items()}
+  return dict(name="split_list", root=str(root), **paths, **more)
+
+
+CASES = {
+    "empty": (lambda root: folder(root, dict(a=3, b=0, c=2, d=0)), "no image in the folder of class 'b', 'd' of"),
+    "only tested": (lambda root: folder(root / "x", {"train/a": 2, "train/b": 2, "test/a": 1, "test/z": 1}),
+                    "class 'z' is only in the test set"),
+    "gap": (lambda root: lists(root, "a.jpg 0; b.jpg 2; c.jpg 5"), "class 1 has no training image, nor have 2 others"),
+    "first": (lambda root: lists(root, "a.jpg 1; b.jpg 2"), "class 0 has no training image"),
+    "named": (lambda root: lists(root, "a.jpg 0; b.jpg 2", class_names=photographs.write_lines(
+        root / "n.txt", "x", "y", "z")), r"class 1 \('y'\) has no training image"),
+    "too large": (lambda root: lists(root, "a.jpg 0; b.jpg 1", "c.jpg 2"), "test.txt:1: label 2 is not in"),
+    "negative": (lambda root: lists(root, "a.jpg 0; b.jpg -1"), "train.txt:2: label -1 is out of range"),
+    "huge": (lambda root: lists(root, f"a.jpg 0; b.jpg {10**30}"), "train.txt:2: label 1.* is out of range"),
+    "one class": (lambda root: lists(root, "a.jpg 0; b.jpg 0"), "there is one class"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_wrong_with_classes_is_said_before_anything_is_written(case, tmp_path):
+  make, message = CASES[case]
+  config = recipes.folder(root="", augment=dict(crop="random_resized", size=16, flip=True, jitter=0),
+                          backbone=recipes.resnet("resnet10"))
+  config.dataset = ConfigDict(dict(make(tmp_path), pipeline="tf_data", on_bad_image="error"))
+  config.stages = ("only",)
+  config.only = recipes.stage(epochs=1, batch_size=1, lr=0.1, weight_decay=0.0, loss=dict(name="cross_entropy"),
+                              sampler=dict(name="class_balanced"))
+  with pytest.raises(DataError, match=message):
+    tiny.run(config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
+def test_samplers_refuse_a_class_without_images():
+  for name, given in SAMPLERS.items():
+    with pytest.raises(DataError, match="class 1 has 0"):
+      getattr(samplers, name)(np.array([3, 0, 2]), **(given if name == "power" else
+                                                      dict(progress=0.5) if name == "progressive" else {}))
+
+
+def test_the_sources_know_no_class_without_images(tmp_path):
+  photographs.write_tree(tmp_path, dict(a=1, b=2, c=50))
+  assert photos.folder(root=str(tmp_path)).class_counts.min() == 1

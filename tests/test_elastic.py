@@ -1,0 +1,112 @@
+"""One run by one process, then by four, by one and by two: the run that one process never interrupts.
+
+`python -m tests.test_elastic` is what the processes run.
+"""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+from ltjax import build, main, processes, train
+from tests import tiny
+from tests.processes import Processes
+
+STEPS = 5  # of each of two stages
+# How many processes, and after how many steps of them one is asked to stop: the one with the number that follows.
+PARTS = ((1, 3, 0), (4, 1, 2), (1, 3, 0), (2, None, 0))
+
+
+def config():
+  """Two stages, at rates that let no difference in the last digit grow."""
+  slow = dict(name="constant", value=1e-4)
+  return tiny.config("gcl_digits", epochs=1, log_every_steps=1, eval_batch_size=100, steps_per_call=1,
+                     representation__lr=slow, classifier__lr=slow)
+
+
+def work(workdir: pathlib.Path, stop_after: int | None, who: int) -> None:
+  """`main.run`; prints which examples this process had, and how it ended."""
+  processes.start()
+  import jax
+
+  seen, batches = [], train.Stage.batches
+
+  def recorded(stage, first, count):
+    indices, scalars = batches(stage, first, count)
+    seen.append((first, np.concatenate([np.asarray(shard.data) for shard in indices.addressable_shards]).tolist()))
+    return indices, scalars
+
+  calls = iter(range(1, 10**9))
+
+  def stop():
+    return next(calls) >= (stop_after or 10**9) and jax.process_index() == who
+
+  train.Stage.batches, build.model, ended = recorded, tiny.one_conv, "finished"
+  try:
+    main.run(config(), workdir, stop)
+  except train.Interrupted:
+    ended = "stopped"
+  print(json.dumps(dict(seen=seen, ended=ended, processes=jax.process_count())))
+  processes.leave(0, ended)
+
+
+def part(workdir: pathlib.Path, count: int, stop_after: int | None, who: int) -> list[dict]:
+  """What each of `count` processes says of its part of the run."""
+  with Processes(["tests.test_elastic", str(workdir), str(stop_after or 0), str(who)], count,
+                 each=[{}] if count == 1 else None) as run:
+    ended = run.all_ended(200)
+  assert [process.code for process in ended] == [0] * count, [process.err[-2000:] for process in ended]
+  return [json.loads(process.out.splitlines()[-1]) for process in ended]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+  """(the uninterrupted run's folder and answer, the other's folder and answers part by part)."""
+  whole, parts = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("parts")
+  (straight,) = part(whole, 1, None, 0)
+  return whole, straight, parts, [part(parts, *arguments) for arguments in PARTS]
+
+
+def test_the_parts_are_what_the_test_is_about(runs):
+  for (count, stop_after, _), answers in zip(PARTS, runs[3], strict=True):
+    assert [answer["processes"] for answer in answers] == [count] * count
+    assert {answer["ended"] for answer in answers} == {"stopped" if stop_after else "finished"}
+
+
+def test_all_stop_at_the_same_step(runs):
+  for answers in runs[3]:
+    assert len({tuple(step for step, _ in answer["seen"]) for answer in answers}) == 1
+
+
+def test_the_examples_are_the_same_in_the_same_order(runs):
+  _, straight, _, parts = runs
+  found = [[first, [example for answer in answers for example in answer["seen"][place][1]]]
+           for answers in parts for place, (first, _) in enumerate(answers[0]["seen"])]
+  assert found == straight["seen"] and len(found) == 2 * STEPS
+
+
+def test_losses_are_equal_up_to_rounding_and_counts_are_equal(runs):
+  whole, _, parts, _ = runs
+  for stage in ("representation", "classifier"):
+    expected, found = tiny.log(whole, stage), tiny.log(parts, stage)
+    assert [line["step"] for line in found] == [line["step"] for line in expected]
+    assert [line.get("test") for line in found] == [line.get("test") for line in expected]
+    losses = [[line["loss"] for line in lines if "loss" in line] for lines in (expected, found)]
+    assert len(set(losses[0])) == STEPS
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+  results = [json.loads((folder / "results.json").read_text()) for folder in (whole, parts)]
+  assert results[0]["final"] == results[1]["final"]
+  assert [found["hardware"]["processes"] for found in results] == [1, 2]
+
+
+def test_logs_are_written_once(runs):
+  _, _, parts, _ = runs
+  for stage in ("representation", "classifier"):
+    lines = [(line["step"], *sorted(line)) for line in tiny.log(parts, stage)]
+    assert len(lines) == len(set(lines))
+
+
+if __name__ == "__main__":
+  work(pathlib.Path(sys.argv[1]), int(sys.argv[2]) or None, int(sys.argv[3]))
