@@ -71,7 +71,12 @@ def flip(folder: pathlib.Path, rng: np.random.Generator) -> Trial:
 
 def cut(folder: pathlib.Path, rng: np.random.Generator, how: str) -> Trial:
   """Cuts or removes a file of step 2 of a prepared `folder`, which is whole again afterwards."""
-  path = rng.choice([path for path in sorted((folder / "2").rglob("*")) if path.is_file() and path.stat().st_size > 2])
+  files = [path for path in sorted((folder / "2").rglob("*")) if path.is_file() and path.stat().st_size > 2]
+  return cut_file(folder, files[rng.integers(len(files))], how)
+
+
+def cut_file(folder: pathlib.Path, path: pathlib.Path, how: str) -> Trial:
+  """The same to a certain file."""
   whole = path.read_bytes()
   try:
     if how == "removed":

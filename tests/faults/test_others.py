@@ -1,0 +1,13 @@
+"""F13 and F19 by whole runs; tests/test_nonfinite.py and tests/test_lock.py look closer."""
+
+import numpy as np
+
+from tests.faults import others
+
+
+def test_a_number_that_becomes_infinite(tmp_path, cache):
+  others.number(tmp_path / "run", cache, np.random.default_rng(0))
+
+
+def test_a_second_run(tmp_path, cache):
+  others.second_run(tmp_path / "run", cache)

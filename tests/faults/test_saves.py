@@ -1,0 +1,35 @@
+"""F4: a save that fails is an error of the next step, and leaves the checkpoint before it as it was."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.faults import runs, saves
+from tests.processes import ROOT
+
+
+@pytest.mark.parametrize("fault", saves.FAULTS)
+def test_a_save_that_fails(tmp_path, fault):
+  if fault in saves.MOUNTED and not saves.can_mount(tmp_path / "mounted"):
+    pytest.skip("this process may not mount file systems")
+  for seed in range(2):
+    saves.in_child(tmp_path, seed, fault)
+
+
+def test_a_run_whose_saves_fail_says_so_and_continues_where_they_work_again(tmp_path, cache):
+  workdir = tmp_path / "run"
+  # Logs are shorter than 16 blocks of 512 bytes, checkpoints are not.
+  ended = subprocess.run(
+      ["sh", "-c", 'ulimit -f 16; exec "$@"', "sh", sys.executable, "-m", *runs.command(workdir, "2")], cwd=ROOT,
+      text=True, capture_output=True, timeout=240, env=os.environ | runs.environment(None))
+  assert ended.returncode == 74, ended.stderr[-3000:]
+  last = [line for line in ended.stderr.splitlines() if line.startswith("error: ")][-1]
+  assert f"{workdir}/representation/checkpoints/5: the checkpoint could not be saved" in last
+  assert "make room or mend the folder" in last
+  assert runs.newest(workdir, "representation") == 0
+  ended = runs.run(workdir, cache, "2")
+  assert ended.returncode == 0, ended.stderr[-3000:]
+  assert json.loads((workdir / "results.json").read_text())["stages"]["classifier"]["steps"] == 10
