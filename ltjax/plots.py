@@ -25,7 +25,7 @@ def training_curves(logs: dict[str, list[dict]], groups: tuple[str, ...], path: 
     test = [line for line in lines if "test" in line]
     epochs = [line["epoch"] for line in train]
     top.plot(epochs, [line["loss"] for line in train], color="black")
-    top.set(title=name, ylabel="training loss", ylim=(0, 1.05 * max(line["loss"] for line in train)))
+    top.set(title=name, ylabel="training loss", ylim=(0, 1.05 * max((line["loss"] for line in train), default=1)))
     bottom.plot(epochs, [line["accuracy"] for line in train], color="grey", label="training")
     for group in ("overall", *groups):
       bottom.plot([line["epoch"] for line in test], [line["test"][group] for line in test],

@@ -7,14 +7,16 @@ from typing import NamedTuple
 import jax
 import pytest
 
-from ltjax import main, plots, train
+from ltjax import build, lock, main, manifest, models, plots, recipes, train
 from ltjax.checkpoint import Checkpoints
+from ltjax.data import samplers
 from ltjax.train import Interrupted
 from tests import tiny
 
 pytestmark = pytest.mark.skipif(
     jax.default_backend() != "cpu", reason="bits are compared, and accelerators may add in another order every time")
 
+MODEL = build.model
 # Two stages of 10 steps each: a log line every 3 steps, an evaluation and a checkpoint every 5.
 CONFIGS = dict(
     # instance sampling, then cben with a frozen backbone; noisy logits and mixup in both stages
@@ -177,8 +179,52 @@ def test_a_finished_run_rerun_changes_nothing_and_trains_no_step(straight, monke
     raise AssertionError("a step was trained")
 
   run = straight("gcl")
-  files = {path: path.read_bytes() for path in run.workdir.rglob("*") if path.is_file()}
+  def contents():  # but who holds the folder, and since when
+    return {path: path.read_bytes() for path in run.workdir.rglob("*") if path.is_file() and path.name != lock.NAME}
+
+  files = contents()
   monkeypatch.setattr(train.steps, "make_train_step", lambda *args, **kwargs: refuse)
   results = main.run(run.config, run.workdir, refuse)
   assert results == run.results
-  assert {path: path.read_bytes() for path in run.workdir.rglob("*") if path.is_file()} == files
+  assert contents() == files
+
+
+# -- every sampler and CAMC's prototypes, by a network that compiles in a moment ---------------------------------------
+
+
+def sampled(name: str):
+  """One stage of ten steps with a sampler."""
+  given = dict(power=dict(q=0.3), class_aware=dict(samples_per_class=3), progressive=dict(progress=dict(name="linear")))
+  return tiny.config("ce_digits", steps_per_call=1, representation__sampler=dict(name=name, **given.get(name, {})))
+
+
+def camc():
+  """Ten steps, and ten of a head with prototypes of the images that the first stage knows."""
+  config = tiny.config("ce_digits", steps_per_call=1)
+  with config.unlocked():
+    config.stages = ("representation", "classifier")
+    config.classifier = recipes.stage(
+        epochs=2, batch_size=128, lr=0.1, weight_decay=2e-4, train=("head/.*",), loss=dict(name="cross_entropy"),
+        sampler=dict(name="class_balanced"), head=dict(name="CAMC", scale=16.0, threshold=100))
+  return config
+
+
+def with_head(config, class_counts, stage: str = "") -> models.Classifier:
+  """Stands in for `build.model`: one convolution, but the head of the config."""
+  return models.Classifier(backbone=tiny.OneConv(), head=MODEL(config, class_counts, stage).head)
+
+
+@pytest.mark.parametrize("name", [*samplers.__all__, "camc"])
+def test_every_sampler_and_prototypes_resumed_are_those_of_the_straight_run(tmp_path, monkeypatch, name):
+  monkeypatch.setattr(build, "model", with_head)
+  config = camc() if name == "camc" else sampled(name)
+  whole = tiny.run(config, tmp_path / "whole")
+  for stop_after in (4, 3) if name != "camc" else (4, 9):  # inside an epoch, and inside the next; of each stage
+    with pytest.raises(Interrupted):
+      tiny.run(config, tmp_path / "parts", stop_after=stop_after)
+  parts = tiny.run(config, tmp_path / "parts")
+  assert parts["final"] == whole["final"]
+  for stage in config.stages:
+    assert tiny.log(tmp_path / "parts", stage) == tiny.log(tmp_path / "whole", stage)
+    found, wanted = (manifest.read(tmp_path / folder / stage / "checkpoints" / "10") for folder in ("parts", "whole"))
+    assert found["values_sha256"] == wanted["values_sha256"]

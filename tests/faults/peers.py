@@ -65,13 +65,14 @@ class Peers:
     self._number += 1
     self.finished += 1
 
-  def finish(self) -> None:
+  def finish(self, compare: bool = True) -> None:
     """Continues the run to its end, if one is under way."""
     workdir = self._folder / f"run {self._number}"
     if workdir.exists():
       ended = self._run(workdir, {})
       assert [process.code for process in ended] == [0] * self._count, ended
-      self.check_finished(workdir)
+      if compare:
+        self.check_finished(workdir)
 
   def _run(self, workdir: pathlib.Path, own: dict[int, dict], file: pathlib.Path | None = None,
            victim: int | None = None) -> list[Ended]:

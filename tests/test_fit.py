@@ -1,0 +1,63 @@
+"""F12: a checkpoint of another model is refused, with the arrays in which it differs, before anything is read."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ltjax import train
+from ltjax.checkpoint import Checkpoints, check_fit
+from ltjax.errors import WorkdirError
+from ltjax.step import TrainState
+from tests import tiny
+
+
+def shapes(classes: int = 10, depth: int = 8) -> TrainState:
+  """The state of a CIFAR ResNet, without values."""
+  config = tiny.config("ce_digits", backbone__depth=depth)
+  make_state, init, _, _ = train.state_makers(config, "representation", np.ones(classes, int), (1, 8, 8, 1))
+  return jax.eval_shape(lambda: make_state(init()))
+
+
+def items(state: TrainState) -> dict:
+  return dict(model=dict(params=state.params, batch_stats=state.batch_stats))
+
+
+def without(tree: dict, name: str) -> dict:
+  return {key: without(value, name) if isinstance(value, dict) else value for key, value in tree.items() if key != name}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """A ResNet-32's checkpoint for 10 classes."""
+  found = tmp_path_factory.mktemp("fit")
+  zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes(depth=32))
+  with Checkpoints(found) as checkpoints:
+    checkpoints.save(zeros, wait=True)
+  return found / "0"
+
+
+CASES = dict(
+    classes=(lambda: items(shapes(classes=100, depth=32)), [
+        "params/head/kernel is float32[8,10], expected float32[8,100]"]),
+    deeper=(lambda: items(shapes(depth=56)), ["is absent, expected float32[", "; and ", " more;"]),
+    shallower=(lambda: items(shapes(depth=8)), [", expected absent", "; and ", " more;"]),
+    no_norm=(lambda: without(items(shapes(depth=32)), "stem_norm"), [
+        "batch_stats/backbone/stem_norm/mean is float32[4], expected absent",
+        "params/backbone/stem_norm/scale is float32[4], expected absent"]),
+    half=(lambda: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), items(shapes(depth=32))), [
+        "is float32[4], expected bfloat16[4]", " more;"]))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_refused(folder, case):
+  make, words = CASES[case]
+  with pytest.raises(WorkdirError, match="does not fit the config's model") as info:
+    check_fit(make(), folder)
+  for part in (*words, str(folder), "give another --workdir, or move it away"):
+    assert part in str(info.value), str(info.value)
+  assert "\n" not in str(info.value) and len(str(info.value)) < 700
+
+
+def test_what_fits_is_not_refused(folder):
+  check_fit(items(shapes(depth=32)), folder)

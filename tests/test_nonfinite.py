@@ -1,0 +1,148 @@
+"""F13: a NaN that comes from an input, the loss or a gradient, in a certain step; what the run does, and its replay."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ltjax import build, debug_step
+from ltjax.checkpoint import Checkpoints
+from ltjax.data import resident
+from ltjax.errors import ConfigError, TrainingError, WorkdirError
+from tests import tiny
+
+STEP, CALLS = 7, (1, 3)  # the step; how many steps are one call
+
+
+@pytest.fixture
+def broken(monkeypatch):
+  """broken(where): the small network, with a NaN in step 7."""
+  monkeypatch.setattr(build, "model", tiny.one_conv)
+  make_load, objective = resident.make_load, build.Objective.__call__
+
+  def loading(**options):
+    load = make_load(**options)
+
+    def call(data, batch, key, scalars):
+      images, targets = load(data, batch, key, scalars)
+      return jnp.where(scalars["step"] == STEP, jnp.nan, images), targets
+
+    return call
+
+  def losing(self, logits, labels, *, scalars, **options):
+    value = objective(self, logits, labels, scalars=scalars, **options)
+    return jnp.where(scalars.get("step", -1) == STEP, jnp.nan, value)
+
+  def differentiating(self, logits, labels, *, scalars, **options):
+    # Zero, but the derivative of a square root at zero is infinite, and that times zero is not a number.
+    value, here = objective(self, logits, labels, scalars=scalars, **options), scalars.get("step", -1) == STEP
+    return value + jnp.sqrt(jnp.where(here, 0.0 * logits.sum(), 1.0)) - jnp.where(here, 0.0, 1.0)
+
+  def break_(where: str):
+    if where == "input":
+      monkeypatch.setattr(resident, "make_load", loading)
+    else:
+      monkeypatch.setattr(build.Objective, "__call__", dict(loss=losing, gradient=differentiating)[where])
+
+  return break_
+
+
+def config(calls: int, **overrides):
+  return tiny.config("ce_digits", steps_per_call=calls, **overrides)
+
+
+def restored(found, workdir):
+  with Checkpoints(workdir / "representation" / "checkpoints") as checkpoints:
+    return checkpoints.restore(tiny.parts(found, "representation", tiny.one_conv).stage.like)
+
+
+FIRST = dict(input="images", loss="loss", gradient="gradient of head/kernel")
+
+
+@pytest.mark.parametrize("calls", CALLS)
+@pytest.mark.parametrize("where", FIRST)
+def test_stop(broken, tmp_path, capsys, where, calls):
+  broken(where)
+  found = config(calls)
+  with pytest.raises(TrainingError, match=f"representation: .* in step {STEP} .*python -m ltjax.debug_step"):
+    tiny.run(found, tmp_path)
+  state = restored(found, tmp_path)
+  assert int(state.step) == STEP
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state)))
+  assert json.loads((tmp_path / "not_finite.json").read_text())["step"] == STEP
+  files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+  capsys.readouterr()
+  debug_step.main([str(tmp_path)])
+  out = capsys.readouterr().out
+  assert out.splitlines()[0] == f"representation, step {STEP} (epoch 1.4), from the checkpoint of step {STEP}"
+  assert out.splitlines()[-1] == f"the first that is not finite: {FIRST[where]}"
+  assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
+
+
+@pytest.mark.parametrize("calls", CALLS)
+@pytest.mark.parametrize("where", FIRST)
+def test_skip(broken, tmp_path, capsys, where, calls):
+  broken(where)
+  results = tiny.run(config(calls, on_nonfinite="skip"), tmp_path)
+  assert results["counts"]["skipped_steps"] == results["stages"]["representation"]["skipped_steps"] == 1
+  lines = [line for line in tiny.log(tmp_path, "representation") if "skipped" in line]
+  assert [line["step"] for line in lines] == [STEP + 1] and len(lines[0]["skipped"]) == 128
+  assert f"in step {STEP} " in capsys.readouterr().err
+  assert not (tmp_path / "not_finite.json").exists()
+
+
+def test_skipping_goes_as_if_the_step_had_been_left_out_in_calls_of_any_length(broken, tmp_path):
+  broken("gradient")
+  for calls in CALLS:
+    tiny.run(config(calls, on_nonfinite="skip"), tmp_path / str(calls))
+  one, three = (restored(config(calls, on_nonfinite="skip"), tmp_path / str(calls)) for calls in CALLS)
+  for left, right in zip(jax.tree.leaves(one), jax.tree.leaves(three), strict=True):
+    np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
+
+
+def test_skipping_gives_up(monkeypatch, tmp_path):
+  monkeypatch.setattr(build, "model", tiny.one_conv)
+  found = config(1, on_nonfinite="skip", skip_limit=2, representation__lr=dict(name="constant", value=1e38))
+  with pytest.raises(TrainingError, match="more than the 2 steps that skip_limit allows"):
+    tiny.run(found, tmp_path)
+
+
+def test_a_run_of_which_every_step_was_skipped_says_so(monkeypatch, tmp_path):
+  monkeypatch.setattr(build, "model", tiny.one_conv)
+  found = config(1, on_nonfinite="skip", representation__weight_decay=1e10, representation__lr=dict(
+      name="constant", value=1e30))
+  assert tiny.run(found, tmp_path)["counts"]["skipped_steps"] == 10
+  assert (tmp_path / "report" / "training_curves.png").is_file()
+
+
+# -- any step, replayed ------------------------------------------------------------------------------------------------
+
+
+def test_a_step_that_was_well_and_what_there_is_not(monkeypatch, tmp_path, capsys):
+  monkeypatch.setattr(build, "model", tiny.one_conv)
+  tiny.run(config(1), tmp_path)
+  # From the checkpoint of step 5, over two steps that are done again.
+  known, tensors = debug_step.replay(tmp_path, "representation", STEP)
+  assert known[0] == f"representation, step {STEP} (epoch 1.4), from the checkpoint of step 5"
+  assert known[1].startswith("scheduled: ") and "lr 0.0" in known[1]
+  assert not any(tensor.bad for tensor in tensors)
+  names = [tensor.name for tensor in tensors]
+  outputs = [name.partition("__call__")[0] for name in names if name.startswith("output of")]
+  assert outputs[:4] == ["output of backbone/conv/", "output of backbone/norm/", "output of backbone/",
+                         "output of head/"]
+  assert [name for name in names if name.startswith("gradient")][0] == "gradient of head/kernel"
+  assert names.index("images") < names.index("logits") < names.index("loss") < names.index("gradient of head/kernel")
+  debug_step.main([str(tmp_path), "--stage", "representation", "--step", "9"])
+  assert capsys.readouterr().out.splitlines()[-1] == "all numbers of this step are finite"
+  for arguments, error, words in (
+      ((), ConfigError, "no step of this run was found to be not finite"), (("x", 1), ConfigError, "there is no stage"),
+      (("representation", 10), ConfigError, "expected 0 to 9, got 10"),
+      (("representation", 3), WorkdirError, "there is no checkpoint")):
+    with pytest.raises(error, match=words):
+      debug_step.replay(tmp_path, *arguments)
+  with pytest.raises(SystemExit) as info:
+    debug_step.main([str(tmp_path)])
+  assert info.value.code == 2 and capsys.readouterr().err.startswith("error: ")
