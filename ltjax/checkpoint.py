@@ -196,7 +196,8 @@ class Checkpoints:
         self._on_fallback(message)
       return step
     if not damage:
-      raise WorkdirError(f"{self._folder}: there is no checkpoint; give another --workdir, or start the run again")
+      which = f" of step {upto} or before" if self.steps() else ""
+      raise WorkdirError(f"{self._folder}: there is no checkpoint{which}; give another --workdir, or start the run again")
     raise WorkdirError("; ".join(damage.values()) + "; no other is left: move the folder away to start the stage again")
 
   def _set_aside(self, step: int) -> None:

@@ -80,8 +80,11 @@ def _read(value: str, path: str) -> ConfigDict:
   """The config of a file and its argument, or one `ConfigError` whatever goes wrong in the file."""
   try:
     config = config_flags.ConfigFileFlagParser("config").parse(value)
-  except ConfigError:
-    raise
+  except ConfigError as error:
+    cause = error
+    while "\n" in str(cause) and (cause.__cause__ or cause.__context__):
+      cause = cause.__cause__ or cause.__context__  # ml_collections puts the traceback into the message
+    raise ConfigError(f"--config={value}: {_one_line(cause)}") from error
   except Exception as error:
     cause = error
     while cause.__cause__ or cause.__context__:
