@@ -197,7 +197,7 @@ class Checkpoints:
       return step
     if not damage:
       which = f" of step {upto} or before" if self.steps() else ""
-      raise WorkdirError(f"{self._folder}: there is no checkpoint{which}; give another --workdir, or start the run again")
+      raise WorkdirError(f"{self._folder}: there is no checkpoint{which}; give another --workdir, or start again")
     raise WorkdirError("; ".join(damage.values()) + "; no other is left: move the folder away to start the stage again")
 
   def _set_aside(self, step: int) -> None:

@@ -1,6 +1,6 @@
 """Faults at random for as long as wanted, and a table of what became of them.
 
-python -m tests.faults.soak --minutes 30 --output benchmarks/results/soak.md
+python -m tests.faults.soak --minutes 30 --output benchmarks/results/faults.md
 
 Two lanes work side by side: what takes milliseconds to seconds in this process and in forked ones, and whole runs of
 `python -m ltjax.main`. In each lane the kind is next that is furthest from its share. Exits with 1 where work was lost,
