@@ -117,7 +117,7 @@ def test_trains(name, trained):
   config, workdir, results = trained(name)
   assert json.loads((workdir / "config.json").read_text()) == json.loads(config.to_json())
   assert json.loads((workdir / "results.json").read_text()) == results
-  assert {path.name for path in workdir.iterdir()} == {"config.json", "results.json", "report", *config.stages}
+  assert {path.name for path in workdir.iterdir()} == {".lock", "config.json", "results.json", "report", *config.stages}
   for stage in config.stages:
     lines = tiny.log(workdir, stage)
     losses = [line["loss"] for line in lines if "loss" in line]
