@@ -3,6 +3,7 @@
 import collections
 import json
 import pathlib
+import sys
 
 from ltjax import errors, processes
 from ltjax.errors import WorkdirError
@@ -69,6 +70,7 @@ def read(path: pathlib.Path, key: str = "step") -> list[dict]:
       content[key]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
       if number == len(lines) and not line.endswith(b"\n"):
+        print(f"WARNING: {path}: its last line was cut short and is left out", file=sys.stderr)
         break
       raise WorkdirError(f"{path}:{number}: not a line that ltjax has written; mend the line, or move the work folder "
                          "away") from error

@@ -79,8 +79,8 @@ def _stage(block, folder: pathlib.Path, confusion: np.ndarray, counts: np.ndarra
       best_selected_on_test=dict(epoch=best["epoch"], overall=best["test"]["overall"]),
       best_on_held_out=held_out and dict(step=held_out["step"], balanced_accuracy=held_out["held_out"]),
       skipped_steps=sum("skipped" in line for line in lines),
-      epochs=block.epochs, batch_size=block.batch_size, steps=timing[-1]["step"], seconds=seconds,
-      images_per_second=steps * block.batch_size / seconds)
+      epochs=block.epochs, batch_size=block.batch_size, steps=lines[-1]["step"], seconds=seconds,
+      images_per_second=steps * block.batch_size / seconds if seconds else 0.0)  # a log of times that was lost
 
 
 def counts(results: dict) -> list[str]:

@@ -112,8 +112,10 @@ exit 75"""
 def start(path, processes):
   """Starts local.sh in a session of its own and returns it with its processes' ids, once all are ready."""
   env = {**os.environ, "JAX_PLATFORMS": "cpu", "PATH": f"{path}{os.pathsep}{os.environ['PATH']}"}
-  started = subprocess.Popen([LAUNCH / "local.sh", f"--processes={processes}", *AFTER], env=env, text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+  # Tests that were started in the background have SIGINT ignored, and no shell can trap what it was started to ignore.
+  started = subprocess.Popen(
+      ["env", "--default-signal=INT", LAUNCH / "local.sh", f"--processes={processes}", *AFTER], env=env, text=True,
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
   lines = [started.stdout.readline() for _ in range(processes)]
   assert sorted(re.sub(r"^\[\d+\] ", "", line) for line in lines) == [f"ready {i}\n" for i in range(processes)]
   pids = {}
