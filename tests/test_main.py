@@ -223,10 +223,14 @@ def lines(workdir):
 
 
 def interrupted(number, command, workdir, **environment):
-  """Runs `command` until it has written another line of its log, sends the signal, and returns what it then says."""
-  there, process = len(lines(workdir)), start(*command, **environment)
+  """Runs `command` until it has logged another loss, so has trained, sends the signal, and checks what it then says."""
+
+  def losses():
+    return sum('"loss"' in line for line in lines(workdir))
+
+  there, process = losses(), start(*command, **environment)
   deadline = time.monotonic() + 120
-  while len(lines(workdir)) <= there and process.poll() is None and time.monotonic() < deadline:
+  while losses() <= there and process.poll() is None and time.monotonic() < deadline:
     time.sleep(0.02)
   process.send_signal(number)
   code, _, err = finished(process, timeout=30)
