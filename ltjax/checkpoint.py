@@ -10,7 +10,7 @@ import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent import futures
 
 import flax.traverse_util
@@ -61,10 +61,10 @@ class Checkpoints:
     """The newest committed step, in every process."""
     return processes.from_first(lambda: max(self.steps(), default=None))
 
-  def save(self, state: TrainState, *, score: float | None = None, wait: bool = False) -> None:
+  def save(self, state: TrainState, *, scores: Mapping[int, float] | None = None, wait: bool = False) -> None:
     """Saves `state` under its step, unless that step is there; the write goes on in the background unless `wait`.
 
-    `score` is the accuracy on the held-out images, if there are any.
+    `scores` are the accuracies on the held-out images, if there are any, at the steps where they were looked at.
 
     Raises:
       SaveError: this save failed, if it is waited for, or the one before.
@@ -76,7 +76,7 @@ class Checkpoints:
     if step not in self.steps():
       # A copy: what is on a CPU may be lent out, and the next step gives it back for reuse.
       items = jax.tree.map(np.array, jax.device_get(_items(state)))
-      self._pending = self._writer.submit(self._write, step, items, score)
+      self._pending = self._writer.submit(self._write, step, items, scores or {})
     if wait:
       self._join()
 
@@ -90,19 +90,19 @@ class Checkpoints:
     if pending:
       pending.result()
 
-  def _write(self, step: int, items: dict, score: float | None) -> None:
+  def _write(self, step: int, items: dict, scores: Mapping[int, float]) -> None:
     partial, name = self._folder / f"{step}{PARTIAL}", self._folder / str(step)
     try:
       self._folder.mkdir(parents=True, exist_ok=True)
       with _orbax() as orbax:
         orbax.save(partial, args=ocp.args.Composite(**{key: ocp.args.StandardSave(item)
                                                        for key, item in items.items()}))
-      manifest.write(partial, items, step=step, score=score)
+      manifest.write(partial, items, step=step)
       for path in (*partial.rglob("*"), partial):
         _flush(path)
       partial.rename(name)
       _flush(self._folder)
-      self._prune()
+      self._prune(scores)
     except Exception as error:
       for path in self._folder.glob(f"{step}{PARTIAL}*"):
         shutil.rmtree(path, ignore_errors=True)
@@ -111,15 +111,9 @@ class Checkpoints:
                       f"{f'that of step {there[-1]} is intact' if there else 'there is none before it'}; make room or "
                       "mend the folder and run the same command again") from error
 
-  def _prune(self) -> None:
-    steps, scores = self.steps(), {}
-    for step in steps:
-      try:
-        scores[step] = manifest.read(self._folder / str(step)).get("score")
-      except manifest.DamageError:
-        continue  # whoever restores it says so
-    scored = [step for step, score in scores.items() if score is not None]
-    best = max(scored, key=lambda step: (scores[step], step), default=None)
+  def _prune(self, scores: Mapping[int, float]) -> None:
+    steps = self.steps()
+    best = max((step for step in steps if step in scores), key=lambda step: (scores[step], step), default=None)
     for step in steps[:-self._keep]:
       if step != best:
         # Under another name first: a deletion that is cut short leaves nothing that looks whole.

@@ -23,6 +23,10 @@ class Journal:
     """Whether a line of `step` has `key`."""
     return any(line["step"] == step and key in line for line in self._lines)
 
+  def values(self, key: str) -> dict[int, object]:
+    """{step: what `key` is there} of the lines that have it."""
+    return {line["step"]: line[key] for line in self._lines if key in line}
+
   def count(self, key: str) -> int:
     """The number of lines that have `key`."""
     return sum(key in line for line in self._lines)

@@ -184,12 +184,14 @@ def run_stage(config, name: str, dataset, workdir: pathlib.Path, *, before: str 
         stopping = confusion is None
         if not stopping:
           journal.write(**now, test=metrics.group_accuracy(confusion, counts))
+      if save and stage.held_out and not stopping and not journal.has(done, "held_out"):
+        held_out = stage.held_out(state, stops)
+        stopping = held_out is None
+        if not stopping:
+          journal.write(**now, held_out=balanced_accuracy(held_out))
       if (save or stopping) and done > start:
-        score = None if stopping or not stage.held_out else balanced_accuracy(stage.held_out(state))
-        if score is not None:
-          journal.write(**now, held_out=score)
         timing.write(step=done, start=start, seconds=time.perf_counter() - began)
-        checkpoints.save(state, score=score, wait=last or stopping)
+        checkpoints.save(state, scores=journal.values("held_out"), wait=last or stopping)
         start, began = done, time.perf_counter()
       if last and (confusion is not None or journal.has(done, "test")):
         break

@@ -83,8 +83,10 @@ def test_the_last_two_are_kept(stages, tmp_path):
 
 def test_the_best_is_kept_too(stages, tmp_path):
   with Checkpoints(tmp_path / "run" / "checkpoints", keep=1) as checkpoints:
+    scores = {}
     for step, score in ((3, 0.5), (5, 0.7), (8, 0.6), (11, None), (12, 0.7), (14, 0.1)):
-      checkpoints.save(filled(stages["classifier"], step=step), score=score)
+      scores |= {} if score is None else {step: score}
+      checkpoints.save(filled(stages["classifier"], step=step), scores=dict(scores))
   assert tiny.saved_steps(tmp_path / "run", "") == [12, 14]  # of equals the later
 
 

@@ -42,7 +42,7 @@ def test_loads_bit_by_bit(tmp_path, version):
     found = checkpoints.restore(like)
   assert manifest.fingerprint(jax.device_get(found)) == manifest.fingerprint(wanted)
   written = json.loads((tmp_path / "checkpoints" / str(STEP) / manifest.NAME).read_text())
-  assert {"step", "score", "arrays", "files", "values_sha256", "sha256"} <= set(written)
+  assert {"step", "arrays", "files", "values_sha256", "sha256"} <= set(written)
   assert sum(path.stat().st_size for path in GOLDEN.rglob(f"checkpoint_{version}/**/*") if path.is_file()) < 100_000
 
 

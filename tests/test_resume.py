@@ -31,6 +31,8 @@ CONFIGS = dict(
     bbn=lambda: tiny.config(
         "ce_digits", steps_per_call=1, backbone__name="ResNetBBN", backbone__depth=14,
         representation__branches=dict(sampler=dict(name="reverse"), share=dict(name="parabolic", start=1.0, end=0.0))),
+    # looked at on held-out images wherever it is saved
+    held_out=lambda: tiny.config("ce_digits", steps_per_call=1, dataset__holdout=0.1, keep_checkpoints=1),
     # features generated from the second epoch on, by a compiled step of its own
     generating=lambda: tiny.config(
         "ce_digits", steps_per_call=1, backbone__insert=dict(name="AFA"),
@@ -104,7 +106,7 @@ def assert_same_run(expected: Straight, workdir: pathlib.Path, results: dict) ->
   for stage in expected.config.stages:
     assert tiny.log(workdir, stage) == tiny.log(expected.workdir, stage)
     tiny.assert_trees_equal(saved(workdir, stage, expected.likes[stage]), expected.states[stage])
-    for key in ("test", "per_class", "best_selected_on_test", "steps"):
+    for key in ("test", "per_class", "best_selected_on_test", "best_on_held_out", "steps"):
       assert results["stages"][stage][key] == expected.results["stages"][stage][key], key
   assert results["final"] == expected.results["final"]
   assert json.loads((workdir / "results.json").read_text()) == json.loads(json.dumps(results))
@@ -121,6 +123,8 @@ STOPS = [
     ("gcl", (8, 9), ("classifier", 7)),  # once in each
     ("balanced", (1, 1), ("representation", 2)),
     ("aware", (4,), ("representation", 4)),
+    ("held_out", (4,), ("representation", 4)),  # where it is saved, before anything is looked at
+    ("held_out", (3, 2), ("representation", 5)),
     ("bbn", (4, 3), ("representation", 7)),  # in both epochs
     ("generating", (4, 3), ("representation", 7)),  # before generation begins, and after
 ]
