@@ -23,9 +23,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from configs import afa_cifar10  # noqa: E402
-from ltjax import build, report, train  # noqa: E402
 from ltjax import step as steps  # noqa: E402
+from ltjax import train  # noqa: E402
+from ltjax.config import bind as build  # noqa: E402
 from ltjax.data import resident  # noqa: E402
+from ltjax.report import page as report  # noqa: E402
 
 RESNEXT50 = dict(name="ResNet", depth=50, groups=32, group_width=4)
 LIMIT = 2.2  # what the whole step with generation may cost, in steps of the plain backbone

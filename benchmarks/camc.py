@@ -22,10 +22,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from configs import camc_cifar100  # noqa: E402
-from ltjax import build, losses, report, train  # noqa: E402
+from ltjax import losses, train  # noqa: E402
 from ltjax import step as steps  # noqa: E402
+from ltjax.config import bind as build  # noqa: E402
 from ltjax.data import resident  # noqa: E402
 from ltjax.models import heads  # noqa: E402
+from ltjax.report import page as report  # noqa: E402
 
 GOAL, GIB = 1.3, 2**30
 PLAIN = dict(name="NormalizedLinear", scale=16.0, normalize_features=True)

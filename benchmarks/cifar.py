@@ -21,7 +21,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from configs import ce_cifar10, gcl_cifar10  # noqa: E402
-from ltjax import build, report, train  # noqa: E402
+from ltjax import train  # noqa: E402
+from ltjax.config import bind as build  # noqa: E402
+from ltjax.report import page as report  # noqa: E402
 
 
 def whole_step(module, stage_name: str, args):

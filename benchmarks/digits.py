@@ -12,7 +12,8 @@ import tempfile
 
 import numpy as np
 
-from ltjax import main, report
+from ltjax import main
+from ltjax.report import page as report
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GROUPS = ("overall", "many", "medium", "few")

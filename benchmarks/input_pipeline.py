@@ -156,7 +156,7 @@ def long_tail() -> np.ndarray:
 
 
 def order(labels, sampler, batch_size: int):
-  from ltjax import build
+  from ltjax.config import bind as build
   from ltjax.data.order import Order
 
   drawn = build.sampler(dict(name=sampler), "sampler", np.bincount(labels))
@@ -266,7 +266,7 @@ def main() -> None:
 
   import sklearn
 
-  from ltjax import report
+  from ltjax.report import page as report
 
   photographs = sorted(map(str, pathlib.Path(args.dir).rglob("*.jpg")))
   two = sorted(map(str, (pathlib.Path(sklearn.__file__).parent / "datasets" / "images").glob("*.jpg")))

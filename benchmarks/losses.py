@@ -23,7 +23,9 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ltjax import build, losses, report  # noqa: E402
+from ltjax import losses  # noqa: E402
+from ltjax.config import bind as build  # noqa: E402
+from ltjax.report import page as report  # noqa: E402
 
 GOAL = 1.5
 DIM = 64

@@ -23,9 +23,12 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ltjax import build, journal, main, recipes, report  # noqa: E402
+from ltjax import main, recipes  # noqa: E402
+from ltjax.config import bind as build  # noqa: E402
 from ltjax.errors import LtjaxError  # noqa: E402
+from ltjax.report import page as report  # noqa: E402
 from ltjax.schedules import Clock  # noqa: E402
+from ltjax.workdir import log as journal  # noqa: E402
 
 TEST_IMAGES = 500
 SMALL = 8  # the width of what has 50 layers in the config and would take a CPU a day

@@ -4,7 +4,7 @@ python -m ltjax.main --config=configs/gcl_folder.py --workdir=runs/gcl_folder --
     --config=configs/gcl_folder.py:resnet10,size=64,batch_size=32    a smaller network and image, and other arguments
     --config.pretrained=resnet50.safetensors                         starts from weights that PyTorch has trained
 DIR holds a folder of images for each class; or train/ and test/ (or val/) with such. Without a test set, a fifth of
-each class becomes one. What is in there, without training: python -m ltjax.data.verify with the same --config.
+each class becomes one. What is in there, without training: python -m ltjax verify with the same --config.
 No published number. ltjax: see benchmarks/results.
 For 2 to 10,000 classes of any imbalance: the loss and the sampler take all they need from the class counts, and
 balanced classes leave plain cosine classification. GCL's two stages with its constants; the first stage's learning rate

@@ -1,3 +1,9 @@
-"""ltjax: long-tailed visual recognition in JAX and Flax."""
+"""Long-tailed visual recognition in JAX and Flax."""
 
-__version__ = "0.1.0"
+import sys
+
+from ltjax.commands import moved
+
+__version__ = "0.2.0"
+
+sys.meta_path.append(moved.Finder())

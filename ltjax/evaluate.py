@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ltjax import sharding
 from ltjax.augment.images import normalize
 from ltjax.data import resident
 from ltjax.data.files import Files
 from ltjax.data.pipeline import CentralCrops, Pipeline
+from ltjax.distributed import sharding
 from ltjax.step import make_eval_step
 
 

@@ -8,7 +8,7 @@ process of the run is missing, 74 a checkpoint could not be saved, 75 stopped by
 """
 # ruff: noqa: E402
 
-from ltjax import signals
+from ltjax.distributed import signals
 
 _STOP = signals.StopRequest() if __name__ == "__main__" else None  # listens while the rest is imported, for seconds
 
@@ -21,12 +21,16 @@ import traceback
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from ltjax import build, cams, feed, processes, report, selection, sharding
-from ltjax import config as configs
-from ltjax.data import decode
+from ltjax import selection
+from ltjax.config import bind as build
+from ltjax.config import load as configs
+from ltjax.data import decode, feed
+from ltjax.distributed import processes, sharding
 from ltjax.errors import ConfigError, LtjaxError, MissingProcess, SaveError, TrainingError, writing
-from ltjax.lock import WorkdirLock
+from ltjax.report import activation_maps as cams
+from ltjax.report import page as report
 from ltjax.train import Interrupted, check_start, run_stage
+from ltjax.workdir.lock import WorkdirLock
 
 EXIT_CODES = {TrainingError: 1, MissingProcess: 69, SaveError: 74}  # every other error of ours is bad input
 CACHE = ".ltjax_cache"  # beside the work folder, for all runs there: listings of images, never the images' own folder

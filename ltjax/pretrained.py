@@ -6,10 +6,10 @@ import pathlib
 import flax.traverse_util
 import jax.numpy as jnp
 
-from ltjax import manifest
-from ltjax.checkpoint import Checkpoints
 from ltjax.errors import WorkdirError
 from ltjax.models import import_torch
+from ltjax.workdir import manifest
+from ltjax.workdir.checkpoint import Checkpoints
 
 
 def into(variables: dict, config) -> dict:

@@ -5,7 +5,9 @@ import pathlib
 
 import numpy as np
 
-from ltjax import build, prng, processes, sharding
+from ltjax.config import bind as build
+from ltjax.data import prng
+from ltjax.distributed import processes, sharding
 from ltjax.evaluate import Extractor
 
 

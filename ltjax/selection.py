@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ltjax import build, evaluate, metrics, posthoc, sharding
+from ltjax import evaluate, metrics, posthoc
+from ltjax.config import bind as build
 from ltjax.data import sources
+from ltjax.distributed import sharding
 from ltjax.errors import ConfigError, nearest
 
 # The names of config.posthoc, each with the function that has its hyper-parameters.

@@ -16,14 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from ltjax import build, feed, metrics, optim, pretrained, prng, processes, prototypes, sharding
+from ltjax import metrics, optim, pretrained, prototypes
 from ltjax import step as steps
-from ltjax.checkpoint import Checkpoints
-from ltjax.data import resident
+from ltjax.config import bind as build
+from ltjax.data import feed, prng, resident
 from ltjax.data.order import Order
+from ltjax.distributed import processes, sharding
 from ltjax.errors import ConfigError, TrainingError, writing
 from ltjax.evaluate import Evaluator
-from ltjax.journal import Events, Journal
+from ltjax.workdir.checkpoint import Checkpoints
+from ltjax.workdir.log import Events, Journal
 
 EVENTS, NOT_FINITE = "events.jsonl", "not_finite.json"  # in the work folder
 
@@ -249,7 +251,7 @@ class Flight:
         (self._workdir / NOT_FINITE).write_text(json.dumps(dict(
             stage=self._name, step=step, lr=lr, examples=examples), indent=1) + "\n")
     raise TrainingError(f"{what}; the state before it is saved, its images are in {self._workdir / NOT_FINITE}, and "
-                        f"`python -m ltjax.debug_step {self._workdir}` replays it; lower the learning rate or scale, "
+                        f"`python -m ltjax debug_step {self._workdir}` replays it; lower the learning rate or scale, "
                         "or give --config.on_nonfinite=skip and a new --workdir")
 
 

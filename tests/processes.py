@@ -1,4 +1,4 @@
-"""Several local processes of one run, for tests: with what `ltjax.processes.start` reads; all are ended."""
+"""Several local processes of one run, for tests: with what `ltjax.distributed.processes.start` reads; all are ended."""
 
 import os
 import pathlib

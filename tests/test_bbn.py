@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from ltjax import build, losses, models, train
-from ltjax import config as configs
+from ltjax import losses, models, train
 from ltjax import step as steps
+from ltjax.config import bind as build
+from ltjax.config import load as configs
 from ltjax.data import resident
 from ltjax.errors import ConfigError
 from ltjax.models.resnet_cifar import Branches

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from ltjax import build, losses, recipes, schedules
+from ltjax import losses, recipes, schedules
+from ltjax.config import bind as build
 from ltjax.data import samplers
 from ltjax.errors import ConfigError
 from ltjax.schedules import Clock

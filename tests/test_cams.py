@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ltjax import build, cams, models, plots
+from ltjax import models
+from ltjax.config import bind as build
 from ltjax.models import heads
+from ltjax.report import activation_maps as cams
+from ltjax.report import plots
 from tests import tiny
 
 COUNTS = (500, 7, 300, 90, 30)

@@ -7,9 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from ltjax import build, sharding, train
-from ltjax.checkpoint import Checkpoints
+from ltjax import train
+from ltjax.config import bind as build
+from ltjax.distributed import sharding
 from ltjax.errors import ConfigError, TrainingError, WorkdirError
+from ltjax.workdir.checkpoint import Checkpoints
 from tests import tiny
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from ltjax import config as configs
-from ltjax import lock, recipes, train
+from ltjax import recipes, train
+from ltjax.config import load as configs
 from ltjax.data import sources
 from ltjax.errors import ConfigError, WorkdirError
+from ltjax.workdir import lock
 
 SHIPPED = sorted(path.stem for path in (pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 every_config = pytest.mark.parametrize("name", SHIPPED)

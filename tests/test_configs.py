@@ -11,8 +11,8 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from ltjax import config as configs
 from ltjax import recipes
+from ltjax.config import load as configs
 from tests import tiny
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"

@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from ltjax import build, losses, recipes, schedules
+from ltjax import losses, recipes, schedules
+from ltjax.config import bind as build
 from ltjax.errors import ConfigError
 
 

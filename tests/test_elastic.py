@@ -12,7 +12,9 @@ import time
 import numpy as np
 import pytest
 
-from ltjax import build, main, processes, train
+from ltjax import main, train
+from ltjax.config import bind as build
+from ltjax.distributed import processes
 from tests import tiny
 from tests.processes import Processes
 

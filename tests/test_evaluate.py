@@ -4,8 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from ltjax import build, evaluate, metrics, models, sharding
+from ltjax import evaluate, metrics, models
+from ltjax.config import bind as build
 from ltjax.data import resident
+from ltjax.distributed import sharding
 from ltjax.evaluate import Evaluator
 from ltjax.models import heads
 from tests import tiny

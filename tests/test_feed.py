@@ -12,10 +12,14 @@ import jax
 import numpy as np
 import pytest
 
-from ltjax import build, evaluate, main, plots, report, sharding, train
-from ltjax import config as configs
+from ltjax import evaluate, main, train
+from ltjax.config import bind as build
+from ltjax.config import load as configs
 from ltjax.data import pipeline, resident
+from ltjax.distributed import sharding
 from ltjax.errors import ConfigError, DataError
+from ltjax.report import page as report
+from ltjax.report import plots
 from ltjax.train import Interrupted
 from tests import photos, tiny
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from ltjax import train
-from ltjax.checkpoint import Checkpoints, check_fit
 from ltjax.errors import WorkdirError
 from ltjax.step import TrainState
+from ltjax.workdir.checkpoint import Checkpoints, check_fit
 from tests import tiny
 
 

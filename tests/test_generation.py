@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from ltjax import build, losses, train
-from ltjax import config as configs
+from ltjax import losses, train
 from ltjax.augment import features
+from ltjax.config import bind as build
+from ltjax.config import load as configs
 from ltjax.data import resident
 from ltjax.errors import ConfigError
 from tests import goldens, tiny

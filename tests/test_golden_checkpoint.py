@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from ltjax import manifest
-from ltjax.checkpoint import Checkpoints
 from ltjax.step import TrainState
+from ltjax.workdir import manifest
+from ltjax.workdir.checkpoint import Checkpoints
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 STEP = 12

@@ -32,7 +32,7 @@ sys.meta_path.insert(0, Refuse())
 """
 TINY_RUN = """
 import pathlib, tempfile
-from ltjax import build
+from ltjax.config import bind as build
 from tests import tiny
 
 build.model = tiny.one_conv  # compiles faster, imports the same
@@ -114,4 +114,4 @@ def test_heavy_imports_stay_in_their_places(path):
       assert not with_the_file, f"{module} must be imported inside the function that needs it"
       assert path.is_relative_to(ROOT / "ltjax" / "data"), f"TensorFlow outside data: {module}"
     if module.split(".")[0] == "orbax":
-      assert path == ROOT / "ltjax" / "checkpoint.py", f"Orbax outside checkpoint.py: {module}"
+      assert path == ROOT / "ltjax" / "workdir" / "checkpoint.py", f"Orbax outside checkpoint.py: {module}"

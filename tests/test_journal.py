@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from ltjax import journal
-from ltjax.journal import Journal
+from ltjax.workdir import log as journal
+from ltjax.workdir.log import Journal
 
 LINES = [dict(step=step, loss=0.1 + step, test=dict(overall=1 / 3)) for step in (3, 5, 6, 9)]
 

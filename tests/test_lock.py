@@ -9,14 +9,14 @@ import sys
 
 import pytest
 
-from ltjax import lock
 from ltjax.errors import WorkdirError
-from ltjax.lock import WorkdirLock
+from ltjax.workdir import lock
+from ltjax.workdir.lock import WorkdirLock
 from tests.processes import ROOT
 
 HOLD = """
 import pathlib, sys
-from ltjax.lock import WorkdirLock
+from ltjax.workdir.lock import WorkdirLock
 with WorkdirLock(pathlib.Path(sys.argv[1]), "python -m ltjax.main --workdir=x"):
   print("held", flush=True)
   sys.stdin.read()

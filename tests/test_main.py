@@ -10,8 +10,9 @@ import time
 
 import pytest
 
-from ltjax import build, main
-from ltjax import config as configs
+from ltjax import main
+from ltjax.config import bind as build
+from ltjax.config import load as configs
 from ltjax.errors import LtjaxError
 from tests import tiny
 
@@ -197,7 +198,7 @@ def test_a_cifar_file_that_may_not_be_read(tmp_path, monkeypatch):
 
 def test_a_wrong_work_folder_is_refused_before_the_data_are_read(tmp_path, monkeypatch):
   configs.open_workdir(tiny.config(), tmp_path)
-  monkeypatch.setattr("ltjax.build.dataset", lambda config: lambda cache: pytest.fail("the data were read"))
+  monkeypatch.setattr("ltjax.config.bind.dataset", lambda config: lambda cache: pytest.fail("the data were read"))
   with pytest.raises(LtjaxError, match="seed was 0, is 1"):
     main.run(tiny.config(seed=1), tmp_path)
 

@@ -7,8 +7,11 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from ltjax import build, cams, evaluate, models, processes, prototypes, recipes, selection, sharding, train
+from ltjax import evaluate, models, prototypes, recipes, selection, train
+from ltjax.config import bind as build
 from ltjax.data import resident
+from ltjax.distributed import processes, sharding
+from ltjax.report import activation_maps as cams
 from tests import tiny
 from tests.processes import Processes
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from ltjax import build, losses, models, recipes, train
-from ltjax import config as configs
+from ltjax import losses, models, recipes, train
+from ltjax.config import bind as build
+from ltjax.config import load as configs
 from ltjax.data import samplers
 from ltjax.errors import ConfigError
 from ltjax.models import heads

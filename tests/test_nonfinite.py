@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ltjax import build, debug_step
-from ltjax.checkpoint import Checkpoints
+from ltjax.commands import debug_step
+from ltjax.config import bind as build
 from ltjax.data import resident
 from ltjax.errors import ConfigError, TrainingError, WorkdirError
+from ltjax.workdir.checkpoint import Checkpoints
 from tests import tiny
 
 STEP, CALLS = 7, (1, 3)  # the step; how many steps are one call
@@ -66,7 +67,7 @@ FIRST = dict(input="images", loss="loss", gradient="gradient of head/kernel")
 def test_stop(broken, tmp_path, capsys, where, calls):
   broken(where)
   found = config(calls)
-  with pytest.raises(TrainingError, match=f"representation: .* in step {STEP} .*python -m ltjax.debug_step"):
+  with pytest.raises(TrainingError, match=f"representation: .* in step {STEP} .*python -m ltjax debug_step"):
     tiny.run(found, tmp_path)
   state = restored(found, tmp_path)
   assert int(state.step) == STEP

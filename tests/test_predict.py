@@ -10,7 +10,8 @@ import sys
 import numpy as np
 import pytest
 
-from ltjax import build, predict
+from ltjax.commands import predict
+from ltjax.config import bind as build
 from ltjax.errors import ConfigError, DataError, WorkdirError
 from tests import photographs, tiny
 

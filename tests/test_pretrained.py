@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from ltjax import build, pretrained
-from ltjax.checkpoint import Checkpoints
+from ltjax import pretrained
+from ltjax.config import bind as build
 from ltjax.errors import ConfigError, WorkdirError
+from ltjax.workdir.checkpoint import Checkpoints
 from tests import tiny
 
 

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from ltjax import prng
+from ltjax.data import prng
 
 NAMES = [("representation",), ("classifier",), ("representation", "init"), ("classifier", "init"), ("init",), ()]
 

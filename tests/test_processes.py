@@ -11,7 +11,9 @@ import time
 import numpy as np
 import pytest
 
-from ltjax import errors, meeting, processes, watchdog
+from ltjax import errors
+from ltjax.distributed import processes, watchdog
+from ltjax.distributed import rendezvous as meeting
 from tests.processes import Processes, free_port
 
 SHORT = dict(LTJAX_HEARTBEAT="3", LTJAX_INIT_TIMEOUT="20")
@@ -28,7 +30,7 @@ def case_together() -> None:
   """What process 0 tells the others, and the step at which all stop."""
   import jax
 
-  from ltjax import sharding
+  from ltjax.distributed import sharding
 
   me = jax.process_index()
   say(me=me, first=processes.is_first(), count=jax.process_count())
@@ -69,7 +71,7 @@ def case_loop() -> None:
   """Steps that need all processes, for as long as they live."""
   import jax
 
-  from ltjax import sharding
+  from ltjax.distributed import sharding
 
   mesh = sharding.data_mesh()
   agreement = processes.Agreement(lambda: False, mesh)
@@ -162,7 +164,7 @@ def test_together(count):
 def test_one_process_stops_at_once_and_is_bounded():
   import jax
 
-  from ltjax import sharding
+  from ltjax.distributed import sharding
 
   asked = iter([False, True])
   agreement, ones = processes.Agreement(lambda: next(asked), sharding.data_mesh()), jax.numpy.ones(3)

@@ -6,8 +6,9 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from ltjax import build, main, prototypes, recipes, train
-from ltjax import config as configs
+from ltjax import main, prototypes, recipes, train
+from ltjax.config import bind as build
+from ltjax.config import load as configs
 from ltjax.errors import ConfigError, LtjaxError
 from ltjax.train import Interrupted
 from tests import tiny

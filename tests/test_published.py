@@ -8,8 +8,9 @@ import re
 import pytest
 from ml_collections.config_flags import config_flags
 
-from ltjax import build, recipes
-from ltjax import config as configs
+from ltjax import recipes
+from ltjax.config import bind as build
+from ltjax.config import load as configs
 from ltjax.data import longtail
 from ltjax.errors import ConfigError
 

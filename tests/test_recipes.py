@@ -1,8 +1,9 @@
 import pytest
 from ml_collections import ConfigDict
 
-from ltjax import build, recipes
-from ltjax import config as configs
+from ltjax import recipes
+from ltjax.config import bind as build
+from ltjax.config import load as configs
 from ltjax.errors import ConfigError, DataError
 
 STAGE = dict(epochs=1, batch_size=8, lr=0.1, loss=dict(name="cross_entropy"), weight_decay=0.0)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ltjax import build, report
+from ltjax.config import bind as build
+from ltjax.report import page as report
 from tests import tiny
 
 

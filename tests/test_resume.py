@@ -7,10 +7,13 @@ from typing import NamedTuple
 import jax
 import pytest
 
-from ltjax import build, lock, main, manifest, models, plots, recipes, train
-from ltjax.checkpoint import Checkpoints
+from ltjax import main, models, recipes, train
+from ltjax.config import bind as build
 from ltjax.data import samplers
+from ltjax.report import plots
 from ltjax.train import Interrupted
+from ltjax.workdir import lock, manifest
+from ltjax.workdir.checkpoint import Checkpoints
 from tests import tiny
 
 pytestmark = pytest.mark.skipif(

@@ -6,7 +6,8 @@ import types
 import numpy as np
 import pytest
 
-from ltjax import build, schedules
+from ltjax import schedules
+from ltjax.config import bind as build
 from ltjax.schedules import Clock
 from tests import goldens
 

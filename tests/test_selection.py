@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from ltjax import config as configs
 from ltjax import evaluate, selection
+from ltjax.config import load as configs
 from ltjax.data import sources
 from ltjax.errors import ConfigError
 from ltjax.models import heads

@@ -13,7 +13,9 @@ import sys
 import numpy as np
 import pytest
 
-from ltjax import build, sharding, train
+from ltjax import train
+from ltjax.config import bind as build
+from ltjax.distributed import sharding
 from ltjax.errors import ConfigError
 from tests import tiny
 

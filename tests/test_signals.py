@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from ltjax import signals
+from ltjax.distributed import signals
 from tests.processes import ROOT
 
 PROGRAM = """
 import sys, time
-from ltjax import signals
+from ltjax.distributed import signals
 
 case = sys.argv[1]
 signals.GRACE = 0.5

@@ -11,14 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ltjax import build, losses, models, optim, recipes, train
+from ltjax import losses, models, optim, recipes, train
 from ltjax import step as steps
-from ltjax.checkpoint import Checkpoints
+from ltjax.config import bind as build
 from ltjax.data import samplers
 from ltjax.errors import ConfigError
 from ltjax.evaluate import Evaluator
 from ltjax.models import heads
 from ltjax.train import Interrupted
+from ltjax.workdir.checkpoint import Checkpoints
 from tests import tiny
 
 

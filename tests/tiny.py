@@ -11,8 +11,9 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from ltjax import build, main, models, train
+from ltjax import main, models, train
 from ltjax import step as steps
+from ltjax.config import bind as build
 from ltjax.data import resident
 from ltjax.models import heads
 

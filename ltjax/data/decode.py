@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from ltjax import processes
 from ltjax.data.files import Files
+from ltjax.distributed import processes
 from ltjax.errors import DataError, WorkdirError
 
 # An image of a few kilobytes can claim any size, so the size is looked at before memory is taken for it.
@@ -225,7 +225,7 @@ class BadImages:
                       "--config.dataset.on_bad_image=substitute to go on with a black image in its place")
     if len(self.found) > self._limit:
       raise DataError(f"{name} and {len(self.found) - 1} more images cannot be decoded, above the limit of "
-                      f"{self._limit} that are replaced; the first: {reason}. `python -m ltjax.data.verify --decode` "
+                      f"{self._limit} that are replaced; the first: {reason}. `python -m ltjax verify --decode` "
                       "lists all")
 
 

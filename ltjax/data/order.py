@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ltjax import prng
+from ltjax.data import prng
 from ltjax.data.samplers import Cycle
 from ltjax.schedules import Clock
 

@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ltjax import prng
 from ltjax.augment import crops
-from ltjax.data import decode
+from ltjax.data import decode, prng
 from ltjax.data.files import Files
 from ltjax.errors import DataError
 

@@ -257,7 +257,7 @@ def test_a_list_that_cannot_be_kept_is_an_error(tmp_path, pauses):
 
 PROCESS = """
 import pathlib, sys
-from ltjax import processes
+from ltjax.distributed import processes
 from ltjax.data.decode import BadImages
 processes.start()
 number, log = int(sys.argv[1]), BadImages("substitute", 100, pathlib.Path(sys.argv[2]))

@@ -3,8 +3,8 @@ import time
 import numpy as np
 import pytest
 
-from ltjax import build, prng
-from ltjax.data import samplers
+from ltjax.config import bind as build
+from ltjax.data import prng, samplers
 from ltjax.data.order import Order
 from ltjax.schedules import Clock
 

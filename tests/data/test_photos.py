@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from ltjax import build
+from ltjax.config import bind as build
 from ltjax.data import listing, photos
 from ltjax.data.official import OFFICIAL
 from ltjax.errors import ConfigError, DataError
@@ -263,7 +263,7 @@ def real_lists():
 
 @pytest.mark.full_data
 def test_the_real_lists_of_places_lt(real_lists):
-  from ltjax.data import verify
+  from ltjax.commands import verify
 
   dataset = photos.places_lt(root="/", lists=real_lists)
   assert dataset.class_names[:2] == ("airfield", "airplane_cabin") and len(set(dataset.class_names)) == 365

@@ -192,7 +192,7 @@ def test_the_command_and_its_exit_codes(tree, tmp_path):
               "  return recipes.folder(root='', augment={}, backbone={})")
 
   def run(*arguments):
-    command = [sys.executable, "-m", "ltjax.data.verify", f"--config={tmp_path / 'photos.py'}",
+    command = [sys.executable, "-m", "ltjax", "verify", f"--config={tmp_path / 'photos.py'}",
                f"--out={tmp_path / 'out'}", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300,
                           env=os.environ | dict(JAX_PLATFORMS="cpu"))

@@ -13,9 +13,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from ltjax import manifest
-from ltjax.checkpoint import DAMAGED, Checkpoints
 from ltjax.errors import WorkdirError
+from ltjax.workdir import manifest
+from ltjax.workdir.checkpoint import DAMAGED, Checkpoints
 from tests.faults.forks import FORKS
 from tests.faults.states import LIKE, assert_is, state
 from tests.faults.tally import Trial

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from ltjax.checkpoint import DAMAGED, PARTIAL, Checkpoints
+from ltjax.workdir.checkpoint import DAMAGED, PARTIAL, Checkpoints
 from tests.faults.forks import FORKS
 from tests.faults.states import LIKE, assert_is, state
 from tests.faults.tally import Trial

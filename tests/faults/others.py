@@ -10,8 +10,8 @@ import time
 
 import numpy as np
 
-from ltjax import manifest
-from ltjax.lock import WorkdirLock
+from ltjax.workdir import manifest
+from ltjax.workdir.lock import WorkdirLock
 from tests.faults import runs
 from tests.faults.tally import Trial
 from tests.processes import ROOT
@@ -30,8 +30,8 @@ def number(folder: pathlib.Path, cache: pathlib.Path, rng: np.random.Generator) 
   for step in checkpoints.iterdir():
     manifest.verified(step)
   replayed = subprocess.run(
-      [sys.executable, "-m", "ltjax.debug_step", str(folder)], cwd=ROOT, text=True, capture_output=True, timeout=240,
-      env=os.environ | runs.environment(cache))
+      [sys.executable, "-m", "ltjax", "debug_step", str(folder)], cwd=ROOT, text=True, capture_output=True,
+      timeout=240, env=os.environ | runs.environment(cache))
   first = replayed.stdout.splitlines()[-1]
   assert first.startswith("the first that is not finite: ") and "finite: state" not in first, replayed
   return Trial(time.perf_counter() - began)

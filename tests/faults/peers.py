@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from ltjax.watchdog import EXIT_MISSING
+from ltjax.distributed.watchdog import EXIT_MISSING
 from tests.faults import runs
 from tests.faults.tally import Trial
 from tests.processes import Ended, Processes, free_port

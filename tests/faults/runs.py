@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 
-from ltjax import manifest
+from ltjax.workdir import manifest
 from tests import tiny
 from tests.processes import ROOT
 

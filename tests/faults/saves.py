@@ -11,8 +11,8 @@ from unittest import mock
 
 import numpy as np
 
-from ltjax.checkpoint import Checkpoints
 from ltjax.errors import SaveError
+from ltjax.workdir.checkpoint import Checkpoints
 from tests.faults.forks import FORKS
 from tests.faults.states import LIKE, assert_is, state
 from tests.faults.tally import Trial

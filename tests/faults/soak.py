@@ -22,7 +22,7 @@ import traceback
 import jax
 import numpy as np
 
-from ltjax import report
+from ltjax.report import page as report
 from tests.faults import damage, kills, others, peers, runs, saves, stops
 from tests.faults.tally import Tally, Trial
 

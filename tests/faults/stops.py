@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from ltjax import signals
+from ltjax.distributed import signals
 from tests.faults import runs
 from tests.faults.inside import PHASES
 from tests.faults.tally import Trial

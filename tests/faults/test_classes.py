@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from ltjax import build, losses, recipes
+from ltjax import losses, recipes
+from ltjax.config import bind as build
 from ltjax.data import photos, samplers
 from ltjax.data.order import Order
 from ltjax.errors import DataError

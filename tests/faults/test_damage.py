@@ -5,8 +5,8 @@ import collections
 import numpy as np
 import pytest
 
-from ltjax import manifest
 from ltjax.errors import WorkdirError
+from ltjax.workdir import manifest
 from tests.faults import damage
 
 

@@ -16,12 +16,12 @@ import zipfile
 import numpy as np
 import pytest
 
-from ltjax import config as configs
-from ltjax import journal
+from ltjax.config import load as configs
 from ltjax.data import archives, decode, listing, photos, records, sources
 from ltjax.data.files import Paths
 from ltjax.errors import LtjaxError
 from ltjax.models import import_torch
+from ltjax.workdir import log as journal
 from tests import photographs, tiny
 from tests.data.test_sources import PROFILE
 
@@ -184,7 +184,7 @@ def test_the_payloads_would_make_the_canary(tmp_path):
 
 
 def test_a_work_folder_of_payloads_runs_nothing(tmp_path, monkeypatch):
-  monkeypatch.setattr("ltjax.build.model", tiny.one_conv)
+  monkeypatch.setattr("ltjax.config.bind.model", tiny.one_conv)
   config, canary, run = tiny.config("ce_digits", epochs=1), tmp_path / "canary", tmp_path / "run"
   tiny.run(config, run)
   found = [path.relative_to(run) for path in run.rglob("*") if path.is_file() and path.parent.name != "report"]

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ltjax import models, sharding, train
-from ltjax.checkpoint import Checkpoints
+from ltjax import models, train
+from ltjax.distributed import sharding
 from ltjax.errors import ConfigError, DataError
 from ltjax.models import heads, import_torch
+from ltjax.workdir.checkpoint import Checkpoints
 from tests import tiny
 
 SMALL = dict(depth=10, width=4)
@@ -203,7 +204,7 @@ def test_a_run_starts_from_the_file_and_is_refused_before_anything_is_written(tm
 
 
 def test_a_frozen_backbone_that_nothing_has_trained_is_said_aloud(tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr("ltjax.build.model", tiny.one_conv)
+  monkeypatch.setattr("ltjax.config.bind.model", tiny.one_conv)
   config = tiny.config("ce_digits", epochs=1)
   tiny.run(config, tmp_path / "trained")
   assert "drawn at random" not in capsys.readouterr().err

@@ -8,8 +8,8 @@ import sys
 import time
 from typing import NoReturn
 
+from ltjax.distributed.watchdog import Link, Timing, Watch
 from ltjax.errors import MissingProcess
-from ltjax.watchdog import Link, Timing, Watch
 
 _HELLO = 4096  # bytes
 _PATIENCE = 10.0  # seconds without a word of waiting

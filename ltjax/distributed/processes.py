@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from ltjax import sharding
+from ltjax.distributed import sharding
+from ltjax.distributed.rendezvous import meet
+from ltjax.distributed.watchdog import FAILED, Timing, Watch
 from ltjax.errors import ConfigError, LtjaxError
-from ltjax.meeting import meet
-from ltjax.watchdog import FAILED, Timing, Watch
 
 _NAMES = ("LTJAX_COORDINATOR", "LTJAX_PROCESSES", "LTJAX_PROCESS_ID")
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")

@@ -1,6 +1,6 @@
 """Classes of images by the model of a finished run.
 
-python -m ltjax.predict --workdir=runs/mine IMAGE_OR_FOLDER ... [--top=5] [--output=predictions.csv]
+python -m ltjax predict --workdir=runs/mine IMAGE_OR_FOLDER ... [--top=5] [--output=predictions.csv]
 
 writes a line for each image and each of its likeliest classes: path, rank, class, probability. Images are cut as the
 run's test images are; of a folder, those at any depth are taken, on gs:// those right in it. What is to happen to an
@@ -20,14 +20,16 @@ import jax
 import numpy as np
 from etils import epath
 
-from ltjax import build, sharding, train
-from ltjax import config as configs
-from ltjax.checkpoint import Checkpoints
+from ltjax import train
+from ltjax.config import bind as build
+from ltjax.config import load as configs
 from ltjax.data import decode, listing, photos
 from ltjax.data.files import Paths
+from ltjax.distributed import sharding
 from ltjax.errors import ConfigError, DataError, LtjaxError, WorkdirError
 from ltjax.evaluate import Extractor
 from ltjax.schedules import Clock
+from ltjax.workdir.checkpoint import Checkpoints
 
 COLUMNS = ("path", "rank", "class", "probability")
 _BATCHES = 16  # that are decoded, and whose logits are held, at a time
@@ -153,13 +155,14 @@ def write(predictions: Iterator[Prediction], file) -> None:
     writer.writerow((*row[:3], f"{row.probability:.6f}"))
 
 
-def _main() -> None:
-  parser = argparse.ArgumentParser(prog="python -m ltjax.predict", description=__doc__.splitlines()[0])
+def main(arguments: Sequence[str] | None = None) -> None:
+  """The command line."""
+  parser = argparse.ArgumentParser(prog="python -m ltjax predict", description=__doc__.splitlines()[0])
   parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER")
   parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of a finished run")
   parser.add_argument("--top", type=int, default=5, help="classes an image")
   parser.add_argument("--output", type=pathlib.Path, help="CSV to write; printed where not given")
-  given = parser.parse_args()
+  given = parser.parse_args(arguments)
   try:
     if given.top < 1:
       raise ConfigError(f"--top: expected at least 1, got {given.top}")
@@ -175,7 +178,3 @@ def _main() -> None:
   except (LtjaxError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(configs.EXIT_BAD_INPUT)
-
-
-if __name__ == "__main__":
-  _main()

@@ -12,8 +12,11 @@ import jax
 import numpy as np
 
 import ltjax
-from ltjax import cams, journal, metrics, plots
+from ltjax import metrics
 from ltjax.data import longtail
+from ltjax.report import activation_maps as cams
+from ltjax.report import plots
+from ltjax.workdir import log as journal
 
 GROUPS = ("many", "medium", "few")
 ACTIVATIONS = """

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from ltjax import build
+from ltjax.config import bind as build
 from ltjax.errors import ConfigError
 
 

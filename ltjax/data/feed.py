@@ -5,10 +5,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ltjax import evaluate, sharding
+from ltjax import evaluate
 from ltjax.data import resident
 from ltjax.data.order import Order
 from ltjax.data.pipeline import Pipeline, RandomCrops
+from ltjax.distributed import sharding
 from ltjax.errors import ConfigError
 
 

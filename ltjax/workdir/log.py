@@ -5,7 +5,8 @@ import json
 import pathlib
 import sys
 
-from ltjax import errors, processes
+from ltjax import errors
+from ltjax.distributed import processes
 from ltjax.errors import WorkdirError
 
 

@@ -17,9 +17,12 @@ from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
-from ltjax import build, combinations, lock, losses, recipes, selection, train
+from ltjax import losses, recipes, selection, train
+from ltjax.config import bind as build
+from ltjax.config import combinations
 from ltjax.errors import ConfigError, LtjaxError, WorkdirError, nearest
 from ltjax.schedules import Clock
+from ltjax.workdir import lock
 
 STAGE_KEYS = tuple(inspect.signature(recipes.stage).parameters)
 AUGMENT_KEYS = dict(arrays=("crop_padding", "flip"), photographs=("crop", "size", "flip", "jitter"))

@@ -1,6 +1,6 @@
 """Checks the images of a config before hours are spent on them.
 
-python -m ltjax.data.verify --config=configs/gcl_folder.py --config.dataset.root=DIR --out=verify
+python -m ltjax verify --config=configs/gcl_folder.py --config.dataset.root=DIR --out=verify
 
 prints a table and writes long_tail.png and class_counts.csv to the folder --out. The beginning of every file is read;
 --decode decodes all of it, and the records of TFDS too. Exit codes: 0 all is well, 1 something is wrong with the data,
@@ -14,7 +14,7 @@ import hashlib
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,14 +22,15 @@ from absl import app, flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from ltjax import build, plots
-from ltjax import config as configs
+from ltjax.config import bind as build
+from ltjax.config import load as configs
 from ltjax.data import listing, longtail, photos
 from ltjax.data.decode import BadImageError, pillow
 from ltjax.data.files import Files, Paths
 from ltjax.data.official import OFFICIAL, is_official
 from ltjax.data.sources import Dataset
 from ltjax.errors import ConfigError, DataError
+from ltjax.report import plots
 
 EXIT_WRONG_DATA = 1
 SPLITS = dict(train="training", held_out="held-out", test="test")
@@ -244,9 +245,11 @@ def _main(argv) -> None:
   print(f"all is well{'' if _DECODE.value else ', as far as files show that are not decoded (--decode)'}")
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str]) -> None:
+  """The command line."""
+  global _CONFIG, _OUT, _DECODE, _SHOWN
   _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; only its data set is looked at.")
   _OUT = flags.DEFINE_string("out", "verify", "Folder for long_tail.png and class_counts.csv.")
   _DECODE = flags.DEFINE_bool("decode", False, "Decode every image.")
   _SHOWN = flags.DEFINE_integer("shown", 50, "How many things that are wrong are listed.", lower_bound=1)
-  app.run(_main, flags_parser=configs.parse_or_exit)
+  app.run(_main, argv=["ltjax verify", *arguments], flags_parser=configs.parse_or_exit)

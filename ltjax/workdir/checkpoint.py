@@ -18,9 +18,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ltjax import manifest, processes, sharding
+from ltjax.distributed import processes, sharding
 from ltjax.errors import SaveError, WorkdirError
 from ltjax.step import TrainState
+from ltjax.workdir import manifest
 
 PARTIAL, DAMAGED = ".partial", ".damaged"  # ends of names that are no steps
 

@@ -1,7 +1,7 @@
 """Replays one step of a run and says what in it was not finite, in the order in which it was computed.
 
-python -m ltjax.debug_step WORKDIR                          the step that stopped the run
-python -m ltjax.debug_step WORKDIR --stage NAME --step N    any step, from the newest checkpoint before it
+python -m ltjax debug_step WORKDIR                          the step that stopped the run
+python -m ltjax debug_step WORKDIR --stage NAME --step N    any step, from the newest checkpoint before it
 """
 
 import argparse
@@ -13,12 +13,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ltjax import build, feed, optim, train
-from ltjax import config as configs
+from ltjax import optim, train
 from ltjax import step as steps
-from ltjax.checkpoint import Checkpoints
-from ltjax.data import decode
+from ltjax.config import bind as build
+from ltjax.config import load as configs
+from ltjax.data import decode, feed
 from ltjax.errors import ConfigError, LtjaxError
+from ltjax.workdir.checkpoint import Checkpoints
 
 
 class Tensor(NamedTuple):
@@ -147,7 +148,3 @@ def main(arguments=None) -> None:
   bad = [tensor for tensor in tensors if tensor.bad]
   print("\n".join((*known, "", *map(str, tensors), "",
                    f"the first that is not finite: {bad[0].name}" if bad else "all numbers of this step are finite")))
-
-
-if __name__ == "__main__":
-  main()

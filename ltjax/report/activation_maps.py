@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ltjax import build, evaluate
+from ltjax import evaluate
 from ltjax.augment.images import normalize
+from ltjax.config import bind as build
 from ltjax.models.camc import class_activation_maps
 
 NAMES = ("class activation map", "calibrated")

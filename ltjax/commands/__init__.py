@@ -1,0 +1,1 @@
+"""What `ltjax NAME` runs: one module a command, with `main(arguments)`; its docstring's first line is the summary."""
