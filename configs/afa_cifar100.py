@@ -30,12 +30,13 @@ def get_config(imbalance="100"):
   config.stages = ("representation", "classifier") if given["retrain"] else ("representation",)
   # Epochs count from 0: the paper's 30th.
   weight = dict(name="switch", at=29, before=0.0, after=2.0) if given["layback"] else 2.0
+  generation = dict(name="generate_features", gamma=1.0, alpha=4.0, weight=weight)
   config.representation = recipes.stage(
-      epochs=90, batch_size=128, lr=dict(name="cosine", base=0.05), weight_decay=5e-4, sampler=dict(name="instance"),
+      epochs=90, batch_size=128, lr=dict(name="cosine", base=0.05), optimizer=recipes.sgd(5e-4),
       loss=dict(name="cross_entropy"),
-      generation=dict(gamma=1.0, alpha=4.0, weight=weight) if insert and given["generation"] else None)
+      transforms=(generation,) if insert and given["generation"] else ())
   if given["retrain"]:
     config.classifier = recipes.stage(
-        epochs=10, batch_size=128, lr=dict(name="cosine", base=0.05), weight_decay=5e-4, train=("head/.*",),
+        epochs=10, batch_size=128, lr=dict(name="cosine", base=0.05), optimizer=recipes.sgd(5e-4), train=("head/.*",),
         reset=("head/.*",), batch_norm="eval", sampler=dict(name="class_balanced"), loss=dict(name="cross_entropy"))
   return config

@@ -21,18 +21,19 @@ def get_config(arguments="resnext50"):
       attention=dict(common, name="AFA", mask_axis="channel"), cbam=dict(common, name="CBAM"),
       context=dict(common, name="GlobalContext"), none=None)[given["decomposition"]]
   config = recipes.imagenet_lt(
-      augment=dict(crop="random_resized", size=224, flip=True, jitter=(0.4, 0.4, 0.4)),
+      augment=recipes.crop_flip(224, jitter=0.4),
       backbone=recipes.resnet(given["backbone"]) | dict(insert=insert))
   config.head = dict(name="Linear")
   config.stages = ("representation", "classifier") if given["retrain"] else ("representation",)
   # Epochs count from 0: the paper's 30th.
   weight = dict(name="switch", at=29, before=0.0, after=2.0) if given["layback"] else 2.0
+  generation = dict(name="generate_features", gamma=1.0, alpha=4.0, weight=weight)
   config.representation = recipes.stage(
-      epochs=90, batch_size=512, lr=dict(name="cosine", base=0.2), weight_decay=5e-4, sampler=dict(name="instance"),
+      epochs=90, batch_size=512, lr=dict(name="cosine", base=0.2), optimizer=recipes.sgd(5e-4),
       loss=dict(name="cross_entropy"),
-      generation=dict(gamma=1.0, alpha=4.0, weight=weight) if insert and given["generation"] else None)
+      transforms=(generation,) if insert and given["generation"] else ())
   if given["retrain"]:
     config.classifier = recipes.stage(
-        epochs=10, batch_size=512, lr=dict(name="cosine", base=0.2), weight_decay=5e-4, train=("head/.*",),
+        epochs=10, batch_size=512, lr=dict(name="cosine", base=0.2), optimizer=recipes.sgd(5e-4), train=("head/.*",),
         reset=("head/.*",), batch_norm="eval", sampler=dict(name="class_balanced"), loss=dict(name="cross_entropy"))
   return recipes.scaled_batch(config, given["batch_size"])

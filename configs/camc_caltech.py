@@ -11,16 +11,16 @@ from ltjax import recipes
 
 def get_config():
   config = recipes.folder(
-      root="data/caltech101_lt40", augment=dict(crop="random_resized", size=64, flip=True, jitter=0),
+      root="data/caltech101_lt40", augment=recipes.crop_flip(64),
       backbone=recipes.resnet("resnet10") | dict(width=32))
   config.head = dict(name="NormalizedLinear", scale=0.5)
   config.log_every_steps, config.eval_every_epochs = 20, 5
   config.stages = ("representation", "classifier")
   config.representation = recipes.stage(
-      epochs=40, batch_size=32, lr=dict(name="cosine", base=0.05, warmup=3), weight_decay=5e-4,
-      sampler=dict(name="instance"), loss=dict(name="cross_entropy"))
+      epochs=40, batch_size=32, lr=dict(name="cosine", base=0.05, warmup=3), optimizer=recipes.sgd(5e-4),
+      loss=dict(name="cross_entropy"))
   config.classifier = recipes.stage(
-      epochs=5, batch_size=32, lr=dict(name="cosine", base=0.05), weight_decay=5e-4, train=("head/.*",),
+      epochs=5, batch_size=32, lr=dict(name="cosine", base=0.05), optimizer=recipes.sgd(5e-4), train=("head/.*",),
       batch_norm="eval", sampler=dict(name="class_balanced"), loss=dict(name="cross_entropy"),
       head=dict(name="CAMC", scale=16.0, threshold=100, num_prototypes=5))
   return config

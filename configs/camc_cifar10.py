@@ -22,10 +22,10 @@ def get_config(imbalance="100"):
   config.head = dict(name="NormalizedLinear", scale=given.pop("g"))
   config.stages = ("representation", "classifier")
   config.representation = recipes.stage(
-      epochs=200, batch_size=256, lr=dict(name="cosine", base=0.1), weight_decay=2e-4, sampler=dict(name="instance"),
+      epochs=200, batch_size=256, lr=dict(name="cosine", base=0.1), optimizer=recipes.sgd(2e-4),
       loss=dict(name="cross_entropy"))
   config.classifier = recipes.stage(
-      epochs=10, batch_size=256, lr=dict(name="cosine", base=0.1), weight_decay=2e-4, train=("head/.*",),
+      epochs=10, batch_size=256, lr=dict(name="cosine", base=0.1), optimizer=recipes.sgd(2e-4), train=("head/.*",),
       batch_norm="eval", sampler=dict(name="class_balanced"), loss=dict(name="cross_entropy"),
       head=dict(given, name="CAMC", scale=16.0))
   return config

@@ -21,15 +21,15 @@ def get_config(arguments="resnet50"):
       normalize_prototypes=False, batch_size=0)
   backbone, batch_size, g = (given.pop(key) for key in ("backbone", "batch_size", "g"))
   config = recipes.inat(
-      augment=dict(crop="random_resized", size=224, flip=True, jitter=0),
+      augment=recipes.crop_flip(224),
       backbone=recipes.resnet(backbone))
   config.head = dict(name="NormalizedLinear", scale=g)
   config.stages = ("representation", "classifier")
   config.representation = recipes.stage(
-      epochs=200, batch_size=256, lr=dict(name="cosine", base=0.1), weight_decay=1e-4, sampler=dict(name="instance"),
+      epochs=200, batch_size=256, lr=dict(name="cosine", base=0.1), optimizer=recipes.sgd(1e-4),
       loss=dict(name="cross_entropy"))
   config.classifier = recipes.stage(
-      epochs=10, batch_size=256, lr=dict(name="cosine", base=0.1), weight_decay=1e-4, train=("head/.*",),
+      epochs=10, batch_size=256, lr=dict(name="cosine", base=0.1), optimizer=recipes.sgd(1e-4), train=("head/.*",),
       batch_norm="eval", sampler=dict(name="class_balanced"), loss=dict(name="cross_entropy"),
       head=dict(given, name="CAMC", scale=16.0))
   return recipes.scaled_batch(config, batch_size)

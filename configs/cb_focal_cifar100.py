@@ -19,7 +19,7 @@ def get_config(imbalance="100"):
   config.stages = ("representation",)
   config.representation = recipes.stage(
       epochs=200, batch_size=128, lr=dict(name="multi_step", base=0.1, at=(160, 180), factors=(0.01, 0.0001), warmup=5),
-      weight_decay=2e-4, no_decay=("head/bias",), sampler=dict(name="instance"),
+      optimizer=recipes.sgd(2e-4, no_decay=("head/bias",)),
       loss=dict(name="class_balanced_focal", gamma=1.0), class_weights=dict(name="effective_number", beta=0.9999),
       reduce="mean")
   return config

@@ -9,12 +9,12 @@ from ltjax import recipes
 
 def get_config():
   config = recipes.folder(
-      root="data/caltech101_lt40", augment=dict(crop="random_resized", size=64, flip=True, jitter=0),
+      root="data/caltech101_lt40", augment=recipes.crop_flip(64),
       backbone=recipes.resnet("resnet10") | dict(width=32))
   config.head = dict(name="Linear")
   config.log_every_steps, config.eval_every_epochs = 20, 5
   config.stages = ("representation",)
   config.representation = recipes.stage(
-      epochs=30, batch_size=32, lr=dict(name="cosine", base=0.05, warmup=3), weight_decay=5e-4,
-      sampler=dict(name="instance"), mixup=0.2, loss=dict(name="cross_entropy"))
+      epochs=30, batch_size=32, lr=dict(name="cosine", base=0.05, warmup=3), optimizer=recipes.sgd(5e-4),
+      mixup=0.2, loss=dict(name="cross_entropy"))
   return config

@@ -18,5 +18,5 @@ def get_config(imbalance="100"):
   config.stages = ("representation",)
   config.representation = recipes.stage(
       epochs=200, batch_size=128, lr=dict(name="multi_step", base=0.1, at=(160, 180), factors=(0.01, 0.0001), warmup=5),
-      weight_decay=2e-4, sampler=dict(name="instance"), mixup=given["mixup"], loss=dict(name="cross_entropy"))
+      optimizer=recipes.sgd(2e-4), mixup=given["mixup"], loss=dict(name="cross_entropy"))
   return config

@@ -17,15 +17,15 @@ from ltjax import recipes
 def get_config(arguments="resnext50"):
   given = recipes.arguments(arguments, backbone=recipes.resnets("resnext50"), mixup=0.0, batch_size=0)
   config = recipes.imagenet_lt(
-      augment=dict(crop="random_resized", size=224, flip=True, jitter=(0.4, 0.4, 0.4)),
+      augment=recipes.crop_flip(224, jitter=0.4),
       backbone=recipes.resnet(given["backbone"]))
   config.head = dict(name="Linear")
   config.stages = ("representation", "classifier")
   config.representation = recipes.stage(
-      epochs=90, batch_size=512, lr=dict(name="cosine", base=0.2), weight_decay=5e-4, sampler=dict(name="instance"),
+      epochs=90, batch_size=512, lr=dict(name="cosine", base=0.2), optimizer=recipes.sgd(5e-4),
       mixup=given["mixup"], loss=dict(name="cross_entropy"))
   config.classifier = recipes.stage(
-      epochs=10, batch_size=512, lr=dict(name="cosine", base=0.2), weight_decay=5e-4, train=("head/.*",),
+      epochs=10, batch_size=512, lr=dict(name="cosine", base=0.2), optimizer=recipes.sgd(5e-4), train=("head/.*",),
       reset=("head/.*",), batch_norm="eval", sampler=dict(name="class_aware", samples_per_class=4),
       loss=dict(name="cross_entropy"))
   return recipes.scaled_batch(config, given["batch_size"])

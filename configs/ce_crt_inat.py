@@ -16,15 +16,15 @@ from ltjax import recipes
 def get_config(arguments="resnet50"):
   given = recipes.arguments(arguments, backbone=recipes.resnets("resnet50"), mixup=0.0, epochs=90, batch_size=0)
   config = recipes.inat(
-      augment=dict(crop="random_resized", size=224, flip=True, jitter=0),
+      augment=recipes.crop_flip(224),
       backbone=recipes.resnet(given["backbone"]))
   config.head = dict(name="Linear")
   config.stages = ("representation", "classifier")
   config.representation = recipes.stage(
-      epochs=given["epochs"], batch_size=512, lr=dict(name="cosine", base=0.2), weight_decay=1e-4,
-      sampler=dict(name="instance"), mixup=given["mixup"], loss=dict(name="cross_entropy"))
+      epochs=given["epochs"], batch_size=512, lr=dict(name="cosine", base=0.2), optimizer=recipes.sgd(1e-4),
+      mixup=given["mixup"], loss=dict(name="cross_entropy"))
   config.classifier = recipes.stage(
-      epochs=30, batch_size=512, lr=dict(name="cosine", base=0.2), weight_decay=1e-4, train=("head/.*",),
+      epochs=30, batch_size=512, lr=dict(name="cosine", base=0.2), optimizer=recipes.sgd(1e-4), train=("head/.*",),
       reset=("head/.*",), batch_norm="eval", sampler=dict(name="class_aware", samples_per_class=4),
       loss=dict(name="cross_entropy"))
   return recipes.scaled_batch(config, given["batch_size"])

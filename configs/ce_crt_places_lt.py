@@ -20,16 +20,16 @@ def get_config(arguments="resnet152"):
   given = recipes.arguments(
       arguments, backbone=recipes.resnets("resnet152"), mixup=0.0, part=("stage4", "stage4_block3"), batch_size=0)
   config = recipes.places_lt(
-      augment=dict(crop="random_resized", size=224, flip=True, jitter=(0.4, 0.4, 0.4)),
+      augment=recipes.crop_flip(224, jitter=0.4),
       backbone=recipes.resnet(given["backbone"]))
   config.head = dict(name="Linear")
   config.stages = ("representation", "classifier")
   config.representation = recipes.stage(
-      epochs=30, batch_size=256, lr=dict(name="cosine", base=0.1), weight_decay=5e-4,
+      epochs=30, batch_size=256, lr=dict(name="cosine", base=0.1), optimizer=recipes.sgd(5e-4),
       train=(f"backbone/{given['part']}.*", "head/.*"), batch_norm="eval", lr_factors=(("backbone/.*", 0.1),),
-      sampler=dict(name="instance"), mixup=given["mixup"], loss=dict(name="cross_entropy"))
+      mixup=given["mixup"], loss=dict(name="cross_entropy"))
   config.classifier = recipes.stage(
-      epochs=10, batch_size=256, lr=dict(name="cosine", base=0.1), weight_decay=5e-4, train=("head/.*",),
+      epochs=10, batch_size=256, lr=dict(name="cosine", base=0.1), optimizer=recipes.sgd(5e-4), train=("head/.*",),
       reset=("head/.*",), batch_norm="eval", sampler=dict(name="class_aware", samples_per_class=4),
       loss=dict(name="cross_entropy"))
   return recipes.scaled_batch(config, given["batch_size"])

@@ -12,5 +12,5 @@ def get_config(imbalance="50"):
   config.stages = ("representation",)
   config.representation = recipes.stage(
       epochs=60, batch_size=32, lr=dict(name="multi_step", base=0.1, at=(48, 54), factors=(0.1, 0.01), warmup=5),
-      weight_decay=1e-4, sampler=dict(name="instance"), loss=dict(name="cross_entropy"))
+      optimizer=recipes.sgd(1e-4), loss=dict(name="cross_entropy"))
   return config

@@ -15,11 +15,11 @@ from ltjax import recipes
 def get_config(arguments="resnet50"):
   given = recipes.arguments(arguments, backbone=recipes.resnets("resnet50"), mixup=0.0, batch_size=0)
   config = recipes.inat(
-      augment=dict(crop="random_resized", size=224, flip=True, jitter=0),
+      augment=recipes.crop_flip(224),
       backbone=recipes.resnet(given["backbone"]))
   config.head = dict(name="Linear")
   config.stages = ("representation",)
   config.representation = recipes.stage(
       epochs=180, batch_size=256, lr=dict(name="multi_step", base=0.1, at=(120, 160), factors=(0.1, 0.01), warmup=5),
-      weight_decay=1e-4, sampler=dict(name="instance"), mixup=given["mixup"], loss=dict(name="cross_entropy"))
+      optimizer=recipes.sgd(1e-4), mixup=given["mixup"], loss=dict(name="cross_entropy"))
   return recipes.scaled_batch(config, given["batch_size"])

@@ -19,8 +19,8 @@ def get_config(imbalance="100"):
   config.stages = ("representation", "classifier")
   config.representation = recipes.stage(
       epochs=200, batch_size=128, lr=dict(name="multi_step", base=0.1, at=(160, 180), factors=(0.01, 0.0001), warmup=5),
-      weight_decay=2e-4, sampler=dict(name="instance"), mixup=1.0, loss=dict(name="cross_entropy"))
+      optimizer=recipes.sgd(2e-4), mixup=1.0, loss=dict(name="cross_entropy"))
   config.classifier = recipes.stage(
-      epochs=10, batch_size=128, lr=dict(name="cosine", base=0.1), weight_decay=2e-4, train=("head/.*",),
+      epochs=10, batch_size=128, lr=dict(name="cosine", base=0.1), optimizer=recipes.sgd(2e-4), train=("head/.*",),
       reset=("head/.*",), batch_norm="eval", sampler=dict(name="class_balanced"), loss=dict(name="cross_entropy"))
   return config

@@ -25,6 +25,6 @@ def get_config(imbalance="100"):
   config.stages = ("representation",)
   config.representation = recipes.stage(
       epochs=200, batch_size=64, lr=dict(name="multi_step", base=0.1, at=(160, 180), factors=(0.01, 0.0001), warmup=5),
-      weight_decay=2e-4, sampler=dict(name="instance"),
+      optimizer=recipes.sgd(2e-4),
       adjust=dict(name="fbl", alpha=CURRICULA[given["curriculum"]]), loss=dict(name="cross_entropy"))
   return config

@@ -15,12 +15,12 @@ from ltjax import recipes
 def get_config(arguments="resnet50"):
   given = recipes.arguments(arguments, backbone=recipes.resnets("resnet50"), batch_size=0)
   config = recipes.inat(
-      augment=dict(crop="random_resized", size=224, flip=True, jitter=0),
+      augment=recipes.crop_flip(224),
       backbone=recipes.resnet(given["backbone"]))
   config.head = dict(name="Linear")
   config.stages = ("representation",)
   config.representation = recipes.stage(
       epochs=180, batch_size=512, lr=dict(name="multi_step", base=0.2, at=(120, 160), factors=(0.1, 0.01), warmup=5),
-      weight_decay=1e-4, sampler=dict(name="instance"),
+      optimizer=recipes.sgd(1e-4),
       adjust=dict(name="fbl", alpha=dict(name="parabolic", end=150.0, shorten=10)), loss=dict(name="cross_entropy"))
   return recipes.scaled_batch(config, given["batch_size"])

@@ -18,13 +18,13 @@ def get_config(arguments="resnet152"):
   given = recipes.arguments(
       arguments, backbone=recipes.resnets("resnet152"), part=("stage4", "stage4_block3"), batch_size=0)
   config = recipes.places_lt(
-      augment=dict(crop="random_resized", size=224, flip=True, jitter=0),
+      augment=recipes.crop_flip(224),
       backbone=recipes.resnet(given["backbone"]))
   config.head = dict(name="Linear")
   config.stages = ("representation",)
   config.representation = recipes.stage(
       epochs=90, batch_size=512, lr=dict(name="multi_step", base=0.2, at=(60, 80), factors=(0.1, 0.01), warmup=5),
-      weight_decay=5e-4, train=(f"backbone/{given['part']}.*", "head/.*"), batch_norm="eval",
-      sampler=dict(name="instance"), adjust=dict(name="fbl", alpha=dict(name="parabolic", end=150.0, shorten=10)),
+      optimizer=recipes.sgd(5e-4), train=(f"backbone/{given['part']}.*", "head/.*"), batch_norm="eval",
+      adjust=dict(name="fbl", alpha=dict(name="parabolic", end=150.0, shorten=10)),
       loss=dict(name="cross_entropy"))
   return recipes.scaled_batch(config, given["batch_size"])

@@ -12,17 +12,17 @@ from ltjax import recipes
 
 def get_config():
   config = recipes.folder(
-      root="data/caltech101_lt40", augment=dict(crop="random_resized", size=64, flip=True, jitter=0),
+      root="data/caltech101_lt40", augment=recipes.crop_flip(64),
       backbone=recipes.resnet("resnet10") | dict(width=32))
   config.head = dict(name="Cosine")
   config.log_every_steps, config.eval_every_epochs = 20, 5
   config.stages = ("representation", "classifier")
   config.representation = recipes.stage(
-      epochs=30, batch_size=32, lr=dict(name="cosine", base=0.05, warmup=3), weight_decay=5e-4,
-      sampler=dict(name="instance"), mixup=0.2, adjust=dict(name="gcl", scale=30.0, noise_scale=0.5),
+      epochs=30, batch_size=32, lr=dict(name="cosine", base=0.05, warmup=3), optimizer=recipes.sgd(5e-4),
+      mixup=0.2, adjust=dict(name="gcl", scale=30.0, noise_scale=0.5),
       loss=dict(name="cross_entropy"))
   config.classifier = recipes.stage(
-      epochs=5, batch_size=32, lr=dict(name="cosine", base=0.002), weight_decay=5e-4, train=("head/.*",),
+      epochs=5, batch_size=32, lr=dict(name="cosine", base=0.002), optimizer=recipes.sgd(5e-4), train=("head/.*",),
       batch_norm="eval", sampler=dict(name="cben", a=0.999, b=0.0009), mixup=0.2,
       adjust=dict(name="gcl", scale=20.0, margin=0.1, noise_scale=0.5),
       loss=dict(name="focal", gamma=1.0, detach=True))

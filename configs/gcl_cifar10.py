@@ -24,12 +24,12 @@ def get_config(imbalance="100"):
   cben = dict(name="cben", a=0.999, b=0.0009)
   config.representation = recipes.stage(
       epochs=200, batch_size=64, lr=dict(name="multi_step", base=0.1, at=(160, 180), factors=(0.1, 0.01), warmup=5),
-      weight_decay=2e-4, sampler=dict(name="instance"), mixup=1.0,
+      optimizer=recipes.sgd(2e-4), mixup=1.0,
       adjust=dict(name="gcl", scale=30.0, noise_scale=0.5, cloud_size=given["cloud_size"]),
       loss=dict(name="cross_entropy"))
   if given["retrain"]:
     config.classifier = recipes.stage(
-        epochs=30, batch_size=64, lr=dict(name="cosine", base=0.002), weight_decay=2e-4, train=("head/.*",),
+        epochs=30, batch_size=64, lr=dict(name="cosine", base=0.002), optimizer=recipes.sgd(2e-4), train=("head/.*",),
         batch_norm="eval", sampler=cben if given["sampler"] == "cben" else dict(name=given["sampler"]), mixup=1.0,
         adjust=dict(name="gcl", scale=20.0, margin=0.1, noise_scale=0.5, cloud_size=given["cloud_size"]),
         loss=dict(name="focal", gamma=1.0, detach=True))

@@ -14,10 +14,10 @@ def get_config(imbalance="50"):
   config.stages = ("representation", "classifier")
   config.representation = recipes.stage(
       epochs=60, batch_size=32, lr=dict(name="multi_step", base=0.1, at=(48, 54), factors=(0.1, 0.01), warmup=5),
-      weight_decay=1e-4, sampler=dict(name="instance"), mixup=1.0,
+      optimizer=recipes.sgd(1e-4), mixup=1.0,
       adjust=dict(name="gcl", scale=30.0, noise_scale=0.5), loss=dict(name="cross_entropy"))
   config.classifier = recipes.stage(
-      epochs=30, batch_size=32, lr=dict(name="cosine", base=0.002), weight_decay=1e-4, train=("head/.*",),
+      epochs=30, batch_size=32, lr=dict(name="cosine", base=0.002), optimizer=recipes.sgd(1e-4), train=("head/.*",),
       batch_norm="eval", sampler=dict(name="cben", a=0.999, b=0.0009),
       adjust=dict(name="gcl", scale=20.0, margin=0.1, noise_scale=0.5),
       loss=dict(name="focal", gamma=1.0, detach=True))

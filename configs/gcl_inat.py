@@ -18,18 +18,18 @@ def get_config(arguments="resnet50"):
       arguments, backbone=recipes.resnets("resnet50"), retrain=True,
       sampler=("cben", "class_balanced", "effective_number", "instance"), noise_scale=0.5, batch_size=0)
   config = recipes.inat(
-      augment=dict(crop="random_resized", size=224, flip=True, jitter=0),
+      augment=recipes.crop_flip(224),
       backbone=recipes.resnet(given["backbone"]))
   config.head = dict(name="Cosine")
   config.stages = ("representation", "classifier") if given["retrain"] else ("representation",)
   cben = dict(name="cben", a=0.999, b=0.0009)
   config.representation = recipes.stage(
       epochs=180, batch_size=256, lr=dict(name="multi_step", base=0.1, at=(120, 160), factors=(0.1, 0.01), warmup=5),
-      weight_decay=1e-4, sampler=dict(name="instance"), mixup=0.2,
+      optimizer=recipes.sgd(1e-4), mixup=0.2,
       adjust=dict(name="gcl", scale=30.0, noise_scale=given["noise_scale"]), loss=dict(name="cross_entropy"))
   if given["retrain"]:
     config.classifier = recipes.stage(
-        epochs=30, batch_size=256, lr=dict(name="cosine", base=0.002), weight_decay=1e-4, train=("head/.*",),
+        epochs=30, batch_size=256, lr=dict(name="cosine", base=0.002), optimizer=recipes.sgd(1e-4), train=("head/.*",),
         batch_norm="eval", sampler=cben if given["sampler"] == "cben" else dict(name=given["sampler"]), mixup=0.2,
         adjust=dict(name="gcl", scale=20.0, margin=0.1, noise_scale=given["noise_scale"]),
         loss=dict(name="focal", gamma=1.0, detach=True))

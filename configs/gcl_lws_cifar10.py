@@ -18,11 +18,11 @@ def get_config(imbalance="100"):
   config.stages = ("representation", "classifier")
   config.representation = recipes.stage(
       epochs=200, batch_size=64, lr=dict(name="multi_step", base=0.1, at=(160, 180), factors=(0.1, 0.01), warmup=5),
-      weight_decay=2e-4, sampler=dict(name="instance"), mixup=1.0,
+      optimizer=recipes.sgd(2e-4), mixup=1.0,
       adjust=dict(name="gcl", scale=30.0, noise_scale=0.5),
       loss=dict(name="cross_entropy"))
   config.classifier = recipes.stage(
-      epochs=30, batch_size=64, lr=dict(name="cosine", base=0.002), weight_decay=2e-4, train=("head/scale",),
+      epochs=30, batch_size=64, lr=dict(name="cosine", base=0.002), optimizer=recipes.sgd(2e-4), train=("head/scale",),
       head=dict(name="LearnableScale", cosine=True),
       batch_norm="eval", sampler=dict(name="cben", a=0.999, b=0.0009), mixup=1.0,
       adjust=dict(name="gcl", scale=20.0, margin=0.1, noise_scale=0.5),

@@ -18,7 +18,7 @@ def get_config(imbalance="100"):
   config.stages = ("representation",)
   config.representation = recipes.stage(
       epochs=200, batch_size=64, lr=dict(name="multi_step", base=0.1, at=(160, 180), factors=(0.1, 0.01), warmup=5),
-      weight_decay=2e-4, sampler=dict(name="instance"), mixup=1.0,
+      optimizer=recipes.sgd(2e-4), mixup=1.0,
       adjust=dict(name="gcl", scale=30.0, noise_scale=0.5),
       loss=dict(name="cross_entropy"))
   config.posthoc = (dict(name="tau_normalize", tau=0.7),)

@@ -23,7 +23,7 @@ def get_config(imbalance="100"):
   drw = dict(name="effective_number", beta=dict(name="switch", at=160, before=0.0, after=0.9999))
   config.representation = recipes.stage(
       epochs=200, batch_size=64, lr=dict(name="multi_step", base=0.1, at=(160, 180), factors=(0.1, 0.01), warmup=5),
-      weight_decay=2e-4, sampler=dict(name="instance"), mixup=given["mixup"],
+      optimizer=recipes.sgd(2e-4), mixup=given["mixup"],
       adjust=dict(name="kps", max_margin=given["max_margin"], base=50.0, scale=15.0, adjust=adjust),
       class_weights=drw if given["drw"] else None, loss=dict(name="cross_entropy"))
   return config

@@ -16,14 +16,14 @@ def get_config(arguments="resnet50"):
   given = recipes.arguments(
       arguments, backbone=recipes.resnets("resnet50"), ga=True, mixup=0.0, max_margin=0.3, batch_size=0)
   config = recipes.inat(
-      augment=dict(crop="random_resized", size=224, flip=True, jitter=0),
+      augment=recipes.crop_flip(224),
       backbone=recipes.resnet(given["backbone"]))
   config.head = dict(name="Cosine")
   config.stages = ("representation",)
   adjust = dict(name="switch", at=120) if given["ga"] else 0.0
   config.representation = recipes.stage(
       epochs=180, batch_size=512, lr=dict(name="multi_step", base=0.2, at=(120, 160), factors=(0.1, 0.01)),
-      weight_decay=1e-4, sampler=dict(name="instance"), mixup=given["mixup"],
+      optimizer=recipes.sgd(1e-4), mixup=given["mixup"],
       adjust=dict(name="kps", max_margin=given["max_margin"], base=50.0, scale=15.0, adjust=adjust),
       loss=dict(name="cross_entropy"))
   return recipes.scaled_batch(config, given["batch_size"])

@@ -19,15 +19,15 @@ def get_config(arguments="resnet152"):
       arguments, backbone=recipes.resnets("resnet152"), ga=True, mixup=0.0, max_margin=0.3,
       part=("stage4", "stage4_block3"), batch_size=0)
   config = recipes.places_lt(
-      augment=dict(crop="random_resized", size=224, flip=True, jitter=0),
+      augment=recipes.crop_flip(224),
       backbone=recipes.resnet(given["backbone"]))
   config.head = dict(name="Cosine")
   config.stages = ("representation",)
   adjust = dict(name="switch", at=60) if given["ga"] else 0.0
   config.representation = recipes.stage(
       epochs=90, batch_size=512, lr=dict(name="multi_step", base=0.2, at=(60, 80), factors=(0.1, 0.01), warmup=5),
-      weight_decay=5e-4, train=(f"backbone/{given['part']}.*", "head/.*"), batch_norm="eval",
-      sampler=dict(name="instance"), mixup=given["mixup"],
+      optimizer=recipes.sgd(5e-4), train=(f"backbone/{given['part']}.*", "head/.*"), batch_norm="eval",
+      mixup=given["mixup"],
       adjust=dict(name="kps", max_margin=given["max_margin"], base=50.0, scale=15.0, adjust=adjust),
       loss=dict(name="cross_entropy"))
   return recipes.scaled_batch(config, given["batch_size"])

@@ -17,7 +17,7 @@ def get_config(imbalance="100"):
   config.stages = ("representation",)
   config.representation = recipes.stage(
       epochs=200, batch_size=128, lr=dict(name="multi_step", base=0.1, at=(160, 180), factors=(0.01, 0.0001), warmup=5),
-      weight_decay=2e-4, sampler=dict(name="instance"),
+      optimizer=recipes.sgd(2e-4),
       adjust=dict(name="ldam", max_margin=0.5, scale=30.0), loss=dict(name="cross_entropy"),
       class_weights=dict(name="effective_number", beta=dict(name="switch", at=160, before=0.0, after=0.9999)))
   return config

@@ -22,10 +22,10 @@ def get_config(imbalance="100"):
                      wn=dict(name="WeightNorm"), wn_g=dict(name="WeightNorm", shared=True))[given["classifier"]]
   config.stages = ("representation", "classifier")
   config.representation = recipes.stage(
-      epochs=200, batch_size=256, lr=dict(name="cosine", base=0.1), weight_decay=2e-4, sampler=dict(name="instance"),
+      epochs=200, batch_size=256, lr=dict(name="cosine", base=0.1), optimizer=recipes.sgd(2e-4),
       loss=dict(name="cross_entropy"))
   config.classifier = recipes.stage(
-      epochs=10, batch_size=256, lr=dict(name="cosine", base=0.1), weight_decay=2e-4, train=("head/.*",),
+      epochs=10, batch_size=256, lr=dict(name="cosine", base=0.1), optimizer=recipes.sgd(2e-4), train=("head/.*",),
       batch_norm="eval", sampler=dict(name="class_balanced"), loss=dict(name="cross_entropy"),
       head=dict(name="NormalizedLinear", scale=16.0, normalize_features=True))
   config.posthoc = (dict(name="nearest_class_mean", metric="cosine", stage="representation"),)

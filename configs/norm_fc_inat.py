@@ -19,16 +19,16 @@ def get_config(arguments="resnet50"):
       arguments, backbone=recipes.resnets("resnet50"), classifier=("norm_fc", "linear", "wn", "wn_g"), g=0.5,
       batch_size=0)
   config = recipes.inat(
-      augment=dict(crop="random_resized", size=224, flip=True, jitter=0),
+      augment=recipes.crop_flip(224),
       backbone=recipes.resnet(given["backbone"]))
   config.head = dict(norm_fc=dict(name="NormalizedLinear", scale=given["g"]), linear=dict(name="Linear"),
                      wn=dict(name="WeightNorm"), wn_g=dict(name="WeightNorm", shared=True))[given["classifier"]]
   config.stages = ("representation", "classifier")
   config.representation = recipes.stage(
-      epochs=200, batch_size=256, lr=dict(name="cosine", base=0.1), weight_decay=1e-4, sampler=dict(name="instance"),
+      epochs=200, batch_size=256, lr=dict(name="cosine", base=0.1), optimizer=recipes.sgd(1e-4),
       loss=dict(name="cross_entropy"))
   config.classifier = recipes.stage(
-      epochs=10, batch_size=256, lr=dict(name="cosine", base=0.1), weight_decay=1e-4, train=("head/.*",),
+      epochs=10, batch_size=256, lr=dict(name="cosine", base=0.1), optimizer=recipes.sgd(1e-4), train=("head/.*",),
       batch_norm="eval", sampler=dict(name="class_balanced"), loss=dict(name="cross_entropy"),
       head=dict(name="NormalizedLinear", scale=16.0, normalize_features=True))
   config.posthoc = (dict(name="nearest_class_mean", metric="cosine", stage="representation"),)

@@ -21,17 +21,17 @@ def get_config(arguments="resnet152"):
       arguments, backbone=recipes.resnets("resnet152"), classifier=("norm_fc", "linear", "wn", "wn_g"), g=0.5,
       part=("stage4", "stage4_block3"), batch_size=0)
   config = recipes.places_lt(
-      augment=dict(crop="random_resized", size=224, flip=True, jitter=(0.4, 0.4, 0.4)),
+      augment=recipes.crop_flip(224, jitter=0.4),
       backbone=recipes.resnet(given["backbone"]))
   config.head = dict(norm_fc=dict(name="NormalizedLinear", scale=given["g"]), linear=dict(name="Linear"),
                      wn=dict(name="WeightNorm"), wn_g=dict(name="WeightNorm", shared=True))[given["classifier"]]
   config.stages = ("representation", "classifier")
   config.representation = recipes.stage(
-      epochs=200, batch_size=256, lr=dict(name="cosine", base=0.1), weight_decay=5e-4,
-      train=(f"backbone/{given['part']}.*", "head/.*"), batch_norm="eval", sampler=dict(name="instance"),
+      epochs=200, batch_size=256, lr=dict(name="cosine", base=0.1), optimizer=recipes.sgd(5e-4),
+      train=(f"backbone/{given['part']}.*", "head/.*"), batch_norm="eval",
       loss=dict(name="cross_entropy"))
   config.classifier = recipes.stage(
-      epochs=10, batch_size=256, lr=dict(name="cosine", base=0.1), weight_decay=5e-4, train=("head/.*",),
+      epochs=10, batch_size=256, lr=dict(name="cosine", base=0.1), optimizer=recipes.sgd(5e-4), train=("head/.*",),
       batch_norm="eval", sampler=dict(name="class_balanced"), loss=dict(name="cross_entropy"),
       head=dict(name="NormalizedLinear", scale=16.0, normalize_features=True))
   config.posthoc = (dict(name="nearest_class_mean", metric="cosine", stage="representation"),)

@@ -18,5 +18,5 @@ def get_config(imbalance="100"):
   config.stages = ("representation",)
   config.representation = recipes.stage(
       epochs=200, batch_size=256, lr=dict(name="multi_step", base=0.2, at=(120, 160), factors=(0.01, 0.0001), warmup=5),
-      weight_decay=5e-4, sampler=dict(name="instance"), loss=dict(name="cross_entropy"))
+      optimizer=recipes.sgd(5e-4), loss=dict(name="cross_entropy"))
   return config

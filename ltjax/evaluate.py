@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ltjax.augment.images import normalize
-from ltjax.data import resident
+from ltjax.data import feed
 from ltjax.data.files import Files
 from ltjax.data.pipeline import CentralCrops, Pipeline
 from ltjax.distributed import sharding
@@ -17,22 +16,28 @@ from ltjax.step import make_eval_step
 
 
 class Evaluator:
-  """Counts predictions of a model on a test set, which lives on the devices or comes from a `stream`."""
+  """Counts predictions of a model on a split of a data set, which lives on the devices or comes from tf.data."""
 
-  def __init__(self, model, data, num_classes: int, *, batch_size: int, mesh, stream: Pipeline | None = None):
-    self._data, self._size, self._stream = data, stream.size if stream else len(data["labels"]), stream
-    self._batch_size, self._mesh = _shared(min(batch_size, self._size), mesh), mesh
+  def __init__(self, model, dataset, split: str, augmentation: feed.Augmentation, *, batch_size: int, mesh,
+               streamed: bool):
+    """`split` is "test" or "held_out"."""
+    images, labels = getattr(dataset, split)
+    self._size, self._stream, self._mesh = len(labels), None, mesh
+    self._batch_size = _shared(min(batch_size, self._size), mesh)
     self._rows = sharding.local_rows(mesh, self._batch_size)
-    self._zeros = np.zeros((num_classes, num_classes), np.int32)
-    step = make_eval_step(model, resident.received if stream else resident.gather)
+    if streamed:
+      self._stream = _in_order(images, np.arange(self._size), self._batch_size, mesh, augmentation.size, labels)
+    constants = feed.statistics(dataset) if streamed else feed.arrays(dataset, split)
+    self._data = sharding.replicate(constants, mesh)
+    self._zeros = np.zeros((len(dataset.class_counts),) * 2, np.int32)
+    step = make_eval_step(model, feed.evaluation_images(feed.received if streamed else feed.gather, augmentation))
     self._step = jax.jit(step, donate_argnums=4, out_shardings=sharding.replicated(mesh))
 
-  def __call__(self, state, stops: Callable[[jax.Array], bool] = lambda counted: False) -> np.ndarray | None:
-    """int64 [c, c] confusion matrix of `state`: rows are true classes, columns predictions.
+  def __call__(self, variables: dict, stops: Callable[[jax.Array], bool] = lambda counted: False) -> np.ndarray | None:
+    """int64 [c, c] confusion matrix of {"params", "batch_stats"}: rows are true classes, columns predictions.
 
     None where `stops(counted)`, asked after a batch with what the device has counted by then, says that the run stops.
     """
-    variables = dict(params=state.params, batch_stats=state.batch_stats)
     confusion = sharding.replicate(self._zeros, self._mesh)
     for number, (indices, valid) in enumerate(_batches(self._size, self._batch_size)):
       if number and stops(confusion):
@@ -46,42 +51,34 @@ class Evaluator:
 
 
 class Extractor:
-  """What a trained model makes of images, in evaluation mode and without augmentation."""
+  """Features and logits of images by a trained model, in evaluation mode and without augmentation."""
 
-  def __init__(self, model, variables: dict, *, mean, std, batch_size: int, mesh, size: int = 0):
-    """`size` is the side of the squares that are cut from photographs."""
-    self._batch_size, self._mesh, self._size = _shared(batch_size, mesh), mesh, size
+  def __init__(self, model, variables: dict, augmentation: feed.Augmentation, *, mean, std, batch_size: int, mesh):
+    self._batch_size, self._mesh, self._size = _shared(batch_size, mesh), mesh, augmentation.size
     self._rows = sharding.local_rows(mesh, self._batch_size)
 
     def forward(variables, images):
-      logits, features = model.apply(variables, normalize(images, jnp.float32(mean), jnp.float32(std)), train=False)
+      logits, features = model.apply(variables, augmentation.evaluate(images, jnp.float32(mean), jnp.float32(std)),
+                                     train=False)
       return dict(features=features, logits=logits)
 
     self._forward = functools.partial(jax.jit(forward, out_shardings=sharding.replicated(mesh)), variables)
 
   def __call__(self, images: np.ndarray | Files, *wanted: str, places: np.ndarray | None = None) -> dict[
       str, np.ndarray]:
-    """{"features": [n d], "logits": [n c]} of images, or what of it is `wanted`, on the host.
+    """{"features": [n d], "logits": [n c]} of images, or those of the two that are `wanted`, on the host.
 
-    Images are uint8 [n h w c] or `Files`, of which only those at `places` are looked at if given.
+    Images are uint8 [n h w c] or `Files`; with `places`, only the images at those indices.
     """
     parts, places = [], np.arange(len(images)) if places is None else places
     stream = None if isinstance(images, np.ndarray) else _in_order(images, places, self._batch_size, self._mesh,
                                                                    self._size)
     for number, (indices, valid) in enumerate(_batches(len(places), self._batch_size)):
-      # Whole batches, also of a small set: all sets then share one compiled function.
+      # Complete batches, also of a small set: all sets then share one compiled function.
       batch = stream.batch(number)["images"] if stream else images[places[indices[self._rows]]]
       found = self._forward(sharding.place(batch, self._mesh))
       parts.append({key: jax.device_get(found[key])[valid] for key in wanted})
     return {key: np.concatenate([part[key] for part in parts]) for key in wanted}
-
-
-def stream(images: np.ndarray | Files, labels: np.ndarray, *, batch_size: int, mesh, size: int) -> Pipeline:
-  """The batches of an `Evaluator` with the same `batch_size` over images that are not on the devices.
-
-  `size` is the side of the squares that are cut from photographs.
-  """
-  return _in_order(images, np.arange(len(labels)), _shared(min(batch_size, len(labels)), mesh), mesh, size, labels)
 
 
 def _in_order(images, places, batch_size: int, mesh, size: int, labels=None) -> Pipeline:
@@ -92,14 +89,14 @@ def _in_order(images, places, batch_size: int, mesh, size: int, labels=None) -> 
 
 
 def pixels(images: np.ndarray | Files, places: np.ndarray, size: int) -> np.ndarray:
-  """uint8 [n h w c]: the images at `places`, photographs as squares of `size` like those that a model is tested on."""
+  """uint8 [n h w c]: the images at `places`, those of files cut like those that a model is tested on."""
   if isinstance(images, np.ndarray):
     return images[places]
   return Pipeline(images, np.zeros(len(images)), lambda _: places, 1, crop=CentralCrops(size)).batch(0)["images"]
 
 
 def _shared(batch_size: int, mesh) -> int:
-  """`batch_size`, rounded up to what the devices can share."""
+  """`batch_size`, rounded up to a multiple of the devices."""
   return math.ceil(batch_size / mesh.devices.size) * mesh.devices.size
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from ltjax.data.longtail import shot_groups
 from ltjax.errors import DataError
 
-__all__ = ["confusion_matrix", "group_accuracy", "overall_accuracy", "per_class_accuracy"]
+__all__ = ["balanced_accuracy", "confusion_matrix", "group_accuracy", "overall_accuracy", "per_class_accuracy"]
 
 
 def confusion_matrix(
@@ -113,3 +113,12 @@ def group_accuracy(confusion: Int[np.ndarray, "c c"], class_counts: Int[np.ndarr
     members = classes[tested[classes]]
     scores[name] = float(accuracy[members].mean()) if members.size else 0.0
   return scores
+
+
+def balanced_accuracy(confusion: Int[np.ndarray, "c c"]) -> float:
+  """The mean accuracy of the classes that have examples.
+
+  >>> balanced_accuracy(np.array([[3, 1, 0], [0, 2, 2], [0, 0, 0]]))
+  0.625
+  """
+  return float(per_class_accuracy(confusion)[np.asarray(confusion).sum(axis=1) > 0].mean())

@@ -1,34 +1,129 @@
-"""The optimiser: PyTorch's SGD as an optax chain, and which parameters it moves."""
+"""Optimisers: optax transformations without a learning rate, and which parameters they move.
+
+An optimiser is a function of keyword arguments that returns an optax transformation. It takes `learning_rate` (or
+`lr`), which it multiplies its updates with: the stage calls it with 1 and scales the updates by its own schedule. So
+`optax:lion`, or any optimiser of that form, works by its name.
+"""
 
 import re
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
 
 import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import optax
 
 from ltjax.errors import ConfigError
 
+__all__ = ["adam", "adamw", "lamb", "lars", "sgd"]
 
-def sgd(*, momentum: float, weight_decay: float, factors,
-        no_decay: tuple = ()) -> optax.GradientTransformationExtraArgs:
-  """v <- momentum v + (g + weight_decay p); p <- p - lr factor v, with `lr` given at every update.
+NonNegative = Annotated[float, "[0, inf)"]
+Decay = Annotated[float, "[0, 1)"]
 
-  The decay is coupled and falls on every trained parameter, BatchNorm's and biases included, as in the released codes;
-  `no_decay` are regular expressions on the paths of those that it spares.
+
+def sgd(*, learning_rate: float = 1.0, momentum: Decay = 0.9, nesterov: bool = False, weight_decay: NonNegative = 0.0,
+        mask: Any = None) -> optax.GradientTransformation:
+  """PyTorch's SGD: v <- momentum v + (g + weight_decay p); p <- p - learning_rate v.
+
+  The decay is coupled and falls on every trained parameter, BatchNorm's and biases included, as in the released codes.
+  """
+  return optax.chain(optax.add_decayed_weights(weight_decay, mask), optax.trace(momentum, nesterov),
+                     optax.scale(-learning_rate))
+
+
+def adamw(*, learning_rate: float = 1.0, b1: Decay = 0.9, b2: Decay = 0.999,
+          eps: Annotated[float, "(0, inf)"] = 1e-8, weight_decay: NonNegative = 0.01,
+          mask: Any = None) -> optax.GradientTransformation:
+  """Adam with decoupled weight decay (Loshchilov and Hutter, ICLR 2019); PyTorch's defaults."""
+  return optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=mask)
+
+
+def adam(*, learning_rate: float = 1.0, b1: Decay = 0.9, b2: Decay = 0.999,
+         eps: Annotated[float, "(0, inf)"] = 1e-8) -> optax.GradientTransformation:
+  """Adam (Kingma and Ba, ICLR 2015)."""
+  return optax.adam(learning_rate, b1=b1, b2=b2, eps=eps)
+
+
+def lars(*, learning_rate: float = 1.0, momentum: Decay = 0.9, weight_decay: NonNegative = 0.0,
+         trust_coefficient: Annotated[float, "(0, inf)"] = 0.001, mask: Any = True) -> optax.GradientTransformation:
+  """LARS for very large batches (You et al., 2017); `no_decay` also exempts from the trust ratio."""
+  mask = True if mask is None else mask
+  return optax.lars(learning_rate, weight_decay, weight_decay_mask=mask, trust_coefficient=trust_coefficient,
+                    trust_ratio_mask=mask, momentum=momentum)
+
+
+def lamb(*, learning_rate: float = 1.0, b1: Decay = 0.9, b2: Decay = 0.999,
+         eps: Annotated[float, "(0, inf)"] = 1e-6, weight_decay: NonNegative = 0.0,
+         mask: Any = None) -> optax.GradientTransformation:
+  """LAMB for very large batches (You et al., ICLR 2020)."""
+  return optax.lamb(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=mask)
+
+
+class Optimizer(NamedTuple):
+  """An optimiser with everything that surrounds it.
+
+  Args:
+    transform: the optax transformation at learning rate 1.
+    factors: a tree like the parameters; None where one is frozen, else the factor on the learning rate.
+    accumulate: the parts that a batch is cut into, whose gradients are added up.
+    ema: the decay of a moving average of parameters and statistics; 0 for none.
+  """
+
+  transform: optax.GradientTransformation
+  factors: Any
+  accumulate: int = 1
+  ema: float = 0.0
+
+  def init(self, params) -> optax.OptState:
+    """The state for all parameters, of which the frozen ones have none."""
+    return self.transform.init(split(params, self.factors)[0])
+
+  def update(self, grads, state, trained, *, lr):
+    """(trained parameters, state) after a step of learning rate `lr`."""
+    updates, state = self.transform.update(grads, state, trained)
+    updates = jax.tree.map(lambda update, factor: lr * factor * update, updates, self.factors)
+    return optax.apply_updates(trained, updates), state
+
+  def init_average(self, params, batch_stats) -> dict | None:
+    """The moving average before the first step: the start itself."""
+    # A copy: the state is donated, and an array may not be donated twice.
+    return jax.tree.map(jnp.copy, dict(params=split(params, self.factors)[0], batch_stats=batch_stats)
+                        ) if self.ema else None
+
+  def average(self, average: dict | None, trained, batch_stats) -> dict | None:
+    """average <- ema average + (1 - ema) new."""
+    if average is None:
+      return None
+    return jax.tree.map(lambda old, new: self.ema * old + (1 - self.ema) * new, average,
+                        dict(params=trained, batch_stats=batch_stats))
+
+  def averaged(self, average: dict, params) -> dict:
+    """{"params", "batch_stats"} of the moving average, with the frozen parameters in their places."""
+    return dict(params=join(average["params"], split(params, self.factors)[1]), batch_stats=average["batch_stats"])
+
+
+def make(call: Callable, factors, *, no_decay: tuple = (), clip_norm: float = 0.0, accumulate: int = 1,
+         ema: float = 0.0) -> Optimizer:
+  """An `Optimizer` of `call(mask=...)`, which returns the transformation.
+
+  Args:
+    call: takes the mask of the weight decay, or None: a function from parameters to a tree of bools.
+    factors: see `Optimizer`.
+    no_decay: regular expressions on the paths of parameters without weight decay.
+    clip_norm: gradients longer than this, over all trained parameters, are scaled down to it; 0 for no limit.
+    accumulate: see `Optimizer`.
+    ema: see `Optimizer`.
   """
 
   def decayed(params):
     return jax.tree_util.tree_map_with_path(lambda path, _: not any(
         re.fullmatch(pattern, jax.tree_util.keystr(path, simple=True, separator="/")) for pattern in no_decay), params)
 
-  def scale(updates, params=None, *, lr, **extra):
-    del params, extra
-    return jax.tree.map(lambda update, factor: -lr * factor * update, updates, factors)
-
-  scale_by_lr = optax.GradientTransformationExtraArgs(
-      lambda params: optax.EmptyState(), lambda updates, state, params=None, **extra: (scale(updates, **extra), state))
-  decay = optax.add_decayed_weights(weight_decay, decayed if no_decay else None)
-  return optax.chain(decay, optax.trace(momentum), scale_by_lr)
+  transform = call(mask=decayed if no_decay else None)
+  if clip_norm:
+    transform = optax.chain(optax.clip_by_global_norm(clip_norm), transform)
+  return Optimizer(transform, factors, accumulate, ema)
 
 
 def learning_rate_factors(params, train: tuple, lr_factors: tuple = (), *, where: str = "train"):
@@ -36,14 +131,14 @@ def learning_rate_factors(params, train: tuple, lr_factors: tuple = (), *, where
 
   Args:
     params: the parameters, a nested dict.
-    train: regular expressions on "backbone/..." paths; a parameter is trained where one matches the whole path.
+    train: regular expressions on "backbone/..." paths; a parameter is trained where one matches the complete path.
     lr_factors: (regular expression, factor) pairs, the first that matches counts; 1 where none does.
     where: the name of the config block, for messages.
 
   Raises:
     ConfigError: an expression that matches nothing, or nothing to train.
   """
-  paths = flax.traverse_util.flatten_dict(params, sep="/")
+  paths = flat(params)
   check_patterns((*train, *(pattern for pattern, _ in lr_factors)), params, where=where)
   if not train:
     raise ConfigError(f"{where}: nothing is trained; give at least one regular expression, such as 'head/.*'")
@@ -56,9 +151,14 @@ def learning_rate_factors(params, train: tuple, lr_factors: tuple = (), *, where
   return flax.traverse_util.unflatten_dict({path: factor(path) for path in paths}, sep="/")
 
 
+def flat(tree) -> dict:
+  """{"a/b": leaf} of nested dicts."""
+  return flax.traverse_util.flatten_dict(tree, sep="/")
+
+
 def check_patterns(patterns: tuple, params, *, where: str) -> None:
   """Raises a `ConfigError` for a regular expression that matches the path of no parameter."""
-  paths = sorted(flax.traverse_util.flatten_dict(params, sep="/"))
+  paths = sorted(flat(params))
   for pattern in patterns:
     if not any(re.fullmatch(pattern, path) for path in paths):
       some = paths if len(paths) <= 6 else [*paths[:3], f"... ({len(paths)} in all) ...", *paths[-3:]]

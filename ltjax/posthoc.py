@@ -1,15 +1,18 @@
 """What is done to a trained classifier, without training: kernels, features and logits in, the same kinds out."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Real
 
+from ltjax import metrics
 from ltjax.errors import ConfigError, DataError
 from ltjax.losses.adjustment import log_prior
 from ltjax.losses.arguments import at_least_float32, in_range, positive_counts
 
-__all__ = ["adjust_logits", "nearest_class_mean", "nearest_mean_logits", "tau_normalize", "tde_logits"]
+__all__ = ["adjust_logits", "method_logits", "nearest_class_mean", "nearest_mean_logits", "tau_normalize", "tde_logits"]
 
 _METRICS = ("cosine", "euclidean", "dot")
 
@@ -249,3 +252,84 @@ def _unit(x):
 def _squares(x, axis: int = -1):
   # The clamp keeps the root at a zero vector, and its derivative, finite.
   return jnp.maximum(jnp.sum(x * x, axis=axis, keepdims=True), 1e-24)
+
+
+def method_logits(name: str, hyper_parameters: dict, outputs, kernel, train_labels, class_counts):
+  """The logits [n c] of the method that a config calls `name`.
+
+  Args:
+    name: "tau_normalize", "nearest_class_mean" or "logit_adjustment".
+    hyper_parameters: its own.
+    outputs: `outputs("these", key)` are the "features" or "logits" of the images to predict, `outputs("train", key)`
+      those of the training images.
+    kernel: the head's, [d c], if it has one.
+    train_labels: [n].
+    class_counts: [c].
+  """
+  if name == "tau_normalize":
+    kernel = tau_normalize(kernel, **hyper_parameters)
+    return jnp.matmul(outputs("these", "features"), kernel, precision=jax.lax.Precision.HIGHEST)
+  if name == "nearest_class_mean":
+    means = nearest_class_mean(outputs("train", "features"), train_labels, len(class_counts), **hyper_parameters)
+    return nearest_mean_logits(outputs("these", "features"), means, **hyper_parameters)
+  return adjust_logits(outputs("these", "logits"), class_counts, **hyper_parameters)
+
+
+def trace(name: str, hyper_parameters: dict) -> None:
+  """Calls a method on shapes alone, which raises where a hyper-parameter is out of its range."""
+  array, labels = jax.ShapeDtypeStruct((2, 2), "float32"), jax.ShapeDtypeStruct((2,), "int32")
+  jax.eval_shape(lambda array, labels: method_logits(
+      name, hyper_parameters, lambda images, key: array, array, labels, jnp.ones(2)), array, labels)
+
+
+# -- on a trained stage -----------------------------------------------------------------------------------------------
+
+
+def run(blocks, stage, variables: dict) -> list[dict]:
+  """The entries of `results.json` for the blocks of config.posthoc that name `stage`.
+
+  Hyper-parameters are chosen on held-out training images, never on the test set.
+
+  Args:
+    blocks: `config.spec.PosthocSpec`s.
+    stage: a `stage.Stage`, after training.
+    variables: its {"params", "batch_stats"}.
+  """
+  if not blocks:
+    return []
+  dataset, counts, extract = stage.dataset, stage.class_counts, stage.extractor(variables)
+
+  @functools.cache
+  def outputs(split, key):
+    return extract(getattr(dataset, split)[0], key)[key]
+
+  # On the host: these arrays are small, and each process computes the same.
+  kernel = jax.device_get(variables["params"].get("head", {}).get("kernel"))
+
+  def confusion(block, candidate, split):
+    logits = method_logits(block.name, candidate, lambda of, key: outputs(split if of == "these" else of, key), kernel,
+                           dataset.train[1], counts)
+    return metrics.confusion_matrix(getattr(dataset, split)[1], np.argmax(logits, axis=-1), len(counts))
+
+  found = []
+  for block in blocks:
+    chosen, selection = block.candidates[0], None
+    if block.choices:
+      chosen, selection = _choose(block, functools.partial(confusion, block, split="held_out"))
+    tested = confusion(block, chosen, "test")
+    found.append(dict(name=block.name, stage=block.stage, hyper_parameters=chosen, selection=selection,
+                      test=metrics.group_accuracy(tested, counts),
+                      per_class=metrics.per_class_accuracy(tested).tolist()))
+  return found
+
+
+def _choose(block, held_out_confusion) -> tuple[dict, dict]:
+  """(best candidate, record of the choice): the highest mean class accuracy, the first where several have it."""
+  confusions = [held_out_confusion(candidate) for candidate in block.candidates]
+  tried = confusions[0].sum(axis=1)
+  scores = [metrics.balanced_accuracy(confusion) for confusion in confusions]
+  candidates = [{key: candidate[key] for key in block.choices} | dict(balanced_accuracy=score)
+                for candidate, score in zip(block.candidates, scores, strict=True)]
+  return block.candidates[int(np.argmax(scores))], dict(
+      chosen_on="held-out training images", images=int(tried.sum()), classes=int((tried > 0).sum()),
+      candidates=candidates)

@@ -17,7 +17,7 @@ def cifar_lt(*, classes: int, imbalance: float) -> ConfigDict:
   return _run(
       dataset=dict(name=f"cifar{classes}", dir="", imbalance=float(imbalance), profile="exponential", subset_seed=0,
                    holdout=0.0, pipeline="resident"),
-      augment=dict(crop_padding=4, flip=True), backbone=dict(name="ResNetCIFAR", depth=32))
+      augment=(dict(name="random_crop", padding=4), dict(name="flip")), backbone=dict(name="ResNetCIFAR", depth=32))
 
 
 def digits_lt(*, imbalance: float) -> ConfigDict:
@@ -25,27 +25,27 @@ def digits_lt(*, imbalance: float) -> ConfigDict:
   config = _run(
       dataset=dict(name="digits", imbalance=float(imbalance), profile="exponential", subset_seed=0, holdout=0.0,
                    pipeline="resident"),
-      augment=dict(crop_padding=1, flip=False), backbone=dict(name="ResNetCIFAR", depth=8))
+      augment=(dict(name="random_crop", padding=1),), backbone=dict(name="ResNetCIFAR", depth=8))
   config.log_every_steps = 22
   return config
 
 
-def folder(*, root: str, augment: dict, backbone: dict) -> ConfigDict:
+def folder(*, root: str, augment: tuple, backbone: dict) -> ConfigDict:
   """The user's own photographs, a folder a class: `ltjax.data.photos.folder`."""
   return _photographs("folder", augment, backbone, root=root, test_root="", val_fraction=0.2)
 
 
-def imagenet_lt(*, augment: dict, backbone: dict) -> ConfigDict:
+def imagenet_lt(*, augment: tuple, backbone: dict) -> ConfigDict:
   """ImageNet-LT; `dataset.lists` is the folder of the official lists, `dataset.root` empty means TFDS."""
   return _photographs("imagenet_lt", augment, backbone, lists="", root="", tfds_dir="")
 
 
-def places_lt(*, augment: dict, backbone: dict) -> ConfigDict:
+def places_lt(*, augment: tuple, backbone: dict) -> ConfigDict:
   """Places-LT; `dataset.lists` is the folder of the official lists, `dataset.root` empty means TFDS."""
   return _photographs("places_lt", augment, backbone, lists="", root="", tfds_dir="")
 
 
-def inat(*, augment: dict, backbone: dict) -> ConfigDict:
+def inat(*, augment: tuple, backbone: dict) -> ConfigDict:
   """iNaturalist 2018; as ImageNet-LT, and from TFDS without lists where both are empty."""
   return _photographs("inat2018", augment, backbone, lists="", root="", tfds_dir="")
 
@@ -64,6 +64,17 @@ def resnets(first: str) -> tuple[str, ...]:
 def resnet(name: str) -> dict:
   """The backbone block of a ResNet or ResNeXt (32x4d), such as "resnext50"."""
   return dict(name="ResNet", **_RESNETS[name], bn_groups=1)
+
+
+def sgd(weight_decay: float, **around) -> dict:
+  """The optimizer block of SGD with momentum 0.9, as in nearly all of the papers."""
+  return dict(name="sgd", momentum=0.9, weight_decay=weight_decay, **around)
+
+
+def crop_flip(size: int, jitter: float = 0.0) -> tuple[dict, ...]:
+  """The augmentation of images from files: random-resized crops to `size`, flips, and colour jitter if given."""
+  operations = (dict(name="random_resized_crop", size=size), dict(name="flip"))
+  return (*operations, dict(name="jitter", strengths=(jitter,) * 3)) if jitter else operations
 
 
 def scaled_batch(config: ConfigDict, batch_size: int) -> ConfigDict:
@@ -88,12 +99,12 @@ def _say(message: str) -> None:
   print(message, file=sys.stderr)
 
 
-def _photographs(name: str, augment: dict, backbone: dict, **dataset) -> ConfigDict:
+def _photographs(name: str, augment: tuple, backbone: dict, **dataset) -> ConfigDict:
   dataset = dict(name=name, **dataset, holdout=0.0, subset_seed=0, pipeline="tf_data")
   return _run(dataset=dataset, augment=augment, backbone=backbone)
 
 
-def _run(*, dataset: dict, augment: dict, backbone: dict) -> ConfigDict:
+def _run(*, dataset: dict, augment: tuple, backbone: dict) -> ConfigDict:
   return ConfigDict(dict(
       seed=0, dataset=dataset, augment=augment, backbone=backbone, pretrained="", reset_head=False,
       head=dict(name="Linear"), precision="float32", stages=(), posthoc=(), eval_every_epochs=1,
@@ -101,14 +112,13 @@ def _run(*, dataset: dict, augment: dict, backbone: dict) -> ConfigDict:
       skip_limit=10, steps_per_call=0))  # 0: one on a CPU, 50 on an accelerator
 
 
-RUN_KEYS = tuple(_run(dataset={}, augment={}, backbone={}))
+RUN_KEYS = tuple(_run(dataset={}, augment=(), backbone={}))
 
 
-def stage(*, epochs: int, batch_size: int, lr, loss: dict, weight_decay: float, adjust: dict | None = None,
-          sampler: dict | None = None, mixup: float = 0.0, class_weights: dict | None = None, train: tuple = (".*",),
-          lr_factors: tuple = (), head: dict | None = None, branches: dict | None = None,
-          generation: dict | None = None, reset: tuple = (), batch_norm: str = "", momentum: float = 0.9,
-          no_decay: tuple = (), reduce: str = "weighted_mean") -> ConfigDict:
+def stage(*, epochs: int, batch_size: int, lr, loss: dict, optimizer: dict, adjust: dict | None = None,
+          sampler: dict | None = None, mixup: float = 0.0, augment: tuple | None = None, transforms: tuple = (),
+          class_weights: dict | None = None, train: tuple = (".*",), lr_factors: tuple = (), head: dict | None = None,
+          reset: tuple = (), batch_norm: str = "", reduce: str = "weighted_mean") -> ConfigDict:
   """One stage: a fresh optimiser and a trainable set.
 
   Args:
@@ -116,33 +126,31 @@ def stage(*, epochs: int, batch_size: int, lr, loss: dict, weight_decay: float, 
     batch_size: global batch size; the last N mod batch_size examples of an epoch's permutation are not used.
     lr: a number or a schedule.
     loss: a loss of `ltjax.losses`, by name, with its hyper-parameters (numbers or schedules).
-    weight_decay: coupled L2 on every trained parameter but those of `no_decay`.
-    adjust: a logit adjustment of `ltjax.losses` that goes before the loss.
+    optimizer: an optimiser of `ltjax.optim`, by name, with its hyper-parameters; beside them `no_decay`, regular
+      expressions of parameters without weight decay; `clip_norm`; `accumulate`, parts that a batch is cut into; `ema`,
+      the decay of a moving average of the model, which is evaluated beside it.
+    adjust: a logit adjustment of `ltjax.losses` that precedes the loss.
     sampler: a sampler of `ltjax.data.samplers`; instance sampling where none is given.
     mixup: alpha of the Beta distribution; 0 is off.
+    augment: a list of operations of `ltjax.augment` for this stage, in place of the config's.
+    transforms: transforms of the batch, by name in `ltjax.augment.batches`: two_branches (BBN), generate_features
+      (AFA).
     class_weights: weights from class counts; see `reduce`.
     train: regular expressions on parameter paths; what none of them matches is frozen.
     lr_factors: (regular expression, factor on the learning rate) pairs.
     head: a head of its own for this stage, in place of the config's; it takes over the parameters of the stage before
       that have its paths, and draws the others.
-    branches: a second batch beside the first, dict(sampler=..., share=...), for two-branch backbones (BBN).
-    generation: dict(gamma=..., alpha=..., weight=...), features that the backbone's `insert` makes for rare classes
-      (AFA); the loss is that of the batch, plus weight times that of the batch and the generated rows together. While
-      the weight is 0, nothing is generated.
     reset: regular expressions of parameters that start afresh instead of from the stage before.
     batch_norm: train: batch statistics, running ones move; eval: running statistics, fixed; shift: as train, with the
       affine parameters frozen. Where none is given, train if everything is trained, else eval.
-    momentum: of SGD.
-    no_decay: regular expressions of parameters without weight decay.
     reduce: a reduction of `ltjax.losses`, by name, for the class weights w: weighted_mean is sum(w l) / sum(w), mean is
       sum(w l) / batch_size. Without weights both are the mean.
   """
   return ConfigDict(dict(
-      epochs=epochs, batch_size=batch_size, lr=lr, loss=loss, weight_decay=weight_decay, adjust=adjust,
-      sampler=sampler or dict(name="instance"), mixup=mixup, class_weights=class_weights, train=train,
-      lr_factors=lr_factors, head=head, branches=branches, generation=generation, reset=reset,
-      batch_norm=batch_norm or ("train" if train == (".*",) else "eval"), momentum=momentum, no_decay=no_decay,
-      reduce=reduce))
+      epochs=epochs, batch_size=batch_size, lr=lr, loss=loss, optimizer=optimizer, adjust=adjust,
+      sampler=sampler or dict(name="instance"), mixup=mixup, augment=augment, transforms=transforms,
+      class_weights=class_weights, train=train, lr_factors=lr_factors, head=head, reset=reset,
+      batch_norm=batch_norm or ("train" if train == (".*",) else "eval"), reduce=reduce))
 
 
 # Methods of tests/golden/published_results.csv that are another's config with arguments: {method: (config, arguments)}.

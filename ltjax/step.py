@@ -1,6 +1,6 @@
 """The only jitted training code: one step, written once for every method."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,23 +9,23 @@ import optax
 from flax import struct
 
 from ltjax import optim
-from ltjax.augment.features import enlarge
-from ltjax.augment.images import normalize
-from ltjax.data.resident import gather
+from ltjax.augment.batches import Batch
+from ltjax.losses.objective import Objective
 
 
 class TrainState(struct.PyTreeNode):
   """Everything that changes in a stage.
 
-  `seen_counts` [c] are the examples of each class drawn so far; `window` sums what the log reports, since its last
-  line.
+  `loss_state` belongs to the losses that declare one, `ema` to an optimiser with a moving average; both are None
+  elsewhere. `window` sums the numbers that the log reports, since its last line.
   """
 
   step: jax.Array
   params: dict
   batch_stats: dict
   opt_state: optax.OptState
-  seen_counts: jax.Array
+  loss_state: dict | None
+  ema: dict | None
   window: dict
 
 
@@ -34,77 +34,114 @@ def init_window() -> dict:
   return dict(loss=np.zeros((), np.float32), correct=np.zeros((), np.float32), examples=np.zeros((), np.float32))
 
 
+class Parts(NamedTuple):
+  """What a step is made of.
+
+  Args:
+    model: (inputs, train) -> (logits, features), a linen module.
+    optimizer: an `optim.Optimizer`.
+    objective: the loss.
+    transform: (data, batch, key, scalars) -> `Batch`, inside jit.
+    batch_norm: "train", "eval" or "shift".
+    on_nonfinite: "stop" or "skip".
+  """
+
+  model: Any
+  optimizer: optim.Optimizer
+  objective: Objective
+  transform: Any
+  batch_norm: str = "train"
+  on_nonfinite: str = "stop"
+
+
 class Gradients(NamedTuple):
-  """What a step learns from; with generation, the last rows of `logits` are the generated ones."""
+  """What a step learns from."""
 
   loss: jax.Array
   grads: dict  # of the trained parameters
   batch_stats: dict
-  seen_counts: jax.Array
-  images: jax.Array
-  targets: tuple  # pairs of labels [b] and their share
+  loss_state: dict | None
+  batch: Batch
   logits: jax.Array
 
 
-def make_gradients(model, factors, objective, load, *, batch_norm: str):
+def make_gradients(parts: Parts):
   """gradients(state, data, batch, scalars) -> Gradients; the arguments are those of `make_train_step`."""
+  model, objective, train = parts.model, parts.objective, parts.batch_norm != "eval"
+  factors, pieces = parts.optimizer.factors, parts.optimizer.accumulate
 
   def gradients(state: TrainState, data, batch, scalars) -> Gradients:
-    key_load, key_loss, key_plan = jax.random.split(jax.random.fold_in(data["key"], state.step), 3)
-    images, targets = load(data, batch, key_load, scalars)
-    seen_counts, terms = state.seen_counts, [(labels, share, None) for labels, share in targets]
-    for labels, share in targets:
-      seen_counts = seen_counts.at[labels].add(share)
-    if "generation" in scalars:
-      plan = objective.plan(targets[0][0], key_plan, len(data["class_counts"]))
-      images, labels, valid = enlarge(images, targets[0][0], plan)
-      terms.append((labels, scalars["generation"], valid))
+    key = jax.random.fold_in(data["key"], state.step)
+    batch, key_loss = parts.transform(data, batch, key, scalars), jax.random.fold_in(key, 1)
     trained, frozen = optim.split(state.params, factors)
 
-    def loss_fn(trained):
-      variables = dict(params=optim.join(trained, frozen), batch_stats=state.batch_stats)
-      (logits, features), updates = model.apply(variables, images, train=batch_norm != "eval", mutable=["batch_stats"])
+    def loss_fn(trained, batch_stats, loss_state, batch: Batch, piece, totals):
+      variables = dict(params=optim.join(trained, frozen), batch_stats=batch_stats)
+      (logits, features), updates = model.apply(
+          variables, batch.inputs, train=train, mutable=["batch_stats"],
+          rngs=dict(dropout=jax.random.fold_in(jax.random.fold_in(key, 4), piece)))
+      for term in batch.observed:
+        loss_state = objective.update_state(loss_state, logits[:len(term.labels)], term.labels, term.weight)
+      keys = jax.random.split(jax.random.fold_in(key_loss, piece) if pieces > 1 else key_loss, len(batch.terms))
       loss = 0.0
-      for (labels, share, valid), key in zip(terms, jax.random.split(key_loss, len(terms)), strict=True):
-        rows = slice(len(labels))  # generated rows are the last
-        loss += share * objective(logits[rows], labels, features=features[rows], key=key, scalars=scalars, valid=valid,
-                                  class_counts=data["class_counts"], seen_counts=seen_counts)
-      return loss, (logits, updates["batch_stats"])
+      for term, key_term, total in zip(batch.terms, keys, totals, strict=True):
+        rows = slice(len(term.labels))  # rows without an image come last
+        loss += objective(logits[rows], term.labels, features=features[rows], key=key_term, scalars=scalars,
+                          class_counts=data["class_counts"], state=loss_state, valid=term.valid, weight=term.weight,
+                          total=total)
+      return loss, (logits, updates.get("batch_stats", {}), loss_state)
 
-    (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained)
-    return Gradients(loss, grads, batch_stats, seen_counts, images, targets, logits)
+    differentiate = jax.value_and_grad(loss_fn, has_aux=True)
+    if pieces == 1:
+      (loss, (logits, batch_stats, loss_state)), grads = differentiate(
+          trained, state.batch_stats, state.loss_state, batch, 0, [None] * len(batch.terms))
+      return Gradients(loss, grads, batch_stats, loss_state, batch, logits)
+    totals = [objective.row_weights(term.labels, scalars, term.valid)[1] for term in batch.terms]
+
+    def add(carry, piece):
+      loss, grads, batch_stats, loss_state = carry
+      (more, (logits, batch_stats, loss_state)), found = differentiate(
+          trained, batch_stats, loss_state, batch.piece(piece, pieces), piece, totals)
+      return (loss + more, jax.tree.map(jnp.add, grads, found), batch_stats, loss_state), logits
+
+    start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained), state.batch_stats, state.loss_state)
+    # XLA runs convolutions inside a loop about fifty times slower on a CPU, so there the loop is unrolled.
+    unroll = pieces if jax.default_backend() == "cpu" else 1
+    (loss, grads, batch_stats, loss_state), logits = jax.lax.scan(add, start, jnp.arange(pieces), unroll=unroll)
+    return Gradients(loss, grads, batch_stats, loss_state, batch, jnp.swapaxes(logits, 0, 1).reshape(
+        -1, logits.shape[-1]))  # piece p has the rows p, p + pieces, ...
 
   return gradients
 
 
-def make_train_step(model, tx, factors, objective, load, *, batch_norm: str, on_nonfinite: str):
+def make_train_step(parts: Parts):
   """train_step(state, data, batch, scalars) -> (state, finite).
 
-  A batch is what `load` takes: indices [b], or images and labels. `data` are the stage's constant arrays and its random
-  key, `scalars` the scheduled values at this step, and its number. Only the parameters that `factors` trains are
-  differentiated, so a frozen backbone costs no backward pass. Where `scalars` have `generation`, which makes a program
-  of its own, rows are generated and the loss of all rows is added with it.
+  A batch is what `parts.transform` takes: indices [b], or images and labels. `data` are the stage's constant arrays and
+  its random key, `scalars` the scheduled values at this step, and its number. Only the trained parameters are
+  differentiated, so a frozen backbone costs no backward pass.
 
-  Where the loss or any number of the new state is infinite or NaN, `finite` is false and nothing is learned. With
-  `on_nonfinite` "stop" the state stays before that very step, through the calls that are already under way; with "skip"
-  the next step is the next batch's.
+  Where the loss or any number of the new state is infinite or NaN, `finite` is false and the state keeps its values.
+  With `on_nonfinite` "stop" it stays before that very step, through the calls that are already under way; with "skip"
+  the next step takes the next batch.
   """
-  gradients = make_gradients(model, factors, objective, load, batch_norm=batch_norm)
+  gradients, optimizer = make_gradients(parts), parts.optimizer
 
   def train_step(state: TrainState, data, batch, scalars) -> tuple[TrainState, jax.Array]:
-    found, (trained, frozen) = gradients(state, data, batch, scalars), optim.split(state.params, factors)
-    updates, opt_state = tx.update(found.grads, state.opt_state, trained, lr=scalars["lr"])
-    trained = optax.apply_updates(trained, updates)
-    size = len(found.targets[0][0])
+    found, (trained, frozen) = gradients(state, data, batch, scalars), optim.split(state.params, optimizer.factors)
+    trained, opt_state = optimizer.update(found.grads, state.opt_state, trained, lr=scalars["lr"])
+    observed = found.batch.observed
+    size = len(observed[0].labels)
     predictions = jnp.argmax(found.logits[:size], axis=-1)
-    correct = sum(share * jnp.sum(predictions == labels) for labels, share in found.targets)
+    correct = sum(term.sum(predictions == term.labels) for term in observed)
     sums = dict(loss=found.loss * size, correct=correct, examples=jnp.float32(size))
     learned = state.replace(
         step=state.step + 1, params=optim.join(trained, frozen), batch_stats=found.batch_stats, opt_state=opt_state,
-        seen_counts=found.seen_counts, window=jax.tree.map(jnp.add, state.window, sums))
+        loss_state=found.loss_state, ema=optimizer.average(state.ema, trained, found.batch_stats),
+        window=jax.tree.map(jnp.add, state.window, sums))
     finite = all_finite((found.loss, trained, found.batch_stats, opt_state)) & (state.step == scalars["step"])
-    kept = state if on_nonfinite == "stop" else state.replace(step=state.step + 1)
-    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), learned, kept), finite
+    unchanged = state if parts.on_nonfinite == "stop" else state.replace(step=state.step + 1)
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), learned, unchanged), finite
 
   return train_step
 
@@ -129,15 +166,15 @@ def all_finite(tree) -> jax.Array:
   return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
 
 
-def make_eval_step(model, read=gather):
+def make_eval_step(model, images_of):
   """eval_step(variables, data, batch, valid [b], confusion [c c]) -> confusion with the valid examples added.
 
-  `read(data, batch)` gives the images and labels of a batch.
+  `images_of(data, batch)` gives normalised images and labels.
   """
 
   def eval_step(variables, data, batch, valid, confusion):
-    images, labels = read(data, batch)
-    logits, _ = model.apply(variables, normalize(images, data["mean"], data["std"]), train=False)
+    images, labels = images_of(data, batch)
+    logits, _ = model.apply(variables, images, train=False)
     return confusion.at[labels, jnp.argmax(logits, axis=-1)].add(valid.astype(jnp.int32))
 
   return eval_step

@@ -71,3 +71,8 @@ def mixup(images: Float[Array, "b h w c"], labels: Int[Array, "b"], share: Float
   """
   mixed = share * images + (1 - share) * images[order]
   return mixed, ((labels, share), (labels[order], 1 - share))
+
+
+def resize(images, *, size: int):
+  """Temporary."""
+  return jax.image.resize(images.astype(jnp.float32), (len(images), size, size, images.shape[-1]), "bilinear")

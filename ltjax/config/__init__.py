@@ -1,0 +1,12 @@
+"""The config of a run: command line -> ConfigDict (`load`) -> bound blocks (`spec`) -> checked (`check`)."""
+
+from ml_collections import ConfigDict
+
+from ltjax.config import check, spec
+
+
+def parse(config: ConfigDict) -> spec.RunSpec:
+  """A config as a checked `RunSpec`; raises a `ConfigError` for the first thing in it that could not run."""
+  found = spec.parse(config)
+  check.check(found)
+  return found

@@ -1,399 +1,252 @@
-"""The config of a run: read from the command line, checked as a whole, and kept in the work folder."""
+"""The command line as a config: `--config=FILE[:ARGUMENT]`, and `--config.KEY=VALUE` for any value in it.
+
+A VALUE is a Python literal (a number, None, True, a quoted string, a tuple, a dict, `dict(name=...)`); any other text
+is a string. Where the config holds a string, the text is taken as it stands.
+"""
 
 import ast
 import difflib
+import importlib.util
 import inspect
-import json
-import os
 import pathlib
 import re
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-import jax
-import numpy as np
-from absl import flags
 from ml_collections import ConfigDict
-from ml_collections.config_flags import config_flags
 
-from ltjax import losses, recipes, selection, train
-from ltjax.config import bind as build
-from ltjax.config import combinations
-from ltjax.errors import ConfigError, LtjaxError, WorkdirError, nearest
-from ltjax.schedules import Clock
-from ltjax.workdir import lock
+from ltjax import augment
+from ltjax.augment import batches
+from ltjax.config import bind
+from ltjax.config.spec import flat
+from ltjax.errors import ConfigError, LtjaxError, nearest
 
-STAGE_KEYS = tuple(inspect.signature(recipes.stage).parameters)
-AUGMENT_KEYS = dict(arrays=("crop_padding", "flip"), photographs=("crop", "size", "flip", "jitter"))
-# key: (type, where it makes sense) of the plain numbers of a config and of a stage
-RUN_NUMBERS = dict(seed=(int, "[0, 4294967295]"), steps_per_call=(int, "[0, inf)"), eval_every_epochs=(int, "[1, inf)"),
-                   checkpoint_every_epochs=(int, "[1, inf)"), keep_checkpoints=(int, "[1, inf)"),
-                   log_every_steps=(int, "[1, inf)"), eval_batch_size=(int, "[1, inf)"), skip_limit=(int, "[0, inf)"))
-STAGE_NUMBERS = dict(epochs=(int, "[1, inf)"), batch_size=(int, "[1, inf)"), weight_decay=(float, "[0, inf)"),
-                     mixup=(float, "[0, inf)"), momentum=(float, "[0, 1)"))
-REDUCTIONS = tuple(build.public(losses, build.REDUCTIONS))
-ON_NONFINITE = ("stop", "skip")
-PARTIAL = "config.tmp"
 EXIT_BAD_INPUT = 2
+# Lists of named blocks: an entry is addressed by its name, as in --config.augment.jitter=(0.4,0.4,0.4).
+LISTS = dict(augment=augment, transforms=batches)
 
 
-def parse_flags(argv: Sequence[str]) -> list[str]:
-  """Parses the command line, absl's way, and turns what is wrong with it into one `ConfigError`."""
-  _check_overrides(argv)
+class Option(NamedTuple):
+  """An option beside --config: its text in --help, and its value where it is not given."""
+
+  help: str
+  default: object = None
+
+
+def parse(argv: Sequence[str], options: Mapping[str, Option], usage: str) -> dict:
+  """{"config": ConfigDict, option: value} of a command line.
+
+  A boolean option needs no value. `--help` prints `usage` and exits with 0.
+
+  Raises:
+    ConfigError: anything wrong with the command line or the config file.
+  """
+  given, overrides, rest = {name: option.default for name, option in options.items()}, [], list(argv)
+  while rest:
+    text = rest.pop(0)
+    if text in ("--help", "-h", "--helpfull"):
+      print(f"{usage.strip()}\n\noptions:\n  --config=FILE[:ARGUMENT]  --config.KEY=VALUE")
+      print("\n".join(f"  --{name}{'' if isinstance(option.default, bool) else '=...'}  {option.help}"
+                      for name, option in options.items()))
+      sys.exit(0)
+    match = re.fullmatch(r"--?(no)?(config\.[^=]+|[A-Za-z_][\w-]*)(?:=(.*))?", text, re.DOTALL)
+    if not match:
+      raise ConfigError(f"unexpected argument {text!r}; options are written --config=FILE "
+                        f"{' '.join(f'--{name}=...' for name in options)}")
+    no, name, value = match.groups()
+    if no and not name.startswith("config.") and name not in options:
+      no, name = None, no + name
+    boolean = isinstance(given.get(name), bool)
+    if value is None and not no and not boolean and rest and not rest[0].startswith("--"):
+      value = rest.pop(0)
+    if name.startswith("config."):
+      overrides.append((name.removeprefix("config."), "False" if no else "True" if value is None else value))
+    elif name == "config" or name in options:
+      if value is None and not boolean:
+        raise ConfigError(f"--{name} needs a value, --{name}=...")
+      given[name] = _boolean(name, no, value) if boolean else value
+    else:
+      raise _unknown_option(name, given)
+  if given.get("config") is None:
+    raise ConfigError("--config is missing; try --config=configs/gcl_digits.py")
+  given["config"] = read(given["config"])
+  for key, value in overrides:
+    override(given["config"], key, value)
+  return given
+
+
+def _boolean(name: str, no: str | None, value: str | None) -> bool:
+  if value is not None and value.lower() not in ("true", "false", "1", "0"):
+    raise ConfigError(f"--{name}: expected true or false, got {value!r}")
+  return (value is None or value.lower() in ("true", "1")) and not no
+
+
+def _unknown_option(name: str, given: Mapping) -> ConfigError:
+  known, hint = ["config", *given], ""
+  if isinstance(given.get("config"), str):
+    keys = flat(read(given["config"]))
+    inside = [key for key in keys if key.split(".")[-1] == name]
+    hint = f"; did you mean --config.{inside[0]}?" if inside else ""
+  return ConfigError(f"--{name}: no such option{hint or nearest(name, known)}; there are "
+                     f"{', '.join(f'--{name}' for name in known)}, and --config.KEY for every key of the config")
+
+
+# -- the file ---------------------------------------------------------------------------------------------------------
+
+
+def read(value: str) -> ConfigDict:
+  """The config of `FILE` or `FILE:ARGUMENT`; every fault in it becomes one `ConfigError`."""
+  path, argument = _split(value)
+  if path.suffix == ".json":
+    raise ConfigError(f"--config={value}: a config is a Python file; a run goes on with the command it was started "
+                      f"with, and `--workdir={path.parent}` alone does not start one")
+  if path.suffix != ".py":
+    raise ConfigError(f"--config={value}: a config is a Python file, configs/NAME.py")
   try:
-    return flags.FLAGS(argv)
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-    raise ConfigError(_one_line(error)) from error
-
-
-def parse_or_exit(argv: Sequence[str]) -> list[str]:
-  """`parse_flags` as a program: what is wrong is said on stderr, in one line."""
-  try:
-    return parse_flags(argv)
-  except ConfigError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(EXIT_BAD_INPUT)
-
-
-def _check_overrides(argv: Sequence[str]) -> None:
-  """Reads the config file once for itself, so that a misspelt --config.key meets the list of the keys there are."""
-  values = [value for arg, value in zip(argv, [*argv[1:], ""], strict=True) if re.fullmatch(r"--?config", arg)]
-  values += [arg.split("=", 1)[1] for arg in argv if re.match(r"--?config=", arg)]
-  if not values:
-    return
-  path = values[-1].split(":", 1)[0]
-  if not pathlib.Path(path).is_file():
-    there = sorted(map(str, pathlib.Path(path).parent.glob("*.py")))
-    raise ConfigError(f"--config: no file {path!r}{nearest(path, there)}; "
-                      f"{'there are ' + ', '.join(there) if there else 'run from the root of the repository'}")
-  config = _read(values[-1], path)
-  keys = _flat(config)
-  for arg in argv:
-    if match := re.match(r"--?(?:no)?config\.([^=]+)(?:=(.*))?", arg, re.DOTALL):
-      key, inside = match[1], [known for known in keys if known.startswith(match[1] + ".")]
-      if key not in keys and not inside:
-        raise ConfigError(f"--config.{key}: the config has no such key{nearest(key, keys)}")
-      if inside and match[2] is not None and not _is_dict(match[2]):
-        raise ConfigError(f"--config.{key}: expected a dict, got {match[2]!r}; its values can be set one by one, "
-                          f"as in --config.{inside[0]}=...")
-
-
-def _read(value: str, path: str) -> ConfigDict:
-  """The config of a file and its argument, or one `ConfigError` whatever goes wrong in the file."""
-  try:
-    config = config_flags.ConfigFileFlagParser("config").parse(value)
-  except ConfigError as error:
-    cause = error
-    while "\n" in str(cause) and (cause.__cause__ or cause.__context__):
-      cause = cause.__cause__ or cause.__context__  # ml_collections puts the traceback into the message
-    raise ConfigError(f"--config={value}: {_one_line(cause)}") from error
-  except Exception as error:
-    cause = error
-    while cause.__cause__ or cause.__context__:
-      cause = cause.__cause__ or cause.__context__  # ml_collections wraps some errors in others
-    lines = [frame.lineno for frame in traceback.extract_tb(cause.__traceback__) if frame.filename.endswith(path)]
-    raise ConfigError(f"--config={value}: the config file could not be built: "
-                      f"{f'line {lines[-1]}: ' if lines else ''}{type(cause).__name__}: {_one_line(cause)}") from error
+    spec = importlib.util.spec_from_file_location("ltjax_config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    get_config = getattr(module, "get_config", None)
+    if get_config is None:
+      raise ConfigError("the file defines no get_config()")
+    if argument is not None and not inspect.signature(get_config).parameters:
+      raise ConfigError(f"get_config takes no argument, but the command line gives {argument!r}")
+    config = get_config() if argument is None else get_config(argument)
+  except LtjaxError as error:
+    raise ConfigError(f"--config={value}: {error}") from error
+  except (Exception, SystemExit) as error:
+    frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    line = error.lineno if isinstance(error, SyntaxError) else frames[-1] if frames else None
+    raise ConfigError(f"--config={value}: the config file could not be built: {f'line {line}: ' if line else ''}"
+                      f"{type(error).__name__}: {_one_line(error)}") from error
   if not isinstance(config, ConfigDict):
-    raise ConfigError(f"--config={value}: get_config gives {build.show(config)}, "
-                      "expected a ConfigDict as ltjax.recipes make it")
+    raise ConfigError(f"--config={value}: get_config gives {bind.show(config)}, expected a ConfigDict as ltjax.recipes "
+                      "make it")
   return config
 
 
-def _is_dict(text: str) -> bool:
-  try:
-    return isinstance(ast.literal_eval(text), dict)
-  except (ValueError, SyntaxError):
-    return False
+def _split(value: str) -> tuple[pathlib.Path, str | None]:
+  """(file, argument): a path may hold colons itself, so the longest prefix that is a file counts."""
+  ends = [len(value), *(match.start() for match in reversed(list(re.finditer(":", value))))]
+  for end in ends:
+    path = pathlib.Path(value[:end]).expanduser()
+    if path.is_file():
+      return path, value[end + 1:] if end < len(value) else None
+  path = value.split(":", 1)[0]
+  there = sorted(map(str, pathlib.Path(path).expanduser().parent.glob("*.py")))
+  raise ConfigError(f"--config: no file {path!r}{nearest(path, there)}; "
+                    f"{'there are ' + ', '.join(there) if there else 'run from the root of the repository'}")
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
   """The last line of a message, where libraries that wrap tracebacks put the cause."""
   lines = [line for line in str(error).splitlines() if line.strip()]
   return lines[-1].strip() if lines else type(error).__name__
 
 
-def _flat(config: Mapping, prefix: str = "") -> dict[str, object]:
-  """{"a.b": value} of every leaf of nested mappings."""
-  found = {}
-  for key, value in config.items():
-    if isinstance(value, Mapping | ConfigDict) and len(value):
-      found |= _flat(value, f"{prefix}{key}.")
-    else:
-      found[prefix + key] = value
+# -- values -----------------------------------------------------------------------------------------------------------
+
+
+def literal(text: str):
+  """The Python literal that `text` is, with `dict(name=...)` allowed; raises a `ValueError` for any other text."""
+
+  def value(node):
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
+      return {keyword.arg: value(keyword.value) for keyword in node.keywords}
+    if isinstance(node, ast.Dict):
+      return {value(key): value(entry) for key, entry in zip(node.keys, node.values, strict=True)}
+    if isinstance(node, ast.Tuple | ast.List):
+      return tuple(map(value, node.elts))
+    return ast.literal_eval(node)
+
+  try:
+    return value(ast.parse(text.strip(), mode="eval").body)
+  except (SyntaxError, TypeError, AttributeError, RecursionError, MemoryError) as error:
+    raise ValueError(str(error)) from error
+
+
+def _value(text: str, before):
+  """`text` as a value in the place of `before`."""
+  try:
+    found = literal(text)
+  except ValueError:
+    found = text
+  if isinstance(before, bool) and text.lower() in ("true", "false"):
+    return text.lower() == "true"
+  if isinstance(before, str) and not isinstance(found, str | Mapping | tuple):
+    return text
+  if isinstance(before, float) and isinstance(found, int) and not isinstance(found, bool):
+    return float(found)
   return found
 
 
-def check(config: ConfigDict) -> None:
-  """Raises a `ConfigError` for the first thing in `config` that could not run; touches no data and no device."""
-  if not isinstance(config, ConfigDict):
-    raise ConfigError(f"the config is a {type(config).__name__}, expected a ConfigDict as ltjax.recipes make it")
-  _check_literals(config)
-  stages = _check_keys(config)
-  _check_numbers(config, RUN_NUMBERS, "")
-  _check_choice(config.on_nonfinite, ON_NONFINITE, "on_nonfinite")
-  build.check_kind(config.pretrained, str, "pretrained")
-  build.check_kind(config.reset_head, bool, "reset_head")
-  if config.reset_head and not config.pretrained:
-    raise ConfigError("reset_head: there is no head to draw anew without pretrained; give --config.pretrained=DIR, the "
-                      "work folder of a run, or write reset_head=False")
-  if config.pretrained and config.backbone.get("name") != "ResNet" and not pathlib.Path(config.pretrained).is_dir():
-    raise ConfigError(f"pretrained: weights of PyTorch are for backbone=dict(name='ResNet', ...), not for "
-                      f"{config.backbone.get('name')!r}; write pretrained=''")
-  _check_augment(config.augment)
-  build.dataset(config)
-  _check_reading(config)
-  for name in stages:
-    _check_stage(config, name)
-  selection.blocks(config)
-  for name in stages:
-    # What a stage trains and resets is in the model; 32 x 32 is only for the shapes.
-    train.state_makers(config, name, None, (1, 32, 32, 3))
-
-
-def _check_literals(config: ConfigDict) -> None:
-  def literal(value):
-    return all(map(literal, value)) if isinstance(value, tuple | list) else (
-        value is None or isinstance(value, bool | int | float | str | ConfigDict | Mapping))
-
-  for key, value in _flat(config).items():
-    if not literal(value):
-      raise ConfigError(f"{key}: expected a number, string, bool, tuple, dict or None, got {build.show(value)}; "
-                        "config.json could not keep it")
-
-
-def _check_keys(config: ConfigDict) -> tuple[str, ...]:
-  """The names of the stages, after a check that exactly their blocks and the keys of every config are there."""
-  if "stages" not in config:
-    for key in difflib.get_close_matches("stages", list(config), n=1):
-      raise _unknown(key, ("stages",))
-    raise ConfigError("stages: missing from the config")
-  stages = config.stages
-  if not isinstance(stages, tuple | list) or not stages or not all(isinstance(name, str) for name in stages):
-    raise ConfigError(f"stages: expected a tuple of stage names, got {build.show(stages)}")
-  for name in stages:
-    if not name.isidentifier() or name in (*recipes.RUN_KEYS, "report"):
-      raise ConfigError(f"stages: a stage names its block and its folder and so cannot be called {name!r}; "
-                        "try 'representation' or 'classifier'")
-  if len(set(stages)) < len(stages):
-    raise ConfigError(f"stages: every stage needs a name of its own, got {build.show(stages)}")
-  known = (*recipes.RUN_KEYS, *stages)
-  for key, value in config.items():
-    if key not in known:
-      if isinstance(value, ConfigDict) and not nearest(key, [name for name in known if name not in config]):
-        raise ConfigError(f"{key}: a block that is not named in stages={tuple(stages)!r}{nearest(key, known)}; "
-                          "name it there or take it out")
-      raise _unknown(key, known)
-  for key in known:
-    if key not in config:
-      raise ConfigError(f"{key}: missing from the config{' (it is named in stages)' if key in stages else ''}")
-  return tuple(stages)
-
-
-def _unknown(key: str, known: Sequence[str], where: str = "") -> ConfigError:
-  return ConfigError(f"{where}{key}: not a key{f' of {where[:-1]}' if where else ' of a config'}{nearest(key, known)}; "
-                     f"there are {', '.join(known)}")
-
-
-def _check_numbers(block, numbers: Mapping, prefix: str) -> None:
-  for key, (kind, limits) in numbers.items():
-    build.check_number(block[key], prefix + key, kind, limits)
-
-
-def _check_choice(value, choices: Sequence[str], where: str) -> None:
-  if value not in choices:
-    raise ConfigError(f"{where}: expected one of {', '.join(choices)}, got {build.show(value)}"
-                      f"{nearest(str(value), choices)}")
-
-
-def _check_augment(block) -> None:
+def override(config: ConfigDict, key: str, text: str) -> None:
+  """Sets the value at the dotted `key` of `config` to what `text` says."""
+  *above, last = key.split(".")
+  block, where = config, ""
+  for index, name in enumerate(above):
+    where = ".".join(above[:index + 1])
+    if not isinstance(block, ConfigDict) or name not in block:
+      raise _no_key(config, key)
+    if name in LISTS and isinstance(block[name], tuple | list):
+      block[name] = tuple(_in_list(block[name], LISTS[name], where, above[index + 1:] + [last], text))
+      return
+    block = block[name]
   if not isinstance(block, ConfigDict):
-    raise ConfigError("augment: expected dict(crop_padding=..., flip=...), or for photographs dict(crop=..., size=..., "
-                      f"flip=..., jitter=...), got {build.show(block)}")
-  keys = AUGMENT_KEYS["arrays" if "crop_padding" in block or not {"crop", "size", "jitter"} & set(block)
-                      else "photographs"]
-  for key in block:
-    if key not in keys:
-      raise _unknown(key, keys, "augment.")
-  for key in keys:
-    if key not in block:
-      raise ConfigError(f"augment.{key}: missing from the config")
-  build.check_kind(block.flip, bool, "augment.flip")
-  if "crop_padding" in block:
-    build.check_number(block.crop_padding, "augment.crop_padding", int, "[0, inf)")
-    return
-  if block.crop != "random_resized":
-    raise ConfigError(f"augment.crop: expected 'random_resized', got {build.show(block.crop)}")
-  build.check_number(block.size, "augment.size", int, "[8, inf)")
-  if block.jitter != 0 or isinstance(block.jitter, bool):
-    if not isinstance(block.jitter, tuple | list) or len(block.jitter) != 3:
-      raise ConfigError("augment.jitter: expected 0, or the strengths of (brightness, contrast, saturation), got "
-                        f"{build.show(block.jitter)}")
-    for place, strength in enumerate(block.jitter):
-      build.check_number(strength, f"augment.jitter[{place}]", limits="[0, 1]")
+    raise ConfigError(f"--config.{key}: {where} is {bind.show(block)} and has no keys; give a complete block, "
+                      f"--config.{where}=\"dict(name='...', {last}={text})\"")
+  if last not in block and "name" not in block:
+    raise _no_key(config, key)
+  before = block.get(last)
+  value = _value(text, before)
+  if isinstance(before, ConfigDict) and isinstance(value, str):
+    inside = next(iter(flat(before, f"{key}.")))
+    raise ConfigError(f"--config.{key}: expected a dict or a number, got {text!r}; its values can be set one by one, "
+                      f"as in --config.{inside}=...")
+  with block.unlocked(), block.ignore_type():
+    if isinstance(value, Mapping) and last in block:
+      del block[last]  # a new dict replaces the old one; assignment would merge the two
+    block[last] = ConfigDict(value) if isinstance(value, Mapping) else value
+    if key == "stages" and isinstance(value, tuple):
+      for name in set(before or ()) - set(value):  # the blocks of stages that do not run
+        if name in block:
+          del block[name]
 
 
-def _check_reading(config: ConfigDict) -> None:
-  for key, choices in build.READING.items():
-    _check_choice(config.dataset.get(key, choices[0]), choices, f"dataset.{key}")
-  if "crop" in config.augment and config.dataset.get("pipeline") != "tf_data":
-    raise ConfigError(f"augment.crop: {config.augment.crop!r} is done by tf.data; write dataset.pipeline='tf_data', or "
-                      "augment=dict(crop_padding=..., flip=...)")
+def _no_key(config: ConfigDict, key: str) -> ConfigError:
+  keys = flat(config)
+  ends = [known for known in keys if known.split(".")[-1] == key.split(".")[-1]]
+  near = difflib.get_close_matches(key, keys, n=1, cutoff=0.8) or ends[:1]
+  hint = f" (did you mean {near[0]!r}?)" if near else nearest(key, keys)
+  return ConfigError(f"--config.{key}: the config has no such key{hint}")
 
 
-def _check_stage(config: ConfigDict, name: str) -> None:
-  block = config[name]
-  if not isinstance(block, ConfigDict):
-    raise ConfigError(f"{name}: expected a stage block (recipes.stage), got {build.show(block)}")
-  for key in block:
-    if key not in STAGE_KEYS:
-      raise _unknown(key, STAGE_KEYS, f"{name}.")
-  for key in STAGE_KEYS:
-    if key not in block:
-      raise ConfigError(f"{name}.{key}: missing; write stages with recipes.stage(...), which fills in the defaults")
-  _check_numbers(block, STAGE_NUMBERS, f"{name}.")
-  if block.batch_norm not in build.BATCH_NORM_MODES:
-    raise ConfigError(f"{name}.batch_norm: expected one of {', '.join(build.BATCH_NORM_MODES)}, "
-                      f"got {build.show(block.batch_norm)}")
-  if block.reduce not in REDUCTIONS:
-    raise ConfigError(f"{name}.reduce: expected one of {', '.join(REDUCTIONS)}, got {build.show(block.reduce)}"
-                      f"{nearest(str(block.reduce), REDUCTIONS)}")
-  _check_patterns(block, name)
-  objective = build.Objective(block, name)
-  combinations.check(config, name, objective)
-  # Every epoch of a short stage, 200 of a long one: schedules have few corners.
-  epochs = sorted({round(share * (block.epochs - 1)) for share in np.linspace(0, 1, 200)})
-  clocks = [Clock(step=epoch, steps_per_epoch=1, epochs=block.epochs) for epoch in epochs]
-  _check_values(block, name, objective, clocks)
-  _check_trace(name, objective, clocks[0])
-
-
-def _check_patterns(block: ConfigDict, name: str) -> None:
-  for key in ("train", "reset", "lr_factors", "no_decay"):
-    if not isinstance(block[key], tuple | list):
-      raise ConfigError(f"{name}.{key}: expected a tuple, got {build.show(block[key])}")
-    for entry in block[key]:
-      pattern = entry
-      if key == "lr_factors":
-        if not isinstance(entry, tuple | list) or len(entry) != 2:
-          raise ConfigError(f"{name}.{key}: expected (regular expression, factor) pairs, got {build.show(entry)}")
-        pattern, factor = entry
-        build.check_number(factor, f"{name}.{key}", limits="[0, inf)")
-      build.check_kind(pattern, str, f"{name}.{key}")
-      try:
-        re.compile(pattern)
-      except re.error as error:
-        raise ConfigError(f"{name}.{key}: {pattern!r} is not a regular expression ({error})") from error
-
-
-def _check_values(block: ConfigDict, name: str, objective: build.Objective, clocks: Sequence[Clock]) -> None:
-  """Raises where a schedule leaves the range of what it moves, or a sampler does not give probabilities."""
-  moving = {"lr": objective.lr} if isinstance(block.lr, ConfigDict) else {}
-  for part, call in dict(adjust=objective.adjust, loss=objective.loss, class_weights=objective.weights).items():
-    moving |= {f"{part}.{key}": schedule for key, schedule in call.schedules.items()} if call else {}
-  samplers = {f"{name}.sampler": block.sampler}
-  if objective.branches:
-    moving["branches.share"] = objective.branches.share
-    samplers[f"{name}.branches.sampler"] = objective.branches.sampler
-  if objective.generation:
-    moving["generation.weight"] = objective.generation.weight
-  draws = {where: build.sampler(sampler, where, np.array([100, 10, 1])) for where, sampler in samplers.items()}
-  for clock in clocks:
-    for key, schedule in moving.items():
-      limits = build.LIMITS.get(key.split(".")[-1], "(-inf, inf)")
-      build.check_number(schedule(clock), f"{name}.{key} in epoch {clock.epoch}", limits=limits)
-    for where, draw in draws.items():
-      if callable(draw):
-        build.named(where, draw, clock)
-
-
-def _check_trace(name: str, objective: build.Objective, clock: Clock) -> None:
-  """Traces the loss of one batch without computing it: what only the functions know, such as a list of choices."""
-
-  def loss(logits, labels, counts):
-    scalars = dict(adjust=objective.adjust.at(clock) if objective.adjust else {}, loss=objective.loss.at(clock),
-                   class_weights=counts)
-    return objective(logits, labels, features=logits, key=jax.random.key(0), scalars=scalars, class_counts=counts,
-                     seen_counts=counts)
-
-  shapes = [jax.ShapeDtypeStruct(shape, kind) for shape, kind in (((3, 2), "float32"), ((3,), "int32"),
-                                                                   ((2,), "float32"))]
-  build.named(name, jax.eval_shape, loss, *shapes)
-
-
-def check_workdir(config: ConfigDict, workdir: pathlib.Path) -> bool:
-  """Whether the work folder already belongs to this very config; raises where it cannot become or stay its folder."""
-  path = workdir / "config.json"
-  try:
-    above = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
-    if not above.is_dir():
-      raise WorkdirError(f"--workdir: {above} is a file, expected a folder; give another --workdir")
-    if not os.access(above, os.R_OK | os.W_OK | os.X_OK):
-      raise WorkdirError(f"--workdir: {above} may not be read and written; give another --workdir, or change its mode")
-    if path.exists():
-      _compare(json.loads(path.read_text()), json.loads(config.to_json()), workdir)
-      return True
-    if workdir.exists() and any(entry.name not in (PARTIAL, lock.NAME) for entry in workdir.iterdir()):
-      raise WorkdirError(f"--workdir: {workdir} is not empty and has no config.json, so it is not a run of ltjax; "
-                         "give a new or empty folder")
-  except OSError as error:
-    raise _unusable(workdir, error) from error
-  except ValueError as error:
-    if isinstance(error, LtjaxError):
-      raise
-    raise WorkdirError(f"--workdir: {path} is not valid JSON ({error}); mend it, or give another folder") from error
-  return False
-
-
-def load(workdir: pathlib.Path) -> ConfigDict:
-  """The config that the run in `workdir` was started with; raises a `WorkdirError` where there is none."""
-  path = workdir / "config.json"
-  try:
-    return ConfigDict(_tuples(json.loads(path.read_text())))
-  except OSError as error:
-    raise WorkdirError(f"{workdir} is not a run of ltjax: {path} cannot be read ({error.strerror or error}); give the "
-                       "--workdir of a run") from error
-  except (ValueError, TypeError) as error:
-    raise WorkdirError(f"{path} is not the config of a run ({error}); mend it, or give another folder") from error
-
-
-def _tuples(value):
-  """JSON has lists where configs have tuples."""
-  if isinstance(value, Mapping):
-    return {key: _tuples(entry) for key, entry in value.items()}
-  return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def open_workdir(config: ConfigDict, workdir: pathlib.Path) -> None:
-  """Makes the work folder with its config.json, or checks that it belongs to this very config."""
-  if check_workdir(config, workdir):
-    return
-  partial = workdir / PARTIAL
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    try:
-      partial.write_text(config.to_json(indent=1) + "\n")
-      partial.replace(workdir / "config.json")
-    except OSError:
-      partial.unlink(missing_ok=True)
-      raise
-  except OSError as error:
-    raise _unusable(workdir, error) from error
-
-
-def _unusable(workdir: pathlib.Path, error: OSError) -> WorkdirError:
-  return WorkdirError(f"--workdir: {workdir} cannot be used ({error.strerror or error}); "
-                      "give a folder that can be read and written")
-
-
-def _compare(before, now: Mapping, workdir: pathlib.Path) -> None:
-  if not isinstance(before, Mapping):
-    raise WorkdirError(f"--workdir: {workdir / 'config.json'} is not the config of a run; give another folder")
-  before, now = _flat(before), _flat(now)
-  missing = object()
-  different = [f"{key} was {before.get(key, 'absent')!r}, is {now.get(key, 'absent')!r}"
-               for key in sorted({*before, *now}) if before.get(key, missing) != now.get(key, missing)]
-  if different:
-    raise WorkdirError(f"--workdir: {workdir} was written by another config: {'; '.join(different)}. "
-                       "Give another folder, or the values it was started with")
+def _in_list(blocks: Sequence, module, where: str, path: Sequence[str], text: str) -> list:
+  """`blocks` with the one called `path[0]` changed, added, or removed."""
+  name, *inner = path
+  choices = bind.public(module)
+  blocks = [dict(bind.plain(block)) for block in blocks]
+  index = int(name) if name.isdigit() and int(name) < len(blocks) else next(
+      (index for index, block in enumerate(blocks) if block.get("name") == name), None)
+  if index is None and name not in choices:
+    raise ConfigError(f"--config.{where}.{name}: there is no operation {name!r}{nearest(name, choices)}; there are "
+                      f"{', '.join(sorted(choices))}")
+  block = dict(name=name) if index is None else blocks[index]
+  if len(inner) == 1:
+    block[inner[0]] = _value(text, block.get(inner[0]))
+  elif inner:
+    raise ConfigError(f"--config.{where}.{'.'.join(path)}: expected {where}.{name}.ARGUMENT")
+  else:
+    value = _value(text, None)
+    if value is None or value is False or value == 0:
+      return [other for number, other in enumerate(blocks) if number != index]
+    if isinstance(value, Mapping):
+      block = dict(value, name=name)
+    elif value is not True:
+      first = next(iter(bind.hyper_parameters(choices[name])), None)
+      if first is None:
+        raise ConfigError(f"--config.{where}.{name}: {name} takes no arguments; give True or False")
+      block[first] = value
+  return [*blocks, block] if index is None else [*blocks[:index], block, *blocks[index + 1:]]

@@ -36,14 +36,14 @@ class RandomCrops:
 
   exact = False
 
-  def __init__(self, size: int, seed: int, stage: str, places: int):
-    """`places` are the images of a global batch."""
-    self.size, self._seed, self._stage, self._places = size, seed, stage, places
+  def __init__(self, size: int, seed: int, stage: str, places: int, boxes: Callable = crops.random_resized):
+    """`places` are the images of a global batch; `boxes` draws where each is cut."""
+    self.size, self._seed, self._stage, self._places, self._boxes = size, seed, stage, places, boxes
 
   def __call__(self, step: int, rows: np.ndarray, sizes: np.ndarray) -> Geometry:
     """The crops of images of `sizes` [b 2] at places `rows` of batch `step`."""
     draws = prng.host_uniform(self._seed, self._stage, "crop", counter=step, size=self._places * crops.DRAWS)
-    boxes = crops.random_resized(sizes, draws.reshape(self._places, -1)[rows])
+    boxes = self._boxes(sizes, draws.reshape(self._places, -1)[rows])
     return Geometry(boxes.astype(np.int32), np.float32(self.size / boxes[:, 2:]), np.zeros((len(boxes), 2), np.float32))
 
 

@@ -241,6 +241,8 @@ class CAMC(nn.Module):
   class_counts: tuple[int, ...] | None = None
 
   takes_maps = True
+  wants_prototypes = True
+  keeps_norm = False
 
   def __post_init__(self):
     if self.fusion_size < 1 or self.fusion_size % 2 == 0:

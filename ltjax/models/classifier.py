@@ -59,4 +59,6 @@ class Classifier(nn.Module):
 
 
 def _pooled(maps):
+  if maps.ndim == 2:  # a class token, which needs no pooling
+    return maps.astype(jnp.promote_types(maps.dtype, jnp.float32))
   return jnp.mean(maps, axis=(1, 2), dtype=jnp.promote_types(maps.dtype, jnp.float32))

@@ -64,6 +64,8 @@ class Cosine(nn.Module):
   """
   num_classes: int
 
+  gives, keeps_norm = "cosines", False
+
   @nn.compact
   def __call__(self, features: Float[Array, "b d"], *, train: bool = False) -> Float[Array, "b c"]:
     """Returns the cosines [b c] of features [b d], in float32 (float64 for float64)."""

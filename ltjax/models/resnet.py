@@ -58,6 +58,8 @@ class ResNet(nn.Module):
   dtype: Any = jnp.float32
   insert: nn.Module | None = None
 
+  families = dict(insert="ltjax.models.afa")  # where the name of a nested block is looked up
+
   def __post_init__(self):
     _check(self)
     super().__post_init__()

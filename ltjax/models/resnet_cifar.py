@@ -3,12 +3,13 @@
 import itertools
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Real
 
+from ltjax.augment.batches import Branches
 from ltjax.augment.features import Generating
 from ltjax.errors import ConfigError
 from ltjax.models.initializers import kaiming_normal
@@ -40,6 +41,8 @@ class ResNetCIFAR(nn.Module):
   dtype: Any = jnp.float32
   insert: nn.Module | None = None
 
+  families = dict(insert="ltjax.models.afa")  # where the name of a nested block is looked up
+
   def __post_init__(self):
     _check("ResNetCIFAR", 8, self.depth, self.widths)
     super().__post_init__()
@@ -55,20 +58,6 @@ class ResNetCIFAR(nn.Module):
     conv, norm = _layers(train, self.dtype)
     n = (self.depth - 2) // 6
     return _stages((n, n, n), self.widths, conv, norm, self.insert)(images)
-
-
-class Branches(NamedTuple):
-  """What BBN learns from in one step: a batch for each branch, and how much each counts.
-
-  Args:
-    conventional: [b h w c], drawn by instance.
-    rebalancing: [b h w c], drawn by the reverse sampler.
-    share: a in [0, 1], of the conventional branch.
-  """
-
-  conventional: Float[Array, "b h w c"]
-  rebalancing: Float[Array, "b h w c"]
-  share: float | Float[Array, ""]
 
 
 class ResNetBBN(nn.Module):
@@ -94,6 +83,8 @@ class ResNetBBN(nn.Module):
   depth: int = 32
   widths: Sequence[int] = (16, 32, 64)
   dtype: Any = jnp.float32
+
+  takes_branches = True
 
   def __post_init__(self):
     _check("ResNetBBN", 14, self.depth, self.widths)

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ltjax import evaluate
-from ltjax.augment.images import normalize
-from ltjax.config import bind as build
+from ltjax.data import feed
 from ltjax.models.camc import class_activation_maps
 
 NAMES = ("class activation map", "calibrated")
@@ -27,7 +26,8 @@ class Activations(NamedTuple):
   maps: dict[str, np.ndarray]
 
 
-def activations(model, variables: dict, images: np.ndarray, labels: np.ndarray, *, mean, std) -> Activations | None:
+def activations(model, variables: dict, images: np.ndarray, labels: np.ndarray, prepare=feed.plain, *,
+                mean, std) -> Activations | None:
   """The activation maps of `labels` in `images`, for a head with class vectors; None where it has none.
 
   <w_y, F(x, y)>, and for CAMC a_y(x, y) <w_y, F(x, y)> where y is in the tail
@@ -37,6 +37,7 @@ def activations(model, variables: dict, images: np.ndarray, labels: np.ndarray, 
     variables: its {"params", "batch_stats"}.
     images: uint8 [n h w c], of any size that the backbone takes.
     labels: int [n], the classes that are looked for.
+    prepare: (images, mean, std) -> normalised images.
     mean: of each channel, for images in [0, 1].
     std: likewise.
   """
@@ -44,7 +45,7 @@ def activations(model, variables: dict, images: np.ndarray, labels: np.ndarray, 
 
   @jax.jit
   def look(variables, images):
-    pixels = normalize(images, jnp.float32(mean), jnp.float32(std))
+    pixels = prepare(images, jnp.float32(mean), jnp.float32(std))
     maps, (logits, _) = model.apply(variables, pixels, method="maps"), model.apply(variables, pixels, train=False)
     if kernel is None or kernel.shape[0] != maps.shape[-1]:
       return None
@@ -61,11 +62,11 @@ def activations(model, variables: dict, images: np.ndarray, labels: np.ndarray, 
   return Activations(images, labels, predictions, dict(zip(NAMES, maps, strict=False)))
 
 
-def of_run(config, dataset, stage: str, variables: dict, number: int = 6) -> Activations | None:
-  """`activations` of the model of `stage` in a test image of each of the smallest classes, the smallest first."""
+def of_stage(stage, variables: dict, number: int = 6) -> Activations | None:
+  """`activations` of a stage's model in a test image of each of the smallest classes, the smallest first."""
+  dataset = stage.dataset
   images, labels = dataset.test
-  order = [c for c in np.argsort(dataset.class_counts, kind="stable") if (labels == c).any()][:number]
+  order = [c for c in np.argsort(stage.class_counts, kind="stable") if (labels == c).any()][:number]
   places = np.array([np.flatnonzero(labels == c)[0] for c in order])
-  return activations(build.model(config, dataset.class_counts, stage), variables,
-                     evaluate.pixels(images, places, config.augment.get("size", 0)), labels[places],
-                     mean=dataset.mean, std=dataset.std)
+  return activations(stage.model, variables, evaluate.pixels(images, places, stage.augmentation.size), labels[places],
+                     stage.augmentation.evaluate, mean=dataset.mean, std=dataset.std)

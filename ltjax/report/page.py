@@ -5,18 +5,20 @@ import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Mapping
 from importlib import metadata
 
 import jax
-import numpy as np
 
 import ltjax
 from ltjax import metrics
 from ltjax.data import longtail
+from ltjax.distributed import processes
+from ltjax.errors import writing
 from ltjax.report import activation_maps as cams
 from ltjax.report import plots
-from ltjax.workdir import log as journal
+from ltjax.workdir import log
 
 GROUPS = ("many", "medium", "few")
 ACTIVATIONS = """
@@ -26,64 +28,102 @@ Where the last stage's model sees the class of an image, for a test image of eac
 """
 
 
-def write(config, dataset, workdir: pathlib.Path, confusions: dict[str, np.ndarray], parameters: int,
-          command: str = "", posthoc: Sequence[dict] = (), activations: cams.Activations | None = None,
-          bad_images: Mapping[str, str] | None = None, counted: Mapping[str, int] | None = None) -> dict:
-  """Writes the results and the report of a finished run and returns the content of `results.json`.
+def of_run(spec, stages, results: Mapping, workdir: pathlib.Path, command: str, bad_images) -> dict:
+  """Writes the results and the report of a finished run; returns the content of `results.json`.
 
-  `confusions` holds every stage's confusion matrix on the test set, in the order of the stages; `command` is how the
-  run was started; `posthoc` is what `selection.run` found, `activations` what `cams.of_run` found; `bad_images` are the
-  images that were replaced by black ones, each with the reason; `counted` is what else happened that nobody asked for.
+  Args:
+    spec: the `config.spec.RunSpec`.
+    stages: the `stage.Stage`s, in order.
+    results: the `train.StageResult` of each, by name.
+    workdir: of the run.
+    command: how the run was started.
+    bad_images: the images that were replaced by black ones, and the repeated reads.
   """
-  counts = dataset.class_counts
-  stages = {name: _stage(config[name], workdir / name, confusion, counts) for name, confusion in confusions.items()}
+  last = stages[-1]
+  activations = cams.of_stage(last, results[last.name].variables)
+
+  def write():
+    with writing(workdir):
+      found = summary(spec, stages, results, workdir, command, bad_images)
+      partial = workdir / "results.tmp"
+      partial.write_text(json.dumps(found, indent=1) + "\n")
+      partial.replace(workdir / "results.json")
+      draw(spec, stages, results, found, activations, workdir)
+      return found
+
+  return processes.from_first(write)
+
+
+def summary(spec, stages, results: Mapping, workdir: pathlib.Path, command: str, bad_images) -> dict:
+  """The content of `results.json`; the arguments are those of `of_run`."""
+  dataset, counts = stages[0].dataset, stages[0].class_counts
+  rows = {each.name: _stage(each, workdir / each.name, results[each.name]) for each in stages}
   sizes = {group: len(classes) for group, classes in longtail.shot_groups(counts).items()}
-  results = dict(
-      final=stages[config.stages[-1]]["test"], stages=stages, posthoc=list(posthoc), groups=sizes,
-      parameters=parameters,
-      data=dict(name=config.dataset.name, imbalance=config.dataset.get("imbalance", float(counts.max() / counts.min())),
+  constants = spec.dataset.constants
+  return dict(
+      final=rows[stages[-1].name]["test"], stages=rows, groups=sizes,
+      posthoc=[row for each in stages for row in results[each.name].posthoc],
+      parameters=results[stages[-1].name].parameters,
+      data=dict(name=spec.dataset.name, imbalance=constants.get("imbalance", float(counts.max() / counts.min())),
                 train_images=int(counts.sum()),
                 test_images=len(dataset.test[1]), held_out_images=int(dataset.held_out_counts.sum()),
                 held_out_counts=dataset.held_out_counts.tolist(), class_counts=counts.tolist(),
                 class_names=list(dataset.class_names), selected_sha256=dataset.fingerprint,
-                bad_images=dict(sorted((bad_images or {}).items()))),
+                bad_images=dict(sorted(bad_images.found.items()))),
       counts=dict(
-          skipped_steps=sum(stage["skipped_steps"] for stage in stages.values()),
-          checkpoint_fallbacks=journal.Events(workdir / "events.jsonl").counts()["checkpoint_fallbacks"],
-          replaced_images=len(bad_images or {}), **(counted or {})),
-      augmentation=dict(config.augment.to_dict(), mixup={name: config[name].mixup for name in config.stages}),
-      seed=config.seed, precision=config.precision, command=command, commit=commit(), hardware=hardware(),
+          skipped_steps=sum(row["skipped_steps"] for row in rows.values()),
+          checkpoint_fallbacks=log.Events(workdir / "events.jsonl").counts()["checkpoint_fallbacks"],
+          replaced_images=len(bad_images.found), retried_reads=bad_images.retried,
+          dropped_examples=sum(result.dropped for result in results.values())),
+      augmentation={each.name: [dict(call.constants, name=call.name) for call in each.spec.augment]
+                    for each in stages},
+      seed=spec.settings.seed, precision=spec.config.precision, command=command, commit=commit(), hardware=hardware(),
       versions=versions())
-  folder = workdir / "report"
+
+
+def draw(spec, stages, results: Mapping, found: dict, activations, workdir: pathlib.Path) -> None:
+  """Writes `report/`; a picture that fails costs itself and a line on stderr."""
+  folder, counts, names = workdir / "report", stages[0].class_counts, stages[0].dataset.class_names
   folder.mkdir(exist_ok=True)
-  present = tuple(group for group in GROUPS if sizes[group])
-  plots.training_curves({name: journal.read(workdir / name / "metrics.jsonl") for name in confusions}, present,
-                        folder / "training_curves.png")
-  plots.accuracy_by_class_size(confusions, counts, dataset.class_names, folder / "accuracy_by_class_size.png")
-  plots.confusion_matrix(confusions[config.stages[-1]], counts, dataset.class_names, folder / "confusion_matrix.png")
+  present = tuple(group for group in GROUPS if found["groups"][group])
+  confusions = {each.name: results[each.name].confusion for each in stages}
+  pictures = {
+      "training_curves": lambda path: plots.training_curves(
+          {each.name: log.read(workdir / each.name / "metrics.jsonl") for each in stages}, present, path),
+      "accuracy_by_class_size": lambda path: plots.accuracy_by_class_size(confusions, counts, names, path),
+      "confusion_matrix": lambda path: plots.confusion_matrix(confusions[stages[-1].name], counts, names, path)}
   if activations:
-    plots.activation_maps(activations, dataset.class_names, folder / "activation_maps.png")
-  (folder / "README.md").write_text(_page(config, results, pictured=activations is not None))
-  partial = workdir / "results.tmp"
-  partial.write_text(json.dumps(results, indent=1) + "\n")
-  partial.replace(workdir / "results.json")
-  return results
+    pictures["activation_maps"] = lambda path: plots.activation_maps(activations, names, path)
+  drawn = []
+  for name, picture in pictures.items():
+    try:
+      picture(folder / f"{name}.png")
+      drawn.append(name)
+    except OSError:
+      raise
+    except Exception as error:  # a font, a name, a figure too large: nothing that may cost the results
+      print(f"WARNING: {folder / name}.png could not be drawn ({type(error).__name__}: {error})", file=sys.stderr)
+  (folder / "README.md").write_text(_page(stages[-1].name, found, pictured="activation_maps" in drawn))
 
 
-def _stage(block, folder: pathlib.Path, confusion: np.ndarray, counts: np.ndarray) -> dict:
-  lines = journal.read(folder / "metrics.jsonl")
+def _stage(stage, folder: pathlib.Path, result) -> dict:
+  lines, counts = log.read(folder / "metrics.jsonl"), stage.class_counts
   best = max((line for line in lines if "test" in line), key=lambda line: line["test"]["overall"])
   held_out = max((line for line in lines if "held_out" in line), key=lambda line: line["held_out"], default=None)
-  timing = journal.read(folder / "timing.jsonl")
+  timing = log.read(folder / "timing.jsonl")
   seconds, steps = sum(line["seconds"] for line in timing), sum(line["step"] - line["start"] for line in timing)
+  averaged = {}
+  if result.averaged_confusion is not None:
+    averaged["test_of_average"] = metrics.group_accuracy(result.averaged_confusion, counts)
   return dict(
-      test=metrics.group_accuracy(confusion, counts), per_class=metrics.per_class_accuracy(confusion).tolist(),
-      # Named for what it is: a number chosen on the test set is not the result.
+      test=metrics.group_accuracy(result.confusion, counts),
+      per_class=metrics.per_class_accuracy(result.confusion).tolist(), **averaged,
+      # Named so that nobody takes it for the result: a number chosen on the test set is not the result.
       best_selected_on_test=dict(epoch=best["epoch"], overall=best["test"]["overall"]),
       best_on_held_out=held_out and dict(step=held_out["step"], balanced_accuracy=held_out["held_out"]),
       skipped_steps=sum("skipped" in line for line in lines),
-      epochs=block.epochs, batch_size=block.batch_size, steps=lines[-1]["step"], seconds=seconds,
-      images_per_second=steps * block.batch_size / seconds if seconds else 0.0)  # a log of times that was lost
+      epochs=stage.spec.epochs, batch_size=stage.spec.batch_size, steps=lines[-1]["step"], seconds=seconds,
+      images_per_second=steps * stage.spec.batch_size / seconds if seconds else 0.0)  # 0: the log of times was lost
 
 
 def counts(results: dict) -> list[str]:
@@ -132,8 +172,8 @@ def _posthoc_line(found: dict) -> str:
           f"{', ...' if len(choice['candidates']) > len(best) else ''}")
 
 
-def _page(config, results: dict, pictured: bool) -> str:
-  data, last = results["data"], results["stages"][config.stages[-1]]
+def _page(last_stage: str, results: dict, pictured: bool) -> str:
+  data, last = results["data"], results["stages"][last_stage]
   rows = "\n".join(
       f"| {name} | {count} | {100 * accuracy:.1f} |"
       for name, count, accuracy in zip(data["class_names"], data["class_counts"], last["per_class"], strict=True))

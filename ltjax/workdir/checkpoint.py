@@ -6,6 +6,7 @@ reads. It is written under another name, hashed, flushed, and gets its own name 
 name is whole, whatever ended the program. The first process alone writes and reads; the others are told.
 """
 
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -20,7 +21,6 @@ import orbax.checkpoint as ocp
 
 from ltjax.distributed import processes, sharding
 from ltjax.errors import SaveError, WorkdirError
-from ltjax.step import TrainState
 from ltjax.workdir import manifest
 
 PARTIAL, DAMAGED = ".partial", ".damaged"  # ends of names that are no steps
@@ -62,7 +62,7 @@ class Checkpoints:
     """The newest committed step, in every process."""
     return processes.from_first(lambda: max(self.steps(), default=None))
 
-  def save(self, state: TrainState, *, scores: Mapping[int, float] | None = None, wait: bool = False) -> None:
+  def save(self, state, *, scores: Mapping[int, float] | None = None, wait: bool = False) -> None:
     """Saves `state` under its step, unless that step is there; the write goes on in the background unless `wait`.
 
     `scores` are the accuracies on the held-out images, if there are any, at the steps where they were looked at.
@@ -120,7 +120,7 @@ class Checkpoints:
         # Under another name first: a deletion that is cut short leaves nothing that looks whole.
         shutil.rmtree((self._folder / str(step)).rename(self._folder / f"{step}{PARTIAL}"))
 
-  def restore(self, like: TrainState, upto: int = sys.maxsize) -> TrainState:
+  def restore(self, like, upto: int = sys.maxsize):
     """The newest state that is whole, with the shapes, types and shardings of `like`, which need not hold arrays.
 
     Args:
@@ -237,6 +237,7 @@ def _one_line(error: Exception) -> str:
   return " ".join(str(error).split()).split(". ")[0][:200] or type(error).__name__
 
 
-def _items(state: TrainState) -> dict[str, dict]:
-  return dict(model=dict(params=state.params, batch_stats=state.batch_stats), training=dict(
-      step=state.step, opt_state=state.opt_state, seen_counts=state.seen_counts, window=state.window))
+def _items(state) -> dict[str, dict]:
+  fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+  model = {name: fields.pop(name) for name in ("params", "batch_stats")}
+  return dict(model=model, training={name: value for name, value in fields.items() if value is not None})

@@ -1,0 +1,174 @@
+"""Where a stage's parameters come from: a checkpoint of the stage before, another run, a weights file, prototypes."""
+
+import json
+import pathlib
+import re
+from collections.abc import Callable
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ltjax.data import prng
+from ltjax.distributed import processes
+from ltjax.errors import WorkdirError
+from ltjax.models import import_torch
+from ltjax.stage import Stage
+from ltjax.workdir import manifest
+from ltjax.workdir.checkpoint import Checkpoints
+
+
+def from_stage(stage: Stage, before: Stage, folder: pathlib.Path, checkpoints: Callable[..., Checkpoints]) -> dict:
+  """{"params", "batch_stats"} that `stage` starts with after `before`.
+
+  Args:
+    stage: the stage that begins.
+    before: the stage that ended.
+    folder: the work folder; `stage` writes its prototypes there.
+    checkpoints: opens a folder of checkpoints.
+  """
+  with checkpoints(folder / before.name / "checkpoints") as earlier:
+    variables = earlier.restore_model(before.on_devices(before.shapes))
+  taken = take_over(variables, stage.init, stage.spec.reset)
+  if not getattr(stage.model.head, "wants_prototypes", False):
+    return taken
+  return with_prototypes(stage, before, taken, variables, folder / stage.name)
+
+
+def take_over(variables: dict, init: Callable[[], dict], reset: tuple) -> dict:
+  """The variables of a stage: those of the stage before where the path is the same, the others drawn by `init`.
+
+  Args:
+    variables: {"params", "batch_stats"} of the stage before.
+    init: draws this stage's.
+    reset: regular expressions of parameters that are drawn although the stage before has them.
+  """
+  wanted = jax.eval_shape(init)
+  if jax.tree.structure(wanted) == jax.tree.structure(variables) and not reset:
+    return variables
+  fresh, taken = init(), {}
+  for kind, tree in fresh.items():
+    earlier, drawn = (flax.traverse_util.flatten_dict(tree, sep="/") for tree in (variables[kind], tree))
+    patterns = reset if kind == "params" else ()
+    same = {path for path in drawn if path in earlier and not any(re.fullmatch(pattern, path) for pattern in patterns)}
+    taken[kind] = flax.traverse_util.unflatten_dict(
+        {path: earlier[path] if path in same else drawn[path] for path in drawn}, sep="/")
+  return taken
+
+
+# -- another training -------------------------------------------------------------------------------------------------
+
+
+def pretrained(variables: dict, path: str, *, reset_head: bool = False) -> dict:
+  """`variables` of a first stage with the parameters that another training has learned.
+
+  A file of weights gives the backbone. The work folder of a run gives the complete model of its last stage, or with
+  `reset_head` its backbone: that is how one fine-tunes for other classes.
+
+  Args:
+    variables: {"params", "batch_stats"}, arrays or shapes.
+    path: a file or a folder.
+    reset_head: leaves the head as it is.
+
+  Raises:
+    DataError: the file does not fit.
+    WorkdirError: the folder is no run, or its model is another, whose arrays are listed.
+  """
+  source = pathlib.Path(path).expanduser()
+  if not source.is_dir():
+    return import_torch.into(variables, str(source))
+  stored = Checkpoints(_last_stage(source) / "checkpoints", read_only=True).stored_model()
+
+  def taken(tree: dict) -> dict[str, str]:
+    return {path: text for path, text in manifest.describe(tree).items()
+            if not (reset_head and path.split("/")[1] == "head")}
+
+  if different := manifest.differences(taken(variables), taken(stored)):
+    raise WorkdirError(f"pretrained: the model of {source} does not fit the config's: {different}; "
+                       "--config.reset_head=True draws the head afresh, where that is all that differs")
+  places = {tuple(path.split("/")) for path in taken(variables)}
+  found = flax.traverse_util.flatten_dict(stored)
+  flat = {place: jnp.asarray(found[place]) if place in places else leaf
+          for place, leaf in flax.traverse_util.flatten_dict(variables).items()}
+  return {kind: {} for kind in variables} | flax.traverse_util.unflatten_dict(flat)
+
+
+def _last_stage(workdir: pathlib.Path) -> pathlib.Path:
+  try:
+    return workdir / json.loads((workdir / "config.json").read_text())["stages"][-1]
+  except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+    raise WorkdirError(f"pretrained: {workdir} is not the work folder of a run ({type(error).__name__}: {error}); give "
+                       "one, or a file of weights") from error
+
+
+# -- prototypes: features of training images as parameters ------------------------------------------------------------
+
+
+def with_prototypes(stage: Stage, before: Stage, variables: dict, earlier: dict, folder: pathlib.Path) -> dict:
+  """`variables` of `stage` with features of training images as the `prototypes` of its head.
+
+  A prototype is the pooled feature of a training image, in evaluation mode and without augmentation, by the model of
+  the stage before. Which images is a pure function of the seed, the stage and the class, so a run that is asked again
+  draws the same; `folder/prototypes.json` lists them by their indices in the set from which the long-tailed one was
+  selected.
+
+  Args:
+    stage: the stage that begins.
+    before: the stage before it.
+    variables: {"params", "batch_stats"} that `stage` begins with.
+    earlier: those that `before` ended with.
+    folder: of `stage`.
+  """
+  head, (images, labels), extract = stage.model.head, stage.dataset.train, before.extractor(earlier)
+  places = {int(c): np.flatnonzero(labels == c) for c in head.tail}
+  features = None
+  if head.pick == "kmeans":
+    features = extract(images, "features", places=np.concatenate(list(places.values())))["features"]
+
+  def choose() -> np.ndarray:
+    chosen = _chosen(head, places, features, stage.settings.seed, stage.name)
+    _write(folder / "prototypes.json", before.name, {
+        stage.dataset.class_names[c]: stage.dataset.selected[own].tolist()
+        for c, own in zip(head.tail, chosen, strict=True)})
+    return chosen
+
+  chosen = processes.from_first(choose)
+  features = extract(images, "features", places=chosen.ravel())["features"].reshape(*chosen.shape, -1)
+  return variables | dict(params=variables["params"] | dict(head=variables["params"]["head"] | dict(
+      prototypes=features)))
+
+
+def _chosen(head, places: dict[int, np.ndarray], features: np.ndarray | None, seed: int, stage: str) -> np.ndarray:
+  """[tail classes, prototypes] of `places`; `features`, for k-means, are those of all places."""
+  if head.pick == "kmeans":
+    of_class = np.split(features, np.cumsum([len(own) for own in places.values()])[:-1])
+    chosen = [own[_central(part, head.num_prototypes, seed)]
+              for own, part in zip(places.values(), of_class, strict=True)]
+  elif head.pick == "first":
+    chosen = [own[:head.num_prototypes] for own in places.values()]
+  else:
+    chosen = [_drawn(own, head.num_prototypes, seed, stage, c) for c, own in places.items()]
+  # A class with fewer images repeats them.
+  return np.stack([np.resize(own, head.num_prototypes) for own in chosen])
+
+
+def _drawn(places: np.ndarray, number: int, seed: int, stage: str, label: int) -> np.ndarray:
+  """At most `number` of `places`, without replacement."""
+  words = prng.host_words(seed, stage, "prototypes", counter=label, size=len(places))
+  return places[np.argsort(words, kind="stable")[:number]]
+
+
+def _central(features: np.ndarray, number: int, seed: int) -> np.ndarray:
+  """Rows of `features` nearest to the centres of k-means, the row of a larger cluster first."""
+  from sklearn.cluster import KMeans
+
+  found = KMeans(min(number, len(features)), n_init=1, random_state=seed).fit(features)
+  sizes = np.bincount(found.labels_, minlength=len(found.cluster_centers_))
+  nearest = found.transform(features).argmin(axis=0)
+  return nearest[np.argsort(-sizes, kind="stable")]
+
+
+def _write(path: pathlib.Path, before: str, images: dict[str, list[int]]) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(dict(features_of_stage=before, images=images), indent=1) + "\n")

@@ -1,0 +1,252 @@
+"""Checks of a parsed config: which parts go together, and where schedules lead. Touches no data and no device."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ltjax import optim, posthoc
+from ltjax.augment import compose
+from ltjax.config import bind as b
+from ltjax.config.spec import RunSpec, StageSpec
+from ltjax.data import sources
+from ltjax.errors import ConfigError
+from ltjax.schedules import Clock
+
+
+def check(spec: RunSpec) -> None:
+  """Raises a `ConfigError` for the first thing that could not run."""
+  names = tuple(stage.name for stage in spec.stages)
+  if spec.reset_head and not spec.pretrained:
+    raise ConfigError("reset_head: without pretrained there is no head to reset; give --config.pretrained=DIR, the "
+                      "work folder of a run, or write reset_head=False")
+  for stage in spec.stages:
+    model = stage.model(None)
+    _check_parts(stage, model, names)
+    _check_augment(stage)
+    _check_values(stage)
+    b.at_path(stage.name, _trace, stage)
+    shapes = parameter_shapes(stage, model)["params"]
+    check_trained(stage, shapes)
+  for index, block in enumerate(spec.posthoc):
+    _check_posthoc(spec, block, f"posthoc[{index}]")
+
+
+def parameter_shapes(stage: StageSpec, model, image_shape: tuple = ()) -> dict:
+  """Shapes of {"params", "batch_stats"}; without the images' shape, of images that are as good as any."""
+  size = stage.size or 32
+  image_shape = image_shape or (1, size, size, 3)
+  variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(image_shape), train=False))
+  return dict(params=variables["params"], batch_stats=variables.get("batch_stats", {}))
+
+
+def check_trained(stage: StageSpec, shapes: dict):
+  """The learning rate factors of the stage's parameters; raises where a pattern matches none of them."""
+  for key, patterns in dict(reset=stage.reset, **{"optimizer.no_decay": stage.around["no_decay"]}).items():
+    optim.check_patterns(patterns, shapes, where=f"{stage.name}.{key}")
+  factors = optim.learning_rate_factors(shapes, stage.train, stage.lr_factors, where=f"{stage.name}.train")
+  trained = [path for path, factor in optim.flat(factors).items() if factor is not None]
+  if stage.batch_norm == "shift" and any("norm" in path.split("/")[-2] for path in trained):
+    raise ConfigError(f"{stage.name}.batch_norm: 'shift' moves the statistics of a frozen backbone, but "
+                      f"{stage.name}.train trains BatchNorm's parameters; use 'train', or freeze them")
+  return factors
+
+
+def _trait(call, name: str, default=False):
+  return getattr(call.function, name, default) if call else default
+
+
+def _check_parts(stage: StageSpec, model, names: Sequence[str]) -> None:
+  """Raises where the adjustment, the loss, the head and the transforms do not go together."""
+  name, objective, head = stage.name, stage.objective, model.head
+  adjust, loss = objective.adjust, objective.loss
+  gives, head_name = getattr(head, "gives", "logits"), stage.head.name
+  for call, key in ((adjust, "adjust"), (loss, "loss")):
+    if call and "cosines" in call.arguments and gives == "logits":
+      raise ConfigError(f"{name}.{key}: {call.name} takes cosines, but the head {head_name!r} does not give them; "
+                        "write head=dict(name='Cosine')")
+    if call and _trait(call, "needs_angles") and gives != "cosines":
+      raise ConfigError(f"{name}.{key}: {call.name} works on the angle and needs cosines in [-1, 1], which the head "
+                        f"{head_name!r} scales beyond; write head=dict(name='Cosine')")
+    if call and "features" in call.arguments and not getattr(head, "keeps_norm", True):
+      raise ConfigError(f"{name}.{key}: {call.name} works on the norm of the features, which the head {head_name!r} "
+                        "removes; write head=dict(name='Linear')")
+  if stage.class_weights and _trait(loss, "of_batch"):
+    raise ConfigError(f"{name}.class_weights: {loss.name} is the loss of a complete batch, so its examples cannot have "
+                      "different weights; write class_weights=None")
+  if _trait(adjust, "drops_columns") and _trait(loss, "of_batch"):
+    raise ConfigError(f"{name}.loss: {loss.name} reads down the columns of the logits, some of which {adjust.name} "
+                      "drops at random; write loss=dict(name='cross_entropy'), or adjust=None")
+  if getattr(head, "wants_prototypes", False):
+    _check_prototypes(stage, names)
+  groups = stage.backbone.constants.get("bn_groups", 1)
+  if stage.batch_norm != "eval" and stage.batch_size % groups:
+    raise ConfigError(f"backbone.bn_groups: {groups} does not divide {name}.batch_size={stage.batch_size}; "
+                      "give a multiple")
+  if stage.join:
+    _check_join(stage, model)
+  for call in stage.transforms:
+    if _trait(call, "adds_rows"):
+      _check_added_rows(stage, model, call)
+  pieces = stage.around["accumulate"]
+  if stage.batch_size % pieces:
+    raise ConfigError(f"{name}.optimizer.accumulate: {pieces} does not divide {name}.batch_size={stage.batch_size}; "
+                      f"give one of {', '.join(str(n) for n in range(1, 65) if stage.batch_size % n == 0)}")
+  if pieces > 1 and (_trait(loss, "of_batch") or any(_trait(call, "adds_rows") for call in stage.transforms)):
+    raise ConfigError(f"{name}.optimizer.accumulate: the loss of this stage is of a complete batch, which cannot be "
+                      "cut into parts; write accumulate=1")
+
+
+def _check_join(stage: StageSpec, model) -> None:
+  name, call = stage.name, stage.join
+  if not getattr(model.backbone, "takes_branches", False):
+    raise ConfigError(f"{name}.transforms: {call.name} makes two batches, but the backbone {stage.backbone.name!r} "
+                      "takes one; write backbone=dict(name='ResNetBBN')")
+  if stage.head.constants.get("crops"):
+    raise ConfigError(f"{stage.head_where}.crops: crops are taken of one batch, but {call.name} of {name} makes two; "
+                      "remove one of them")
+  if mixing := [op.name for op in stage.augment if mixes(op)]:
+    raise ConfigError(f"{name}.mixup: {call.name} makes two batches, which {mixing[0]} would mix once more; "
+                      "write mixup=0.0, or remove the transform")
+
+
+def mixes(call) -> bool:
+  """Whether an augmentation mixes examples and so takes their labels."""
+  return "labels" in call.arguments
+
+
+def _check_added_rows(stage: StageSpec, model, call) -> None:
+  name = stage.name
+  if getattr(model.backbone, "insert", None) is None:
+    raise ConfigError(f"{name}.transforms: nothing in the backbone makes the features that {call.name} asks for; write "
+                      f"backbone=dict(name={stage.backbone.name!r}, ..., insert=dict(name='AFA')), or remove it")
+  if stage.join:
+    raise ConfigError(f"{name}.transforms: {call.name} takes one batch, but {stage.join.name} makes two; remove one")
+  if mixing := [op.name for op in stage.augment if mixes(op)]:
+    raise ConfigError(f"{name}.mixup: an image of {mixing[0]} has no class to generate features for; remove "
+                      f"{mixing[0]} or {call.name}")
+  if stage.backbone.constants.get("bn_groups", 1) > 1:
+    raise ConfigError("backbone.bn_groups: the statistics of groups cannot leave out invalid rows; write bn_groups=1, "
+                      f"or remove {call.name} from {name}.transforms")
+  if getattr(model.head, "batch_statistics", False):
+    raise ConfigError(f"{name}.transforms: the head {stage.head.name!r} would take the invalid rows of {call.name} "
+                      "into its running mean; use another head, or remove the transform")
+  if _trait(stage.objective.loss, "of_batch"):
+    raise ConfigError(f"{name}.loss: {stage.objective.loss.name} is the loss of a complete batch, in which the invalid "
+                      f"rows of {call.name} would count; use another loss, or remove the transform")
+
+
+def _check_prototypes(stage: StageSpec, names: Sequence[str]) -> None:
+  """Raises unless the stage is the last of several."""
+  if stage.name != names[-1]:
+    raise ConfigError(f"{stage.head_where}: {stage.head.name} belongs to the last stage, {names[-1]!r}, but "
+                      f"{stage.name!r} has it; write --config.{names[-1]}.head=..., and another head for "
+                      f"{stage.name!r}")
+  if len(names) == 1:
+    raise ConfigError(f"{stage.head_where}: {stage.head.name} takes its prototypes from the stage before, but "
+                      f"{stage.name!r} is the only one of stages={tuple(names)!r}; put one before it that learns the "
+                      "representation")
+
+
+def _check_augment(stage: StageSpec) -> None:
+  """Raises where the operations are in an order that makes no sense."""
+  b.at_path(f"{stage.name}.augment", compose.compose, [(call.name, call) for call in stage.augment])
+
+
+# -- values -----------------------------------------------------------------------------------------------------------
+
+
+def _check_values(stage: StageSpec) -> None:
+  """Raises where a schedule leaves the range of its parameter, or a sampler does not give probabilities."""
+  # Every epoch of a short stage, 200 of a long one: schedules have few corners.
+  epochs = sorted({round(part * (stage.epochs - 1)) for part in np.linspace(0, 1, 200)})
+  clocks = [Clock(step=epoch, steps_per_epoch=1, epochs=stage.epochs) for epoch in epochs]
+  calls = dict(adjust=stage.objective.adjust, loss=stage.objective.loss, class_weights=stage.class_weights)
+  calls |= {f"transforms[{index}]": call for index, call in enumerate(stage.transforms)}
+  moving = {"lr": (stage.lr, "[0, inf)")}
+  for part, call in calls.items():
+    for key, schedule in (call.schedules.items() if call else ()):
+      moving[f"{part}.{key}"] = schedule, b.interval(b.signature(call.function)[key])
+  draws = {f"{stage.name}.sampler" if not index else f"{stage.name}.transforms[0].sampler": call
+           for index, call in enumerate(stage.samplers)}
+  for clock in clocks:
+    for key, (schedule, limits) in moving.items():
+      b.check_number(schedule(clock), f"{stage.name}.{key} in epoch {clock.epoch}", limits=limits)
+    for where, call in draws.items():
+      b.at_path(where, call, np.array([100, 10, 1]), **call.at(clock))
+
+
+def _trace(stage: StageSpec) -> None:
+  """Traces the loss of one batch without computing it: only the functions know their results and choices."""
+  objective, clock = stage.objective, Clock(0, 1, stage.epochs)
+  scalars = dict(adjust=objective.adjust.at(clock) if objective.adjust else {}, loss=objective.loss.at(clock))
+
+  def traced(logits, labels, counts):
+    state = objective.update_state(objective.init_state(2), logits, labels, 1.0)
+    offered = dict(labels=labels, class_counts=counts, features=logits, key=jax.random.key(0), **(state or {}))
+    found = {}
+    for key in ("adjust", "loss"):
+      if call := getattr(objective, key):
+        given = {name: value for name, value in offered.items() if name in call.arguments}
+        found[key] = call(logits, **given, **scalars[key])
+    return found
+
+  shapes = [jax.ShapeDtypeStruct(shape, kind) for shape, kind in (((3, 2), "float32"), ((3,), "int32"),
+                                                                   ((2,), "float32"))]
+  for key, result in jax.eval_shape(traced, *shapes).items():
+    wanted, call = dict(adjust=(3, 2), loss=(3,))[key], getattr(objective, key)
+    if getattr(result, "shape", None) != wanted:
+      hint = {(3, 2): "; as it returns logits, it belongs into adjust=", (3,): "; it belongs into loss="}
+      raise ConfigError(f"{key}: {call.name} gives {getattr(result, 'shape', type(result).__name__)} for 3 examples of "
+                        f"2 classes, expected {wanted}{hint.get(getattr(result, 'shape', None), '')}")
+
+
+def _check_posthoc(spec: RunSpec, block, where: str) -> None:
+  for candidate in block.candidates:
+    b.at_path(where, posthoc.trace, block.name, candidate)
+  in_memory = spec.dataset.function in b.public(sources).values()  # files may bring their own held-out list
+  if block.choices and in_memory and not spec.dataset.constants.get("holdout"):
+    raise nothing_held_out(f"{where}.{block.choices[0]}")
+  if block.name == "tau_normalize":
+    stage = spec.stage(block.stage)
+    shapes = parameter_shapes(stage, stage.model(None))
+    head = shapes["params"].get("head", {})
+    if not {"kernel"} <= set(head) <= {"kernel", "bias"} or "head" in shapes["batch_stats"]:
+      raise ConfigError(f"{where}: tau_normalize needs a head with a kernel and at most a bias, but {stage.head.name} "
+                        f"has {', '.join(head) or 'nothing'}; use a Linear head, or name a stage that has one with "
+                        "stage=...")
+
+
+def check_data(spec: RunSpec, dataset, devices: int) -> None:
+  """Raises where the data set is not what the config needs; calls nothing that reads an image."""
+  arrays, name = isinstance(dataset.train[0], np.ndarray), spec.dataset.name
+  for stage in spec.stages:
+    stage.model(dataset.class_counts)
+    check_batch(stage, devices, len(dataset.train[1]))
+    first = stage.augment[0] if stage.augment else None
+    if not arrays and not hasattr(first and first.function, "boxes"):
+      raise ConfigError(f"augment: the images of {name!r} have many sizes; write augment=(dict(name="
+                        "'random_resized_crop', size=224), dict(name='flip'))")
+  if not arrays and not spec.streamed:
+    raise ConfigError(f"dataset.pipeline: the images of {name!r} are too many to be resident; write 'tf_data'")
+  for index, block in enumerate(spec.posthoc):
+    if block.choices and dataset.held_out is None:
+      raise nothing_held_out(f"posthoc[{index}].{block.choices[0]}")
+
+
+def nothing_held_out(where: str) -> ConfigError:
+  """The error for a choice without images to make it on."""
+  return ConfigError(f"{where}: candidates are chosen on held-out training images, but dataset.holdout is 0; "
+                     "set --config.dataset.holdout=0.1, or give one value")
+
+
+def check_batch(stage: StageSpec, devices: int, examples: int) -> None:
+  """Raises where a batch does not fit the data or the devices."""
+  where, size = f"{stage.name}.batch_size", stage.batch_size
+  if size > examples:
+    raise ConfigError(f"{where}: {size} does not fit {examples} training images; give 1 to {examples}")
+  if size % devices:
+    near = [found for found in (size - size % devices, size - size % devices + devices) if 1 <= found <= examples]
+    raise ConfigError(f"{where}: {size} is not divisible by {devices} devices; valid are its multiples, the nearest "
+                      f"{' and '.join(map(str, near)) or 'none that fits'}")

@@ -1,0 +1,424 @@
+"""The config, parsed: every block bound to the function it names. `parse` needs no data and no device."""
+
+import importlib
+import inspect
+import itertools
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ltjax import augment, losses, models, optim, posthoc, recipes
+from ltjax.augment import batches
+from ltjax.config import bind as b
+from ltjax.config.bind import Call
+from ltjax.data import decode, photos, samplers, sources
+from ltjax.errors import ConfigError, DataError, nearest
+from ltjax.losses.objective import OFFERED, Objective
+from ltjax.models import heads
+from ltjax.schedules import Clock
+
+STAGE_KEYS = tuple(inspect.signature(recipes.stage).parameters)
+PRECISIONS = {"float32": jnp.float32, "bf16": jnp.bfloat16}
+BATCH_NORM_MODES = ("train", "eval", "shift")
+# Keys of config.dataset that every source may have beside its own, and their values; the first is the default.
+READING = dict(pipeline=("resident", "tf_data"), on_bad_image=("error", "substitute"))
+# Keys of an optimizer block beside the optimiser's own: (type, range) of each number.
+AROUND = dict(clip_norm=(float, "[0, inf)"), accumulate=(int, "[1, inf)"), ema=(float, "[0, 1)"))
+SETTINGS = dict(seed=(int, "[0, 4294967295]"), steps_per_call=(int, "[0, inf)"), eval_every_epochs=(int, "[1, inf)"),
+                checkpoint_every_epochs=(int, "[1, inf)"), keep_checkpoints=(int, "[1, inf)"),
+                log_every_steps=(int, "[1, inf)"), eval_batch_size=(int, "[1, inf)"), skip_limit=(int, "[0, inf)"))
+ON_NONFINITE = ("stop", "skip")
+POSTHOC = dict(tau_normalize=posthoc.tau_normalize, nearest_class_mean=posthoc.nearest_class_mean,
+               logit_adjustment=posthoc.adjust_logits)
+
+
+class StageSpec(NamedTuple):
+  """A stage's blocks, bound."""
+
+  name: str
+  epochs: int
+  batch_size: int
+  lr: Callable[[Clock], float]
+  objective: Objective
+  class_weights: Call | None
+  samplers: tuple[Call, ...]  # one per stream of examples
+  augment: tuple[Call, ...]
+  transforms: tuple[Call, ...]
+  optimizer: Call
+  around: dict  # clip_norm, accumulate, ema, no_decay
+  backbone: Call
+  head: Call
+  head_where: str
+  dtype: Any
+  train: tuple[str, ...]
+  lr_factors: tuple
+  reset: tuple[str, ...]
+  batch_norm: str
+
+  @property
+  def join(self) -> Call | None:
+    """The transform that joins several streams of examples, if any."""
+    return next((call for call in self.transforms if streams(call) > 1), None)
+
+  def model(self, class_counts: Sequence[int] | np.ndarray | None) -> models.Classifier:
+    """The network; without class counts for two classes, to see its parameters."""
+    given = dict(num_classes=2 if class_counts is None else len(class_counts))
+    if "class_counts" in self.head.arguments:
+      given["class_counts"] = None if class_counts is None else tuple(map(int, class_counts))
+    dtype = dict(dtype=self.dtype) if "dtype" in self.backbone.arguments else {}
+    return models.Classifier(backbone=b.at_path("backbone", self.backbone, **dtype),
+                             head=b.at_path(self.head_where, self.head, **given))
+
+  @property
+  def size(self) -> int:
+    """The side to which the augmentation brings all images; 0 where they keep theirs."""
+    return next((call.constants["size"] for call in self.augment if hasattr(call.function, "boxes")), 0)
+
+
+class PosthocSpec(NamedTuple):
+  """A method of config.posthoc: the stage whose model it changes, and the hyper-parameters it chooses among."""
+
+  name: str
+  stage: str
+  candidates: tuple[dict[str, Any], ...]  # all hyper-parameters; one dict where nothing is chosen
+  choices: tuple[str, ...]  # the hyper-parameters that the candidates differ in
+
+
+class Settings(NamedTuple):
+  """The numbers of a run that belong to no stage."""
+
+  seed: int
+  steps_per_call: int
+  eval_every_epochs: int
+  checkpoint_every_epochs: int
+  keep_checkpoints: int
+  log_every_steps: int
+  eval_batch_size: int
+  skip_limit: int
+  on_nonfinite: str
+
+
+class RunSpec(NamedTuple):
+  """A checked config."""
+
+  config: ConfigDict  # as it is written to config.json
+  settings: Settings
+  dataset: Call
+  streamed: bool  # whether batches come from tf.data
+  on_bad_image: str
+  stages: tuple[StageSpec, ...]
+  posthoc: tuple[PosthocSpec, ...]
+  pretrained: str
+  reset_head: bool
+
+  def read(self, cache: pathlib.Path | None = None, log: pathlib.Path | None = None) -> tuple[
+      sources.Dataset, decode.BadImages]:
+    """The data set, and the log of its bad images.
+
+    Args:
+      cache: a folder for listings.
+      log: a file that outlives a stop of the run, for the bad images.
+    """
+    given = dict(cache=cache) if "cache" in self.dataset.arguments else {}
+    try:
+      dataset = self.dataset(**given)
+    except OSError as error:
+      raise DataError(f"dataset: {error.filename or self.dataset.constants} cannot be read "
+                      f"({error.strerror or error})") from error
+    return decode.opened(dataset, self.on_bad_image, log)
+
+  def stage(self, name: str) -> StageSpec:
+    """The stage called `name`."""
+    return next(stage for stage in self.stages if stage.name == name)
+
+
+def parse(config: ConfigDict) -> RunSpec:
+  """Binds every block; raises a `ConfigError` for the first that names something unknown or out of range."""
+  if not isinstance(config, ConfigDict):
+    raise ConfigError(f"the config is a {type(config).__name__}, expected a ConfigDict as ltjax.recipes make it")
+  _check_literals(config)
+  names = _stage_names(config)
+  for key, (kind, limits) in SETTINGS.items():
+    b.check_number(config[key], key, kind, limits)
+  b.check_choice(config.on_nonfinite, ON_NONFINITE, "on_nonfinite")
+  b.check_kind(config.pretrained, str, "pretrained")
+  b.check_kind(config.reset_head, bool, "reset_head")
+  b.check_choice(config.precision, tuple(PRECISIONS), "precision")
+  dataset, reading = _dataset(config.dataset)
+  stages = tuple(_stage(config, name) for name in names)
+  if not isinstance(config.posthoc, tuple | list):
+    raise ConfigError(f"posthoc: expected a tuple of dict(name=..., hyper-parameters), got {b.show(config.posthoc)}")
+  blocks = tuple(_posthoc(names, block, f"posthoc[{index}]") for index, block in enumerate(config.posthoc))
+  return RunSpec(config, Settings(*(config[key] for key in Settings._fields)), dataset,
+                 reading["pipeline"] == "tf_data", reading["on_bad_image"], stages, blocks,
+                 config.pretrained, config.reset_head)
+
+
+# -- keys -------------------------------------------------------------------------------------------------------------
+
+
+def flat(config: Mapping, prefix: str = "") -> dict[str, object]:
+  """{"a.b": value} of every leaf of nested mappings."""
+  found = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping | ConfigDict) and len(value):
+      found |= flat(value, f"{prefix}{key}.")
+    else:
+      found[prefix + key] = value
+  return found
+
+
+def _check_literals(config: ConfigDict) -> None:
+  def literal(value):
+    if isinstance(value, Mapping | ConfigDict):
+      return all(map(literal, value.values()))
+    return all(map(literal, value)) if isinstance(value, tuple | list) else (
+        value is None or isinstance(value, bool | int | float | str))
+
+  for key, value in flat(config).items():
+    if not literal(value):
+      raise ConfigError(f"{key}: expected a number, string, bool, tuple, dict or None, got {b.show(value)}; "
+                        "config.json could not hold it")
+
+
+def _stage_names(config: ConfigDict) -> tuple[str, ...]:
+  """The names of the stages, after a check that exactly their blocks and the keys of every config are there."""
+  if "stages" not in config:
+    raise ConfigError(f"stages: missing from the config{nearest('stages', list(config))}")
+  names = config.stages
+  if not isinstance(names, tuple | list) or not names or not all(isinstance(name, str) for name in names):
+    raise ConfigError(f"stages: expected a tuple of stage names, got {b.show(names)}")
+  for name in names:
+    if not name.isidentifier() or name in (*recipes.RUN_KEYS, "report"):
+      raise ConfigError(f"stages: a stage names its block and its folder and so cannot be called {name!r}; "
+                        "try 'representation' or 'classifier'")
+  if len(set(names)) < len(names):
+    raise ConfigError(f"stages: every stage needs a name of its own, got {b.show(names)}")
+  known = (*recipes.RUN_KEYS, *names)
+  for key, value in config.items():
+    if key not in known:
+      if isinstance(value, ConfigDict) and not nearest(key, [name for name in known if name not in config]):
+        raise ConfigError(f"{key}: a block that stages={tuple(names)!r} does not name{nearest(key, known)}; "
+                          "name it there or remove it")
+      raise ConfigError(f"{key}: not a key of a config{nearest(key, known)}; there are {', '.join(known)}")
+  for key in known:
+    if key not in config:
+      raise ConfigError(f"{key}: missing from the config{' (stages names it)' if key in names else ''}")
+  return tuple(names)
+
+
+# -- what outside parts must have -------------------------------------------------------------------------------------
+
+
+def _lacks(*parameters: str) -> Callable[[Callable], str | None]:
+  """A check that an outside function has `parameters`, of which "a|b" means one of the two."""
+
+  def check(part: Callable) -> str | None:
+    there = b.signature(part)
+    for wanted in parameters:
+      if not set(wanted.split("|")) & set(there):
+        return f"takes no {' or '.join(map(repr, wanted.split('|')))}, which it would be called with"
+    return None
+
+  return check
+
+
+def _backbone_lacks(part: Callable) -> str | None:
+  if not inspect.isclass(part) or not hasattr(part, "apply") or not hasattr(part, "init"):
+    return "is not a flax.linen module"
+  if "train" not in inspect.signature(part.__call__).parameters:
+    return "has no 'train' in __call__(self, images, *, train), which it is called with"
+  return None
+
+
+def _head_lacks(part: Callable) -> str | None:
+  return _backbone_lacks(part) or _lacks("num_classes")(part)
+
+
+# -- blocks -----------------------------------------------------------------------------------------------------------
+
+
+def _dataset(block) -> tuple[Call, dict]:
+  block = b.plain(block)
+  reading = {}
+  if isinstance(block, Mapping):
+    for key, choices in READING.items():
+      reading[key] = block.get(key, choices[0])
+      b.check_choice(reading[key], choices, f"dataset.{key}")
+    block = {key: value for key, value in block.items() if key not in READING}
+  call = b.bind(block, b.public(sources) | b.public(photos), "dataset", given=("cache",), may_change=False,
+                beside=tuple(READING))
+  return call, reading
+
+
+def returns(axes: str) -> Callable[[Callable], bool]:
+  """Whether a function's annotated result has `axes`, such as "b c"; a function without an annotation may."""
+
+  def accepts(function: Callable) -> bool:
+    annotation = inspect.signature(function).return_annotation
+    return getattr(annotation, "dim_str", axes) == axes
+
+  return accepts
+
+
+def _objective(block, where: str) -> tuple[Objective, Call | None]:
+  adjust = None
+  if block.adjust is not None:
+    adjust = b.bind(block.adjust, b.public(losses, returns("b c")), f"{where}.adjust",
+                    given=(*OFFERED, *_state_argument(block.adjust)), check=_lacks("logits|cosines"))
+  loss = b.bind(block.loss, b.public(losses, returns("b")), f"{where}.loss",
+                given=(*OFFERED, *_state_argument(block.loss)), check=_lacks("logits|cosines", "labels"))
+  weights = None
+  if block.class_weights is not None:
+    weights = b.bind(block.class_weights, b.public(losses, returns("c")), f"{where}.class_weights",
+                     given=("class_counts",), check=_lacks("class_counts"))
+  b.check_choice(block.reduce, tuple(b.public(losses, returns(""))), f"{where}.reduce")
+  return Objective(loss, adjust, weights is not None, block.reduce), weights
+
+
+def _state_argument(block) -> tuple[str, ...]:
+  """The argument that a loss with a state gets it in: the step gives it, a config must not."""
+  name = block.get("name") if isinstance(block, Mapping | ConfigDict) else None
+  function = getattr(losses, name, None) if isinstance(name, str) and ":" not in name else None
+  if isinstance(name, str) and ":" in name:
+    module, _, attribute = name.partition(":")
+    try:
+      function = getattr(importlib.import_module(module), attribute, None)
+    except Exception:  # `bind` reports it, with the reason
+      return ()
+  state = getattr(function, "state", None)
+  return (state.argument,) if state else ()
+
+
+def streams(call: Call) -> int:
+  """How many streams of examples a transform takes."""
+  return getattr(call.function, "streams", 1)
+
+
+def _transforms(blocks, where: str) -> tuple[tuple[Call, ...], list]:
+  """(calls, sampler blocks of further streams)."""
+  calls, further, choices = [], [], b.public(batches)
+  for index, block in enumerate(_list(blocks, where)):
+    at = f"{where}[{index}]"
+    block = b.named_block(block, at, tuple(choices))
+    part = b.lookup(block["name"], choices, f"{at}.name", _lacks("batch|batches", "key"))
+    if getattr(part, "streams", 1) > 1:
+      if "sampler" not in block:
+        raise ConfigError(f"{at}: {block['name']} needs sampler=dict(name=...), which draws its second batch")
+      if index:
+        raise ConfigError(f"{at}: {block['name']} joins batches and so must be the first transform")
+      further.append((block.pop("sampler"), f"{at}.sampler"))
+    calls.append(b.bind(block, choices, at, given=("batch", "batches", "key", "num_classes"),
+                        beside=("sampler",) if further else ()))
+  return tuple(calls), further
+
+
+def _list(value, where: str) -> Sequence:
+  if not isinstance(value, tuple | list):
+    hint = ""
+    if isinstance(value, Mapping | ConfigDict) and where.startswith("augment"):
+      hint = "; a dict was the form of ltjax 0.1, whose crop_padding=4, flip=True is (dict(name='random_crop', " \
+             "padding=4), dict(name='flip'))"
+    raise ConfigError(f"{where}: expected a tuple of dict(name=..., hyper-parameters), got {b.show(value)}{hint}")
+  return value
+
+
+def _augment(blocks, mixup: float, where: str) -> tuple[Call, ...]:
+  choices = b.public(augment)
+  calls = [b.bind(block, choices, f"{where}[{index}]", given=("images", "key", "labels"), may_change=False,
+                  check=_lacks("images", "key")) for index, block in enumerate(_list(blocks, where))]
+  if mixup:
+    calls.append(Call(augment.mixup, dict(alpha=mixup), {}))
+  return tuple(calls)
+
+
+def sampler(block, where: str) -> Call:
+  """A sampler block, bound."""
+  return b.bind(block, b.public(samplers), where, given=("class_counts",), check=_lacks("class_counts"))
+
+
+def _optimizer(block, where: str) -> tuple[Call, dict]:
+  block = b.named_block(block, where, optim.__all__)
+  around = {key: block.pop(key, 1 if key == "accumulate" else 0) for key in AROUND}
+  for key, (kind, limits) in AROUND.items():
+    b.check_number(around[key], f"{where}.{key}", kind, limits)
+  around["no_decay"] = _patterns(block.pop("no_decay", ()), f"{where}.no_decay")
+  if "lr" in block or "learning_rate" in block:
+    raise ConfigError(f"{where}: the learning rate is the stage's own key, {where.partition('.')[0]}.lr")
+  call = b.bind(block, b.public(optim), where, given=("learning_rate", "lr", "mask"), may_change=False,
+                beside=(*AROUND, "no_decay"), check=_lacks("learning_rate|lr"))
+  if around["no_decay"] and "mask" not in call.arguments:
+    raise ConfigError(f"{where}.no_decay: {call.name} takes no mask for its weight decay; write no_decay=()")
+  return call, around
+
+
+def _patterns(value, where: str, pairs: bool = False) -> tuple:
+  if not isinstance(value, tuple | list):
+    raise ConfigError(f"{where}: expected a tuple, got {b.show(value)}")
+  for entry in value:
+    pattern = entry
+    if pairs:
+      if not isinstance(entry, tuple | list) or len(entry) != 2:
+        raise ConfigError(f"{where}: expected (regular expression, factor) pairs, got {b.show(entry)}")
+      pattern, factor = entry
+      b.check_number(factor, where, limits="[0, inf)")
+    b.check_kind(pattern, str, where)
+    try:
+      re.compile(pattern)
+    except re.error as error:
+      raise ConfigError(f"{where}: {pattern!r} is not a regular expression ({error})") from error
+  return tuple(tuple(entry) if pairs else entry for entry in value)
+
+
+def _stage(config: ConfigDict, name: str) -> StageSpec:
+  block = config[name]
+  if not isinstance(block, ConfigDict):
+    raise ConfigError(f"{name}: expected a stage block (recipes.stage), got {b.show(block)}")
+  for key in block:
+    if key not in STAGE_KEYS:
+      raise ConfigError(f"{name}.{key}: not a key of a stage{nearest(key, STAGE_KEYS)}; "
+                        f"there are {', '.join(STAGE_KEYS)}")
+  for key in STAGE_KEYS:
+    if key not in block:
+      raise ConfigError(f"{name}.{key}: missing; write stages with recipes.stage(...), which fills in the defaults")
+  for key, (kind, limits) in dict(epochs=(int, "[1, inf)"), batch_size=(int, "[1, inf)"),
+                                  mixup=(float, "[0, inf)")).items():
+    b.check_number(block[key], f"{name}.{key}", kind, limits)
+  b.check_choice(block.batch_norm, BATCH_NORM_MODES, f"{name}.batch_norm")
+  objective, weights = _objective(block, name)
+  transforms, further = _transforms(block.transforms, f"{name}.transforms")
+  images, where = (config.augment, "augment") if block.augment is None else (block.augment, f"{name}.augment")
+  head, head_where = (config.head, "head") if block.head is None else (block.head, f"{name}.head")
+  optimizer, around = _optimizer(block.optimizer, f"{name}.optimizer")
+  backbones = {key: value for key, value in b.public(models).items() if value is not models.Classifier}
+  return StageSpec(
+      name, block.epochs, block.batch_size, b.schedule(block.lr, f"{name}.lr", "[0, inf)"), objective, weights,
+      tuple(sampler(*entry) for entry in ((block.sampler, f"{name}.sampler"), *further)),
+      _augment(images, block.mixup, where), transforms, optimizer, around,
+      b.bind(config.backbone, backbones, "backbone", given=("dtype",), may_change=False, check=_backbone_lacks),
+      b.bind(head, b.public(heads), head_where, given=("num_classes", "class_counts"), may_change=False,
+             check=_head_lacks), head_where, PRECISIONS[config.precision], _patterns(block.train, f"{name}.train"),
+      _patterns(block.lr_factors, f"{name}.lr_factors", pairs=True), _patterns(block.reset, f"{name}.reset"),
+      block.batch_norm)
+
+
+def _posthoc(stages: tuple[str, ...], block, where: str) -> PosthocSpec:
+  values = b.named_block(block, where, tuple(POSTHOC))
+  stage = values.pop("stage", stages[-1])
+  if stage not in stages:
+    raise ConfigError(f"{where}.stage: there is no stage {stage!r}{nearest(str(stage), stages)}; "
+                      f"there are {', '.join(stages)}")
+  lists = {key: value for key, value in values.items() if key != "name" and isinstance(value, tuple | list)}
+  for key, value in lists.items():
+    if not value:
+      raise ConfigError(f"{where}.{key}: expected a value or a tuple of candidates, got none")
+  given = ("center",)  # an array, which no config can hold
+  calls = [b.bind(values | dict(zip(lists, combination, strict=True)), POSTHOC, where, given=given, may_change=False,
+                  beside=("stage",)) for combination in itertools.product(*lists.values())]
+  defaults = {key: p.default for key, p in b.hyper_parameters(calls[0].function).items() if key not in given}
+  return PosthocSpec(values["name"], stage, tuple(defaults | call.constants for call in calls), tuple(lists))

@@ -1,0 +1,128 @@
+"""The work folder's own files: config.json, and whether a folder belongs to this run."""
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+from ltjax.distributed import processes
+from ltjax.errors import LtjaxError, WorkdirError
+from ltjax.workdir import lock
+
+PARTIAL = "config.tmp"
+# What changes no number of a run: these may differ when it goes on. The data themselves are compared by identity.json.
+FREE = ("eval_batch_size", "posthoc", "eval_every_epochs", "checkpoint_every_epochs", "keep_checkpoints",
+        "log_every_steps", "skip_limit", "dataset.on_bad_image")
+PATHS = ("root", "test_root", "dir", "lists", "tfds_dir", "train_csv", "test_csv", "train_list", "test_list",
+         "val_list", "class_names")
+
+
+def check_before_data(config: ConfigDict, workdir: pathlib.Path) -> bool:
+  """`check`, in every process: before the data, which may be a long download."""
+  return processes.from_first(lambda: check(config, workdir))
+
+
+def check(config: ConfigDict, workdir: pathlib.Path) -> bool:
+  """Whether the work folder already belongs to this config; raises where it cannot become or stay its folder."""
+  path = workdir / "config.json"
+  try:
+    above = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
+    if not above.is_dir():
+      raise WorkdirError(f"--workdir: {above} is a file, expected a folder; give another --workdir")
+    if not os.access(above, os.R_OK | os.W_OK | os.X_OK):
+      raise WorkdirError(f"--workdir: {above} may not be read and written; give another --workdir, or change its mode")
+    if path.exists():
+      _compare(json.loads(path.read_text()), json.loads(config.to_json()), workdir)
+      return True
+    if workdir.exists() and any(entry.name not in (PARTIAL, lock.NAME) for entry in workdir.iterdir()):
+      raise WorkdirError(f"--workdir: {workdir} is not empty and has no config.json, so it is not a run of ltjax; "
+                         "give a new or empty folder")
+  except OSError as error:
+    raise _unusable(workdir, error) from error
+  except ValueError as error:
+    if isinstance(error, LtjaxError):
+      raise
+    raise WorkdirError(f"--workdir: {path} is not valid JSON ({error}); repair it, or give another folder") from error
+  return False
+
+
+def load(workdir: pathlib.Path) -> ConfigDict:
+  """The config that the run in `workdir` was started with; raises a `WorkdirError` where there is none."""
+  path = workdir / "config.json"
+  try:
+    return ConfigDict(_tuples(json.loads(path.read_text())))
+  except OSError as error:
+    raise WorkdirError(f"{workdir} is not a run of ltjax: {path} cannot be read ({error.strerror or error}); give the "
+                       "--workdir of a run") from error
+  except (ValueError, TypeError) as error:
+    raise WorkdirError(f"{path} is not the config of a run ({error}); repair it, or give another folder") from error
+
+
+def _tuples(value):
+  """JSON has lists where configs have tuples."""
+  if isinstance(value, Mapping):
+    return {key: _tuples(entry) for key, entry in value.items()}
+  return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+@contextlib.contextmanager
+def held(config: ConfigDict, workdir: pathlib.Path, command: str):
+  """The work folder, locked for this run, with its config.json; raises where it belongs to another config."""
+  with contextlib.ExitStack() as stack:
+
+    def take():
+      stack.enter_context(lock.WorkdirLock(workdir, command))
+      check(config, workdir)
+      _write(config, workdir)
+
+    processes.from_first(take)
+    yield
+
+
+def _write(config: ConfigDict, workdir: pathlib.Path) -> None:
+  partial = workdir / PARTIAL
+  try:
+    partial.write_text(config.to_json(indent=1) + "\n")
+    partial.replace(workdir / "config.json")
+  except OSError as error:
+    partial.unlink(missing_ok=True)
+    raise _unusable(workdir, error) from error
+
+
+def _unusable(workdir: pathlib.Path, error: OSError) -> WorkdirError:
+  return WorkdirError(f"--workdir: {workdir} cannot be used ({error.strerror or error}); "
+                      "give a folder that can be read and written")
+
+
+def _compare(before, now: Mapping, workdir: pathlib.Path) -> None:
+  if not isinstance(before, Mapping):
+    raise WorkdirError(f"--workdir: {workdir / 'config.json'} is not the config of a run; give another folder")
+  before, now, missing = _flat(before), _flat(now), object()
+  if isinstance(before.get("augment.flip", None), bool) or "augment.crop_padding" in before:
+    raise WorkdirError(f"--workdir: {workdir} was written by ltjax 0.1, whose configs had other keys; finish that run "
+                       "with ltjax 0.1, or give another folder")
+  different = [f"{key} was {before.get(key, 'absent')!r}, is {now.get(key, 'absent')!r}"
+               for key in sorted({*before, *now})
+               if before.get(key, missing) != now.get(key, missing) and not free(key)]
+  if different:
+    raise WorkdirError(f"--workdir: {workdir} was written by another config: {'; '.join(different)}. "
+                       "Give another folder, or the values it was started with")
+
+
+def free(key: str) -> bool:
+  """Whether a key may differ when a run goes on."""
+  head, _, tail = key.partition(".")
+  return key in FREE or head in FREE or (head == "dataset" and tail in PATHS)
+
+
+def _flat(config: Mapping, prefix: str = "") -> dict[str, object]:
+  found = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping) and value:
+      found |= _flat(value, f"{prefix}{key}.")
+    else:
+      found[prefix + key] = value
+  return found
