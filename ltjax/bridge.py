@@ -10,30 +10,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ltjax.data import prng
-from ltjax.distributed import processes
+from ltjax.config import parse
+from ltjax.data import prng, sources
+from ltjax.data.files import Paths
+from ltjax.distributed import processes, sharding
 from ltjax.errors import WorkdirError
 from ltjax.models import import_torch
 from ltjax.stage import Stage
-from ltjax.workdir import manifest
+from ltjax.workdir import folder, manifest
 from ltjax.workdir.checkpoint import Checkpoints
 
 
-def from_stage(stage: Stage, before: Stage, folder: pathlib.Path, checkpoints: Callable[..., Checkpoints]) -> dict:
+def from_stage(stage: Stage, before: Stage, workdir: pathlib.Path, checkpoints: Callable[..., Checkpoints]) -> dict:
   """{"params", "batch_stats"} that `stage` starts with after `before`.
 
   Args:
     stage: the stage that begins.
     before: the stage that ended.
-    folder: the work folder; `stage` writes its prototypes there.
+    workdir: the work folder; `stage` writes its prototypes there.
     checkpoints: opens a folder of checkpoints.
   """
-  with checkpoints(folder / before.name / "checkpoints") as earlier:
+  with checkpoints(workdir / before.name / "checkpoints") as earlier:
     variables = earlier.restore_model(before.on_devices(before.shapes))
   taken = take_over(variables, stage.init, stage.spec.reset)
   if not getattr(stage.model.head, "wants_prototypes", False):
     return taken
-  return with_prototypes(stage, before, taken, variables, folder / stage.name)
+  return with_prototypes(stage, before, taken, variables, workdir / stage.name)
 
 
 def take_over(variables: dict, init: Callable[[], dict], reset: tuple) -> dict:
@@ -100,6 +102,30 @@ def _last_stage(workdir: pathlib.Path) -> pathlib.Path:
   except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
     raise WorkdirError(f"pretrained: {workdir} is not the work folder of a run ({type(error).__name__}: {error}); give "
                        "one, or a file of weights") from error
+
+
+def finished(workdir: pathlib.Path) -> tuple[Stage, dict]:
+  """(last stage, its trained {"params", "batch_stats"}) of a finished run, without reading its data set.
+
+  Raises:
+    WorkdirError: the folder is not that of a run, or of one that is not finished.
+  """
+  spec, path = parse(folder.load(workdir)), workdir / "results.json"
+  if not path.is_file():
+    raise WorkdirError(f"{workdir}: the run is not finished, as there is no results.json; give the command that "
+                       "started it once more")
+  try:
+    data = json.loads(path.read_text())["data"]
+    counts, names = np.array(data["class_counts"], np.int64), tuple(map(str, data["class_names"]))
+    mean, std, channels = tuple(data["mean"]), tuple(data["std"]), tuple(data["image_shape"])
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise WorkdirError(f"{path}: not the results of a run ({type(error).__name__}: {error})") from error
+  labels = np.repeat(np.arange(len(counts)), counts)
+  images = np.zeros((0, *channels), np.uint8) if channels else Paths("", ())
+  dataset = sources.Dataset((images, labels), (images, labels[:0]), np.arange(len(labels)), names, mean, std)
+  stage = Stage(spec.stages[-1], spec, dataset, sharding.data_mesh())
+  with Checkpoints(workdir / stage.name / "checkpoints", read_only=True) as checkpoints:
+    return stage, checkpoints.restore_model(stage.on_devices(stage.shapes))
 
 
 # -- prototypes: features of training images as parameters ------------------------------------------------------------

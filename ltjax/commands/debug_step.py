@@ -15,10 +15,11 @@ import numpy as np
 
 from ltjax import optim, train
 from ltjax import step as steps
-from ltjax.config import bind as build
-from ltjax.config import load as configs
-from ltjax.data import decode, feed
+from ltjax.config import parse
+from ltjax.config.load import EXIT_BAD_INPUT
 from ltjax.errors import ConfigError, LtjaxError
+from ltjax.stage import Stage, build
+from ltjax.workdir import folder
 from ltjax.workdir.checkpoint import Checkpoints
 
 
@@ -50,22 +51,21 @@ def replay(workdir: pathlib.Path, name: str | None = None, step: int | None = No
   Raises:
     LtjaxError: there is no such run, step or checkpoint.
   """
-  config = configs.load(workdir)
+  spec = parse(folder.load(workdir))
   if name is None or step is None:
     record = workdir / train.NOT_FINITE
     if not record.is_file():
       raise ConfigError(f"{record}: no step of this run was found to be not finite; give --stage and --step")
     found = json.loads(record.read_text())
     name, step = found["stage"], found["step"]
-  if name not in config.stages:
-    raise ConfigError(f"--stage: there is no stage {name!r}; there are {', '.join(config.stages)}")
-  configs.check(config)
-  dataset, _ = decode.opened(build.dataset(config)())
-  stage = train.prepare(config, name, dataset)
+  dataset, _ = spec.read()
+  stages = {each.name: each for each in build(spec, dataset)}
+  if name not in stages:
+    raise ConfigError(f"--stage: there is no stage {name!r}; there are {', '.join(stages)}")
+  stage = stages[name]
   if not 0 <= step < stage.order.steps:
     raise ConfigError(f"--step: expected 0 to {stage.order.steps - 1}, got {step}")
-  folder = workdir / name / "checkpoints"
-  state = Checkpoints(folder, read_only=True).restore(stage.like, upto=step)
+  state = Checkpoints(workdir / name / "checkpoints", read_only=True).restore(stage.like, upto=step)
   start = int(state.step)
   for before in range(start, step):
     state, _ = stage.train_steps[1](state, stage.data, *stage.batches(before, 1))
@@ -74,7 +74,7 @@ def replay(workdir: pathlib.Path, name: str | None = None, step: int | None = No
            "scheduled: " + ", ".join(f"{name} {_text(value)}" for name, value in _leaves(scalars)),
            f"examples: {', '.join(map(str, examples))}",
            f"their classes: {', '.join(dataset.class_names[label] for label in dataset.train[1][examples])}"]
-  return known, list(_tensors(config, name, dataset, stage, state, batch, scalars))
+  return known, list(_tensors(stage, state, batch, scalars))
 
 
 def _text(value) -> str:
@@ -82,13 +82,11 @@ def _text(value) -> str:
   return f"{values:.6g}" if values.ndim == 0 else f"{values.min():.6g} to {values.max():.6g}"
 
 
-def _tensors(config, name: str, dataset, stage: train.Stage, state: steps.TrainState, batch, scalars):
-  block, model = config[name], build.model(config, dataset.class_counts, name)
-  _, _, tx, factors = train.state_makers(config, name, dataset.class_counts, feed.image_shape(config, dataset))
-  gradients = jax.jit(steps.make_gradients(model, factors, stage.objective, stage.load, batch_norm=block.batch_norm))
-  found = gradients(state, stage.data, batch, scalars)
-  trained, _ = optim.split(state.params, factors)
-  updates, opt_state = jax.jit(tx.update)(found.grads, state.opt_state, trained, lr=scalars["lr"])
+def _tensors(stage: Stage, state, batch, scalars):
+  model, optimizer = stage.model, stage.optimizer
+  found = jax.jit(steps.make_gradients(stage.parts))(state, stage.data, batch, scalars)
+  trained, _ = optim.split(state.params, optimizer.factors)
+  after, opt_state = jax.jit(optimizer.update)(found.grads, state.opt_state, trained, lr=scalars["lr"])
 
   order = []  # of the modules' ends
 
@@ -98,21 +96,22 @@ def _tensors(config, name: str, dataset, stage: train.Stage, state: steps.TrainS
         order.append("/".join(module.path))
       return method == "__call__"
 
-    _, seen = model.apply(variables, images, train=block.batch_norm != "eval", capture_intermediates=note,
-                          mutable=["batch_stats", "intermediates"])
+    _, seen = model.apply(variables, images, train=stage.spec.batch_norm != "eval", capture_intermediates=note,
+                          mutable=["batch_stats", "intermediates"],
+                          rngs=dict(dropout=jax.random.key(0)))
     return seen["intermediates"]
 
   variables = dict(params=state.params, batch_stats=state.batch_stats)
   yield from _of("state", variables)
-  yield from _of("images", found.images)
-  tensors = list(_of("output of", jax.jit(outputs)(variables, found.images)))
+  yield from _of("images", found.batch.inputs)
+  tensors = list(_of("output of", jax.jit(outputs)(variables, found.batch.inputs)))
   yield from sorted(tensors, key=lambda tensor: _place(tensor, order))
   yield from _of("logits", found.logits)
   yield from _of("loss", found.loss)
   # From the last module to the first, as they are computed.
   yield from sorted(_of("gradient of", found.grads), key=lambda tensor: -_place(tensor, order))
   yield from _of("statistics", found.batch_stats)
-  yield from _of("parameter after the step", jax.tree.map(lambda value, update: value + update, trained, updates))
+  yield from _of("parameter after the step", after)
   yield from _of("optimiser after the step", opt_state)
 
 
@@ -144,7 +143,7 @@ def main(arguments=None) -> None:
     known, tensors = replay(args.workdir, args.stage, args.step)
   except LtjaxError as error:
     print(f"error: {error}", file=sys.stderr)
-    sys.exit(configs.EXIT_BAD_INPUT)
+    sys.exit(EXIT_BAD_INPUT)
   bad = [tensor for tensor in tensors if tensor.bad]
   print("\n".join((*known, "", *map(str, tensors), "",
                    f"the first that is not finite: {bad[0].name}" if bad else "all numbers of this step are finite")))

@@ -10,7 +10,6 @@ image that cannot be decoded is what the run's config says: it stops the command
 import argparse
 import csv
 import inspect
-import json
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,16 +19,12 @@ import jax
 import numpy as np
 from etils import epath
 
-from ltjax import train
-from ltjax.config import bind as build
-from ltjax.config import load as configs
-from ltjax.data import decode, listing, photos
+from ltjax import bridge
+from ltjax.config.load import EXIT_BAD_INPUT
+from ltjax.data import decode, listing
 from ltjax.data.files import Paths
-from ltjax.distributed import sharding
-from ltjax.errors import ConfigError, DataError, LtjaxError, WorkdirError
-from ltjax.evaluate import Extractor
+from ltjax.errors import ConfigError, DataError, LtjaxError
 from ltjax.schedules import Clock
-from ltjax.workdir.checkpoint import Checkpoints
 
 COLUMNS = ("path", "rank", "class", "probability")
 _BATCHES = 16  # that are decoded, and whose logits are held, at a time
@@ -76,7 +71,8 @@ def images(arguments: Sequence[str]) -> list[str]:
   return found
 
 
-def predict(workdir: pathlib.Path, names: Sequence[str], top: int = 5) -> Iterator[Prediction]:
+def predict(workdir: pathlib.Path, names: Sequence[str], top: int = 5,
+            on_bad_image: str = "error") -> Iterator[Prediction]:
   """The `top` likeliest classes of each image, by the newest checkpoint of the run's last stage.
 
   softmax(s z), with the logits z; s is the scale that the stage's adjustment gives cosines, and 1 where it gives none
@@ -91,58 +87,32 @@ def predict(workdir: pathlib.Path, names: Sequence[str], top: int = 5) -> Iterat
     ConfigError: the run's images are not photographs.
     DataError: an image cannot be decoded, and the run's `dataset.on_bad_image` is "error"; or too many cannot.
   """
-  config = configs.load(workdir)
-  configs.check(config)
-  classes, counts = _classes(workdir)
-  if "crop" not in config.augment:
-    raise ConfigError(f"{workdir}: the images of {config.dataset.name!r} have one size and are no photographs; "
-                      "predictions are made with runs whose augment.crop is set")
-  extract = _extractor(config, workdir, counts, min(config.eval_batch_size, len(names)))
-  stage = config.stages[-1]
-  log = decode.BadImages(config.dataset.get("on_bad_image", "error"), len(names))
-  files, scale = decode.Images(_Named(names), log), _scale(config, stage)
-  for first in range(0, len(names), _BATCHES * config.eval_batch_size):
-    places = np.arange(first, min(first + _BATCHES * config.eval_batch_size, len(names)))
+  stage, variables = bridge.finished(workdir)
+  if stage.augmentation.boxes is None:
+    raise ConfigError(f"{workdir}: the run was trained on arrays of one size, not on image files; predictions are made "
+                      "with runs whose augment begins with random_resized_crop")
+  size = stage.settings.eval_batch_size
+  extract = stage.extractor(variables, min(size, len(names)))
+  log = decode.BadImages(on_bad_image, len(names))
+  files, scale = decode.Images(_Named(names), log), logit_scale(stage)
+  for first in range(0, len(names), _BATCHES * size):
+    places = np.arange(first, min(first + _BATCHES * size, len(names)))
     probabilities = jax.nn.softmax(scale * extract(files, "logits", places=places)["logits"], axis=-1)
     for place, row in zip(places, np.asarray(probabilities), strict=True):
       if names[place] not in log.found:
         for rank, c in enumerate(np.argsort(-row, kind="stable")[:top], 1):
-          yield Prediction(names[place], rank, classes[c], float(row[c]))
+          yield Prediction(names[place], rank, stage.dataset.class_names[c], float(row[c]))
   if log.found:
     print(f"left out: {len(log.found)} images that cannot be decoded:", *(
         f"  {name}: {reason}" for name, reason in log.found.items()), sep="\n", file=sys.stderr)
 
 
-def _classes(workdir: pathlib.Path) -> tuple[list[str], np.ndarray]:
-  """Names and training images of the classes of a finished run."""
-  path = workdir / "results.json"
-  if not path.is_file():
-    raise WorkdirError(f"{workdir}: the run is not finished, as there is no results.json; run the command that it was "
-                       "started with again")
-  try:
-    data = json.loads(path.read_text())["data"]
-    return list(map(str, data["class_names"])), np.array(data["class_counts"], np.int64)
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise WorkdirError(f"{path}: not the results of a run ({type(error).__name__}: {error})") from error
-
-
-def _extractor(config, workdir: pathlib.Path, counts: np.ndarray, batch_size: int) -> Extractor:
-  stage, size, mesh = config.stages[-1], config.augment.size, sharding.data_mesh()
-  _, init, _, _ = train.state_makers(config, stage, counts, (1, size, size, 3))
-  like = train.abstract(init, sharding.replicated(mesh))
-  with Checkpoints(workdir / stage / "checkpoints", read_only=True) as checkpoints:
-    variables = checkpoints.restore_model(like)
-  mean, std = photos.statistics(config.dataset.get("builder", config.dataset.name))
-  return Extractor(build.model(config, counts, stage), variables, mean=mean, std=std, batch_size=batch_size, mesh=mesh,
-                   size=size)
-
-
-def _scale(config, stage: str) -> float:
-  block = config[stage]
-  call = build.Objective(block, stage).adjust
+def logit_scale(stage) -> float:
+  """The factor that makes logits of a head: the scale that the stage's adjustment gives cosines, else 1."""
+  call = stage.objective.adjust
   if call is None or "scale" not in call.arguments:
     return 1.0
-  last = Clock(block.epochs - 1, 1, block.epochs)  # schedules are at their ends
+  last = Clock(stage.spec.epochs - 1, 1, stage.spec.epochs)  # schedules are at their ends
   default = inspect.signature(call.function).parameters["scale"].default
   return float((dict(scale=default) | call.constants | call.at(last))["scale"])
 
@@ -177,4 +147,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"written: {given.output}")
   except (LtjaxError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
-    sys.exit(configs.EXIT_BAD_INPUT)
+    sys.exit(EXIT_BAD_INPUT)

@@ -18,12 +18,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from absl import app, flags
-from ml_collections import config_flags
 from tqdm import tqdm
 
-from ltjax.config import bind as build
-from ltjax.config import load as configs
+from ltjax.config import load, spec
 from ltjax.data import listing, longtail, photos
 from ltjax.data.decode import BadImageError, pillow
 from ltjax.data.files import Files, Paths
@@ -214,7 +211,7 @@ def write(dataset: Dataset, out: pathlib.Path) -> None:
 def verify(config, out: pathlib.Path, decode: bool = False) -> list[str]:
   """Prints the table, writes to `out`, and returns a line for each thing that is wrong with the data of `config`."""
   try:
-    dataset = build.dataset(config)()  # never from a cache
+    dataset = spec.dataset(config.dataset)[0]()  # never from a cache
   except DataError as error:
     return [str(error)]
   block = config.dataset.to_dict()
@@ -226,30 +223,27 @@ def verify(config, out: pathlib.Path, decode: bool = False) -> list[str]:
   return wrong + lines
 
 
-def _main(argv) -> None:
-  try:
-    if len(argv) > 1:
-      raise ConfigError(f"unexpected argument {argv[1]!r}; options are written --config=FILE --out=DIR --decode")
-    if _CONFIG.value is None:
-      raise ConfigError("--config is missing")
-    wrong = verify(_CONFIG.value, pathlib.Path(_OUT.value), _DECODE.value)
-  except (ConfigError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(configs.EXIT_BAD_INPUT)
-  for line in wrong[:_SHOWN.value]:
-    print(f"wrong: {line}", file=sys.stderr)
-  if len(wrong) > _SHOWN.value:
-    print(f"wrong: ... and {len(wrong) - _SHOWN.value:,} more; --shown={len(wrong)} lists all", file=sys.stderr)
-  if wrong:
-    sys.exit(EXIT_WRONG_DATA)
-  print(f"all is well{'' if _DECODE.value else ', as far as files show that are not decoded (--decode)'}")
+OPTIONS = dict(
+    out=load.Option("Folder for long_tail.png and class_counts.csv.", "verify"),
+    decode=load.Option("Decode every image.", False),
+    shown=load.Option("How many faults are listed.", "50"))
 
 
 def main(arguments: Sequence[str]) -> None:
   """The command line."""
-  global _CONFIG, _OUT, _DECODE, _SHOWN
-  _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file; only its data set is looked at.")
-  _OUT = flags.DEFINE_string("out", "verify", "Folder for long_tail.png and class_counts.csv.")
-  _DECODE = flags.DEFINE_bool("decode", False, "Decode every image.")
-  _SHOWN = flags.DEFINE_integer("shown", 50, "How many things that are wrong are listed.", lower_bound=1)
-  app.run(_main, argv=["ltjax verify", *arguments], flags_parser=configs.parse_or_exit)
+  try:
+    given = load.parse(arguments, OPTIONS, __doc__)
+    if not given["shown"].isdecimal() or int(given["shown"]) < 1:
+      raise ConfigError(f"--shown: expected a number of at least 1, got {given['shown']!r}")
+    wrong = verify(given["config"], pathlib.Path(given["out"]).expanduser(), given["decode"])
+  except (ConfigError, OSError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(load.EXIT_BAD_INPUT)
+  shown = int(given["shown"])
+  for line in wrong[:shown]:
+    print(f"wrong: {line}", file=sys.stderr)
+  if len(wrong) > shown:
+    print(f"wrong: ... and {len(wrong) - shown:,} more; --shown={len(wrong)} lists all", file=sys.stderr)
+  if wrong:
+    sys.exit(EXIT_WRONG_DATA)
+  print(f"all is well{'' if given['decode'] else ', as far as files show that are not decoded (--decode)'}")

@@ -149,12 +149,12 @@ def parse(config: ConfigDict) -> RunSpec:
   b.check_kind(config.pretrained, str, "pretrained")
   b.check_kind(config.reset_head, bool, "reset_head")
   b.check_choice(config.precision, tuple(PRECISIONS), "precision")
-  dataset, reading = _dataset(config.dataset)
+  source, reading = dataset(config.dataset)
   stages = tuple(_stage(config, name) for name in names)
   if not isinstance(config.posthoc, tuple | list):
     raise ConfigError(f"posthoc: expected a tuple of dict(name=..., hyper-parameters), got {b.show(config.posthoc)}")
   blocks = tuple(_posthoc(names, block, f"posthoc[{index}]") for index, block in enumerate(config.posthoc))
-  return RunSpec(config, Settings(*(config[key] for key in Settings._fields)), dataset,
+  return RunSpec(config, Settings(*(config[key] for key in Settings._fields)), source,
                  reading["pipeline"] == "tf_data", reading["on_bad_image"], stages, blocks,
                  config.pretrained, config.reset_head)
 
@@ -243,7 +243,8 @@ def _head_lacks(part: Callable) -> str | None:
 # -- blocks -----------------------------------------------------------------------------------------------------------
 
 
-def _dataset(block) -> tuple[Call, dict]:
+def dataset(block) -> tuple[Call, dict]:
+  """(the source, bound; how its images are read)."""
   block = b.plain(block)
   reading = {}
   if isinstance(block, Mapping):

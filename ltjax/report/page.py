@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from importlib import metadata
 
 import jax
+import numpy as np
 
 import ltjax
 from ltjax import metrics
@@ -69,6 +70,7 @@ def summary(spec, stages, results: Mapping, workdir: pathlib.Path, command: str,
                 test_images=len(dataset.test[1]), held_out_images=int(dataset.held_out_counts.sum()),
                 held_out_counts=dataset.held_out_counts.tolist(), class_counts=counts.tolist(),
                 class_names=list(dataset.class_names), selected_sha256=dataset.fingerprint,
+                mean=list(dataset.mean), std=list(dataset.std), image_shape=_image_shape(dataset),
                 bad_images=dict(sorted(bad_images.found.items()))),
       counts=dict(
           skipped_steps=sum(row["skipped_steps"] for row in rows.values()),
@@ -79,6 +81,12 @@ def summary(spec, stages, results: Mapping, workdir: pathlib.Path, command: str,
                     for each in stages},
       seed=spec.settings.seed, precision=spec.config.precision, command=command, commit=commit(), hardware=hardware(),
       versions=versions())
+
+
+def _image_shape(dataset) -> list[int]:
+  """[h w c] of arrays; empty for files, which have many sizes."""
+  images = dataset.train[0]
+  return list(images.shape[1:]) if isinstance(images, np.ndarray) else []
 
 
 def draw(spec, stages, results: Mapping, found: dict, activations, workdir: pathlib.Path) -> None:
