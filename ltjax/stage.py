@@ -16,10 +16,10 @@ from ltjax.augment import compose
 from ltjax.config import bind, check
 from ltjax.config.spec import RunSpec, StageSpec
 from ltjax.data import feed, prng, samplers
+from ltjax.data.evaluate import Evaluator, Extractor
 from ltjax.data.order import Order
 from ltjax.distributed import sharding
 from ltjax.errors import ConfigError
-from ltjax.evaluate import Evaluator, Extractor
 from ltjax.schedules import Clock
 from ltjax.step import TrainState
 

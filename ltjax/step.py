@@ -164,17 +164,3 @@ def repeat(train_step, steps: int, *, unroll: bool):
 def all_finite(tree) -> jax.Array:
   """Whether no number in `tree` is infinite or NaN."""
   return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
-
-
-def make_eval_step(model, images_of):
-  """eval_step(variables, data, batch, valid [b], confusion [c c]) -> confusion with the valid examples added.
-
-  `images_of(data, batch)` gives normalised images and labels.
-  """
-
-  def eval_step(variables, data, batch, valid, confusion):
-    images, labels = images_of(data, batch)
-    logits, _ = model.apply(variables, images, train=False)
-    return confusion.at[labels, jnp.argmax(logits, axis=-1)].add(valid.astype(jnp.int32))
-
-  return eval_step

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ltjax import evaluate
-from ltjax.data import feed
+from ltjax.data import evaluate, feed
 from ltjax.models.camc import class_activation_maps
 
 NAMES = ("class activation map", "calibrated")

@@ -12,7 +12,20 @@ from ltjax.data import feed
 from ltjax.data.files import Files
 from ltjax.data.pipeline import CentralCrops, Pipeline
 from ltjax.distributed import sharding
-from ltjax.step import make_eval_step
+
+
+def make_eval_step(model, images_of):
+  """eval_step(variables, data, batch, valid [b], confusion [c c]) -> confusion with the valid examples added.
+
+  `images_of(data, batch)` gives normalised images and labels.
+  """
+
+  def eval_step(variables, data, batch, valid, confusion):
+    images, labels = images_of(data, batch)
+    logits, _ = model.apply(variables, images, train=False)
+    return confusion.at[labels, jnp.argmax(logits, axis=-1)].add(valid.astype(jnp.int32))
+
+  return eval_step
 
 
 class Evaluator:
