@@ -90,6 +90,8 @@ def bind(block, choices: Mapping[str, Callable], where: str, *, given: Sequence[
   block = named_block(block, where, choices)
   name, values = block.pop("name"), block
   part = lookup(name, choices, f"{where}.name", check)
+  state = getattr(part, "state", None)  # what a loss remembers comes from the step
+  given = (*given, *((state.argument,) if state else ()))
   allowed = {key: p for key, p in hyper_parameters(part, ":" in name).items() if key not in given}
   for key in values:
     if key not in allowed:

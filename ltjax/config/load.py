@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from ltjax import augment
 from ltjax.augment import batches
 from ltjax.config import bind
-from ltjax.config.spec import flat
+from ltjax.config.keys import flat
 from ltjax.errors import ConfigError, LtjaxError, nearest
 
 EXIT_BAD_INPUT = 2

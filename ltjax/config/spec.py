@@ -1,6 +1,5 @@
 """The config, parsed: every block bound to the function it names. `parse` needs no data and no device."""
 
-import importlib
 import inspect
 import itertools
 import pathlib
@@ -16,6 +15,7 @@ from ltjax import augment, losses, models, optim, posthoc, recipes
 from ltjax.augment import batches
 from ltjax.config import bind as b
 from ltjax.config.bind import Call
+from ltjax.config.keys import check_literals, stage_names
 from ltjax.data import decode, photos, samplers, sources
 from ltjax.errors import ConfigError, DataError, nearest
 from ltjax.losses.objective import OFFERED, Objective
@@ -141,8 +141,8 @@ def parse(config: ConfigDict) -> RunSpec:
   """Binds every block; raises a `ConfigError` for the first that names something unknown or out of range."""
   if not isinstance(config, ConfigDict):
     raise ConfigError(f"the config is a {type(config).__name__}, expected a ConfigDict as ltjax.recipes make it")
-  _check_literals(config)
-  names = _stage_names(config)
+  check_literals(config)
+  names = stage_names(config)
   for key, (kind, limits) in SETTINGS.items():
     b.check_number(config[key], key, kind, limits)
   b.check_choice(config.on_nonfinite, ON_NONFINITE, "on_nonfinite")
@@ -157,59 +157,6 @@ def parse(config: ConfigDict) -> RunSpec:
   return RunSpec(config, Settings(*(config[key] for key in Settings._fields)), source,
                  reading["pipeline"] == "tf_data", reading["on_bad_image"], stages, blocks,
                  config.pretrained, config.reset_head)
-
-
-# -- keys -------------------------------------------------------------------------------------------------------------
-
-
-def flat(config: Mapping, prefix: str = "") -> dict[str, object]:
-  """{"a.b": value} of every leaf of nested mappings."""
-  found = {}
-  for key, value in config.items():
-    if isinstance(value, Mapping | ConfigDict) and len(value):
-      found |= flat(value, f"{prefix}{key}.")
-    else:
-      found[prefix + key] = value
-  return found
-
-
-def _check_literals(config: ConfigDict) -> None:
-  def literal(value):
-    if isinstance(value, Mapping | ConfigDict):
-      return all(map(literal, value.values()))
-    return all(map(literal, value)) if isinstance(value, tuple | list) else (
-        value is None or isinstance(value, bool | int | float | str))
-
-  for key, value in flat(config).items():
-    if not literal(value):
-      raise ConfigError(f"{key}: expected a number, string, bool, tuple, dict or None, got {b.show(value)}; "
-                        "config.json could not hold it")
-
-
-def _stage_names(config: ConfigDict) -> tuple[str, ...]:
-  """The names of the stages, after a check that exactly their blocks and the keys of every config are there."""
-  if "stages" not in config:
-    raise ConfigError(f"stages: missing from the config{nearest('stages', list(config))}")
-  names = config.stages
-  if not isinstance(names, tuple | list) or not names or not all(isinstance(name, str) for name in names):
-    raise ConfigError(f"stages: expected a tuple of stage names, got {b.show(names)}")
-  for name in names:
-    if not name.isidentifier() or name in (*recipes.RUN_KEYS, "report"):
-      raise ConfigError(f"stages: a stage names its block and its folder and so cannot be called {name!r}; "
-                        "try 'representation' or 'classifier'")
-  if len(set(names)) < len(names):
-    raise ConfigError(f"stages: every stage needs a name of its own, got {b.show(names)}")
-  known = (*recipes.RUN_KEYS, *names)
-  for key, value in config.items():
-    if key not in known:
-      if isinstance(value, ConfigDict) and not nearest(key, [name for name in known if name not in config]):
-        raise ConfigError(f"{key}: a block that stages={tuple(names)!r} does not name{nearest(key, known)}; "
-                          "name it there or remove it")
-      raise ConfigError(f"{key}: not a key of a config{nearest(key, known)}; there are {', '.join(known)}")
-  for key in known:
-    if key not in config:
-      raise ConfigError(f"{key}: missing from the config{' (stages names it)' if key in names else ''}")
-  return tuple(names)
 
 
 # -- what outside parts must have -------------------------------------------------------------------------------------
@@ -270,30 +217,16 @@ def returns(axes: str) -> Callable[[Callable], bool]:
 def _objective(block, where: str) -> tuple[Objective, Call | None]:
   adjust = None
   if block.adjust is not None:
-    adjust = b.bind(block.adjust, b.public(losses, returns("b c")), f"{where}.adjust",
-                    given=(*OFFERED, *_state_argument(block.adjust)), check=_lacks("logits|cosines"))
-  loss = b.bind(block.loss, b.public(losses, returns("b")), f"{where}.loss",
-                given=(*OFFERED, *_state_argument(block.loss)), check=_lacks("logits|cosines", "labels"))
+    adjust = b.bind(block.adjust, b.public(losses, returns("b c")), f"{where}.adjust", given=OFFERED,
+                    check=_lacks("logits|cosines"))
+  loss = b.bind(block.loss, b.public(losses, returns("b")), f"{where}.loss", given=OFFERED,
+                check=_lacks("logits|cosines", "labels"))
   weights = None
   if block.class_weights is not None:
     weights = b.bind(block.class_weights, b.public(losses, returns("c")), f"{where}.class_weights",
                      given=("class_counts",), check=_lacks("class_counts"))
   b.check_choice(block.reduce, tuple(b.public(losses, returns(""))), f"{where}.reduce")
   return Objective(loss, adjust, weights is not None, block.reduce), weights
-
-
-def _state_argument(block) -> tuple[str, ...]:
-  """The argument that a loss with a state gets it in: the step gives it, a config must not."""
-  name = block.get("name") if isinstance(block, Mapping | ConfigDict) else None
-  function = getattr(losses, name, None) if isinstance(name, str) and ":" not in name else None
-  if isinstance(name, str) and ":" in name:
-    module, _, attribute = name.partition(":")
-    try:
-      function = getattr(importlib.import_module(module), attribute, None)
-    except Exception:  # `bind` reports it, with the reason
-      return ()
-  state = getattr(function, "state", None)
-  return (state.argument,) if state else ()
 
 
 def streams(call: Call) -> int:

@@ -1,0 +1,61 @@
+"""The keys of a config: which there must be, and what their values may be made of."""
+
+from collections.abc import Mapping
+
+from ml_collections import ConfigDict
+
+from ltjax import recipes
+from ltjax.config.bind import show
+from ltjax.errors import ConfigError, nearest
+
+
+def flat(config: Mapping, prefix: str = "") -> dict[str, object]:
+  """{"a.b": value} of every leaf of nested mappings."""
+  found = {}
+  for key, value in config.items():
+    if isinstance(value, Mapping | ConfigDict) and len(value):
+      found |= flat(value, f"{prefix}{key}.")
+    else:
+      found[prefix + key] = value
+  return found
+
+
+def check_literals(config: ConfigDict) -> None:
+  """Raises for a value that config.json could not hold."""
+
+  def literal(value):
+    if isinstance(value, Mapping | ConfigDict):
+      return all(map(literal, value.values()))
+    return all(map(literal, value)) if isinstance(value, tuple | list) else (
+        value is None or isinstance(value, bool | int | float | str))
+
+  for key, value in flat(config).items():
+    if not literal(value):
+      raise ConfigError(f"{key}: expected a number, string, bool, tuple, dict or None, got {show(value)}; "
+                        "config.json could not hold it")
+
+
+def stage_names(config: ConfigDict) -> tuple[str, ...]:
+  """The names of the stages, after a check that exactly their blocks and the keys of every config are there."""
+  if "stages" not in config:
+    raise ConfigError(f"stages: missing from the config{nearest('stages', list(config))}")
+  names = config.stages
+  if not isinstance(names, tuple | list) or not names or not all(isinstance(name, str) for name in names):
+    raise ConfigError(f"stages: expected a tuple of stage names, got {show(names)}")
+  for name in names:
+    if not name.isidentifier() or name in (*recipes.RUN_KEYS, "report"):
+      raise ConfigError(f"stages: a stage names its block and its folder and so cannot be called {name!r}; "
+                        "try 'representation' or 'classifier'")
+  if len(set(names)) < len(names):
+    raise ConfigError(f"stages: every stage needs a name of its own, got {show(names)}")
+  known = (*recipes.RUN_KEYS, *names)
+  for key, value in config.items():
+    if key not in known:
+      if isinstance(value, ConfigDict) and not nearest(key, [name for name in known if name not in config]):
+        raise ConfigError(f"{key}: a block that stages={tuple(names)!r} does not name{nearest(key, known)}; "
+                          "name it there or remove it")
+      raise ConfigError(f"{key}: not a key of a config{nearest(key, known)}; there are {', '.join(known)}")
+  for key in known:
+    if key not in config:
+      raise ConfigError(f"{key}: missing from the config{' (stages names it)' if key in names else ''}")
+  return tuple(names)
