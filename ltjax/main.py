@@ -19,7 +19,7 @@ import sys
 import traceback
 
 from ltjax import stage
-from ltjax.config import load, parse
+from ltjax.config import load, notes, parse
 from ltjax.distributed import processes
 from ltjax.errors import ConfigError, LtjaxError, MissingProcess, SaveError, TrainingError
 from ltjax.report import page
@@ -48,6 +48,8 @@ def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "", st
   known = folder.check_before_data(config, workdir)
   dataset, bad_images = spec.read(workdir.absolute().parent / CACHE, workdir / "bad_images.jsonl")
   stages = stage.build(spec, dataset)
+  if processes.is_first():
+    print("\n".join(notes(spec)), end="\n" if notes(spec) else "", file=sys.stderr)
   if not known:
     check_start(stages[0], spec.pretrained, spec.reset_head)
   with folder.held(config, workdir, command):
@@ -61,8 +63,8 @@ def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "", st
     return page.of_run(spec, stages, results, workdir, command, bad_images)
 
 
-def main(arguments: list[str] | None = None) -> int:
-  """The command line; returns the exit code."""
+def main(arguments: list[str] | None = None, stop=_STOP) -> int:
+  """The command line; returns the exit code. `stop` says whether the run has been asked to stop."""
   logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells of every file it writes
   arguments = sys.argv[1:] if arguments is None else arguments
   code, words, workdir = 0, "finished", None
@@ -73,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
       raise ConfigError("--workdir is missing; try --workdir=runs/digits")
     workdir = pathlib.Path(given["workdir"]).expanduser()
     command = shlex.join(["python", "-m", "ltjax.main", *arguments])
-    results = run(given["config"], workdir, _STOP or (lambda: False), command, given["strict"])
+    results = run(given["config"], workdir, stop or (lambda: False), command, given["strict"])
   except LtjaxError as error:
     code = next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), load.EXIT_BAD_INPUT)
     words = str(error)

@@ -1,14 +1,16 @@
-"""Modules that are commands now: their old paths say in one line where they went."""
+"""Modules that cannot be run or imported any more say in one line where to go instead."""
 
 import importlib.abc
 import importlib.machinery
 import sys
+from collections.abc import Sequence
 
 COMMANDS = {"ltjax.predict": "predict", "ltjax.debug_step": "debug_step", "ltjax.data.verify": "verify"}
+_PROGRAMS = ("ltjax", "ltjax.main", "ltjax.__main__")
 
 
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-  """Finds the old paths: importing one raises `ImportError`, `python -m` prints the sentence and exits with 2."""
+  """Finds the old paths of commands: importing one raises an `ImportError` with the new path."""
 
   def find_spec(self, name, path=None, target=None):
     """The spec of an old path; None for every other name."""
@@ -21,13 +23,23 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
   def exec_module(self, module):
     """Never reached."""
 
-  def get_code(self, name):
-    """`python -m` asks for the code of a module."""
-    print(f"error: {_sentence(name)}", file=sys.stderr)
-    sys.exit(2)
+
+def refuse(arguments: Sequence[str]) -> None:
+  """Ends `python -m ltjax.NAME` with exit code 2 where NAME is no program: it would do nothing and report success.
+
+  `arguments` are those of the interpreter.
+  """
+  name = arguments[arguments.index("-m") + 1] if "-m" in arguments[:-1] else ""
+  if name.split(".")[0] != "ltjax" or name in _PROGRAMS:
+    return
+  print(f"error: {_sentence(name)}", file=sys.stderr)
+  sys.exit(2)
 
 
 def _sentence(name: str) -> str:
-  command = COMMANDS[name]
-  return (f"{name} is now a command: run `python -m ltjax {command}` or `ltjax {command}`; in code, import "
-          f"ltjax.commands.{command}")
+  command = COMMANDS.get(name) or (name.rsplit(".", 1)[1] if name.startswith("ltjax.commands.") else "")
+  if command:
+    return (f"{name} is a command: run `python -m ltjax {command}` or `ltjax {command}`; in code, import "
+            f"ltjax.commands.{command}")
+  return (f"{name} is a module to import, not a program; `python -m ltjax` lists the commands, and training is "
+          "`python -m ltjax.main --config=FILE --workdir=DIR`")

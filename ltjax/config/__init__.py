@@ -10,3 +10,6 @@ def parse(config: ConfigDict) -> spec.RunSpec:
   found = spec.parse(config)
   check.check(found)
   return found
+
+
+notes = check.notes

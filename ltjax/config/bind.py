@@ -269,6 +269,25 @@ def at_path(where: str, function: Callable, *args, **kwargs):
 # -- schedules --------------------------------------------------------------------------------------------------------
 
 
+class Schedule(NamedTuple):
+  """A schedule with its numbers bound: clock -> number."""
+
+  call: Call
+
+  def __call__(self, clock: Clock) -> float:
+    """The value at `clock`."""
+    return self.call(clock)
+
+  def beyond(self, epochs: int) -> list[str]:
+    """What in the schedule never takes effect, or not fully, in a stage of `epochs`."""
+    at = self.call.constants.get("at", ())
+    late = [f"{epoch:g}" for epoch in (at if isinstance(at, tuple) else (at,)) if epoch >= epochs]
+    found = [f".at: {', '.join(late)} of {epochs} epochs never come (epochs count from 0)"] if late else []
+    if (warmup := self.call.constants.get("warmup", 0)) > epochs:
+      found.append(f".warmup: {warmup:g} epochs of warm-up do not end within the {epochs} of the stage")
+    return found
+
+
 def _schedule_lacks(part: Callable) -> str | None:
   return None if "clock" in signature(part) else "takes no 'clock', which a schedule reads"
 
@@ -289,4 +308,4 @@ def schedule(block, where: str, limits: str = ANY_NUMBER) -> Callable[[Clock], f
                       f"{' and '.join(str(len(value)) for value in lists.values())} entries")
   if any(later <= earlier for earlier, later in zip(lists.get("at", ()), lists.get("at", ())[1:], strict=False)):
     raise ConfigError(f"{where}.at: expected epochs that rise, got {lists['at']!r}")
-  return lambda clock: call(clock)
+  return Schedule(call)

@@ -157,22 +157,33 @@ def _check_augment(stage: StageSpec) -> None:
 # -- values -----------------------------------------------------------------------------------------------------------
 
 
+def _moving(stage: StageSpec) -> dict[str, tuple]:
+  """{config path: (schedule, range)} of everything that a stage schedules."""
+  calls = dict(adjust=stage.objective.adjust, loss=stage.objective.loss, class_weights=stage.class_weights)
+  calls |= {f"transforms[{index}]": call for index, call in enumerate(stage.transforms)}
+  found = {f"{stage.name}.lr": (stage.lr, "[0, inf)")}
+  for part, call in calls.items():
+    for key, schedule in (call.schedules.items() if call else ()):
+      found[f"{stage.name}.{part}.{key}"] = schedule, b.interval(b.signature(call.function)[key])
+  return found
+
+
+def notes(spec: RunSpec) -> list[str]:
+  """What a user should know before training: schedules that reach beyond their stage."""
+  return [f"note: {where}{text}" for stage in spec.stages for where, (schedule, _) in _moving(stage).items()
+          if isinstance(schedule, b.Schedule) for text in schedule.beyond(stage.epochs)]
+
+
 def _check_values(stage: StageSpec) -> None:
   """Raises where a schedule leaves the range of its parameter, or a sampler does not give probabilities."""
   # Every epoch of a short stage, 200 of a long one: schedules have few corners.
   epochs = sorted({round(part * (stage.epochs - 1)) for part in np.linspace(0, 1, 200)})
   clocks = [Clock(step=epoch, steps_per_epoch=1, epochs=stage.epochs) for epoch in epochs]
-  calls = dict(adjust=stage.objective.adjust, loss=stage.objective.loss, class_weights=stage.class_weights)
-  calls |= {f"transforms[{index}]": call for index, call in enumerate(stage.transforms)}
-  moving = {"lr": (stage.lr, "[0, inf)")}
-  for part, call in calls.items():
-    for key, schedule in (call.schedules.items() if call else ()):
-      moving[f"{part}.{key}"] = schedule, b.interval(b.signature(call.function)[key])
   draws = {f"{stage.name}.sampler" if not index else f"{stage.name}.transforms[0].sampler": call
            for index, call in enumerate(stage.samplers)}
   for clock in clocks:
-    for key, (schedule, limits) in moving.items():
-      b.check_number(schedule(clock), f"{stage.name}.{key} in epoch {clock.epoch}", limits=limits)
+    for where, (schedule, limits) in _moving(stage).items():
+      b.check_number(schedule(clock), f"{where} in epoch {clock.epoch}", limits=limits)
     for where, call in draws.items():
       b.at_path(where, call, np.array([100, 10, 1]), **call.at(clock))
 

@@ -68,7 +68,8 @@ def parse(argv: Sequence[str], options: Mapping[str, Option], usage: str) -> dic
         raise ConfigError(f"--{name} needs a value, --{name}=...")
       given[name] = _boolean(name, no, value) if boolean else value
     else:
-      raise _unknown_option(name, given)
+      raise _unknown_option(name, given, next((other.split("=", 1)[1] for other in argv
+                                               if re.match(r"--?config=", other)), ""))
   if given.get("config") is None:
     raise ConfigError("--config is missing; try --config=configs/gcl_digits.py")
   given["config"] = read(given["config"])
@@ -83,14 +84,12 @@ def _boolean(name: str, no: str | None, value: str | None) -> bool:
   return (value is None or value.lower() in ("true", "1")) and not no
 
 
-def _unknown_option(name: str, given: Mapping) -> ConfigError:
-  known, hint = ["config", *given], ""
-  if isinstance(given.get("config"), str):
-    keys = flat(read(given["config"]))
-    inside = [key for key in keys if key.split(".")[-1] == name]
-    hint = f"; did you mean --config.{inside[0]}?" if inside else ""
-  return ConfigError(f"--{name}: no such option{hint or nearest(name, known)}; there are "
-                     f"{', '.join(f'--{name}' for name in known)}, and --config.KEY for every key of the config")
+def _unknown_option(name: str, given: Mapping, config: str) -> ConfigError:
+  known = list(dict.fromkeys(["config", *given]))
+  inside = [key for key in flat(read(config)) if key.split(".")[-1] == name] if config else []
+  hint = f"; did you mean --config.{inside[0]}?" if inside else nearest(name, known)
+  return ConfigError(f"--{name}: no such option{hint}; there are {', '.join(f'--{name}' for name in known)}, and "
+                     "--config.KEY for every key of the config")
 
 
 # -- the file ---------------------------------------------------------------------------------------------------------
