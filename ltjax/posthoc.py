@@ -1,6 +1,7 @@
 """What is done to a trained classifier, without training: kernels, features and logits in, the same kinds out."""
 
 import functools
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +11,15 @@ from jaxtyping import Array, Float, Int, Real
 from ltjax import metrics
 from ltjax.errors import ConfigError, DataError
 from ltjax.losses.adjustment import log_prior
-from ltjax.losses.arguments import at_least_float32, in_range, positive_counts
+from ltjax.losses.arguments import Number, at_least_float32, positive_counts, ranged
 
-__all__ = ["adjust_logits", "method_logits", "nearest_class_mean", "nearest_mean_logits", "tau_normalize", "tde_logits"]
+__all__ = ["adjust_logits", "nearest_class_mean", "nearest_mean_logits", "tau_normalize", "tde_logits"]
 
 _METRICS = ("cosine", "euclidean", "dot")
 
 
-def tau_normalize(kernel: Float[Array, "d c"], *, tau: float | Float[Array, ""]) -> Float[Array, "d c"]:
+@ranged
+def tau_normalize(kernel: Float[Array, "d c"], *, tau: Annotated[Number, "[0, inf)"]) -> Float[Array, "d c"]:
   """Divides each class vector by a power of its norm; the bias is dropped.
 
   w_c / |w_c|^tau
@@ -40,7 +42,6 @@ def tau_normalize(kernel: Float[Array, "d c"], *, tau: float | Float[Array, ""])
   >>> tau_normalize(jnp.array([[0.0, 4.0], [2.0, 0.0]]), tau=0.5).round(4).tolist()
   [[0.0, 2.0], [1.414199948310852, 0.0]]
   """
-  in_range("tau_normalize: tau", tau, "[0, inf)")
   kernel = at_least_float32(kernel)
   squares = jnp.sum(kernel * kernel, axis=0)
   # A vector of zeros has no direction to keep, and no finite derivative of its norm.
@@ -143,11 +144,12 @@ def nearest_mean_logits(
   return 2 * products - jnp.sum(x**2, axis=-1, keepdims=True) - jnp.sum(means**2, axis=-1)
 
 
+@ranged
 def adjust_logits(
     logits: Float[Array, "b c"],
     class_counts: Real[Array, "c"],
     *,
-    tau: float | Float[Array, ""] = 1.0,
+    tau: Annotated[Number, "[0, inf)"] = 1.0,
     epsilon: float = 1e-12,
 ) -> Float[Array, "b c"]:
   """Post-hoc logit adjustment: takes the training prior out of the logits of a trained model.
@@ -178,15 +180,16 @@ def adjust_logits(
   return logits - log_prior(positive_counts(class_counts, logits), tau, epsilon)
 
 
+@ranged
 def tde_logits(
     features: Float[Array, "b d"],
     kernel: Float[Array, "d c"],
     *,
     mean_feature: Float[Array, "d"] | None = None,
-    alpha: float | Float[Array, ""] = 3.0,
+    alpha: Annotated[Number, "[0, inf)"] = 3.0,
     heads: int = 2,
-    tau: float | Float[Array, ""] = 16.0,
-    gamma: float | Float[Array, ""] = 1 / 32,
+    tau: Annotated[Number, "(0, inf)"] = 16.0,
+    gamma: Annotated[Number, "[0, inf)"] = 1 / 32,
 ) -> Float[Array, "b c"]:
   """De-confounded logits; with `mean_feature` the total direct effect (TDE), which is for prediction.
 
@@ -221,9 +224,6 @@ def tde_logits(
   dim, classes = kernel.shape
   if heads < 1 or dim % heads:
     raise ConfigError(f"tde_logits: heads must be a divisor of the {dim} dimensions, got {heads}.")
-  in_range("tde_logits: alpha", alpha, "[0, inf)")
-  in_range("tde_logits: tau", tau, "(0, inf)")
-  in_range("tde_logits: gamma", gamma, "[0, inf)")
   x = _unit(features.reshape(-1, heads, dim // heads))
   w = kernel.reshape(heads, dim // heads, classes)
   w = w / (jnp.sqrt(_squares(w, axis=1)) + gamma)

@@ -5,9 +5,13 @@ Epochs count from 0 and every schedule is constant inside an epoch, as in all th
 """
 
 import math
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 __all__ = ["constant", "cosine", "linear", "multi_step", "parabolic", "rising_cosine", "sine", "switch"]
+
+
+NonNegative = Annotated[float, "[0, inf)"]
+NonNegatives = Annotated[tuple, "[0, inf)"]
 
 
 class Clock(NamedTuple):
@@ -33,7 +37,7 @@ def constant(clock: Clock, *, value: float) -> float:
   return value
 
 
-def multi_step(clock: Clock, *, base: float, at: tuple, factors: tuple, warmup: float = 0) -> float:
+def multi_step(clock: Clock, *, base: float, at: NonNegatives, factors: NonNegatives, warmup: NonNegative = 0) -> float:
   """`base * factors[k]` from epoch `at[k]` on, after a linear warm-up base * (e + 1) / warmup over the first epochs.
 
   Factors are relative to `base`, not to each other. LDAM-DRW and FBL use (0.01, 1e-4), GCL, KPS and MiSLAS (0.1, 0.01),
@@ -46,12 +50,12 @@ def multi_step(clock: Clock, *, base: float, at: tuple, factors: tuple, warmup: 
   return base * (factors[passed - 1] if passed else _warm(clock, warmup))
 
 
-def cosine(clock: Clock, *, base: float, warmup: float = 0) -> float:
+def cosine(clock: Clock, *, base: float, warmup: NonNegative = 0) -> float:
   """base * (1 + cos(pi e / epochs)) / 2: the last epoch is small but not zero (GCL stage 2, MiSLAS)."""
   return _warm(clock, warmup) * base * 0.5 * (1 + math.cos(math.pi * clock.epoch / clock.epochs))
 
 
-def linear(clock: Clock, *, start: float = 0.0, end: float = 1.0, shorten: float = 1) -> float:
+def linear(clock: Clock, *, start: float = 0.0, end: float = 1.0, shorten: NonNegative = 1) -> float:
   """start + (end - start) e / (epochs - shorten): with shorten=1 the last epoch has `end` (progressive sampling).
 
   FBL's linear increase and decrease have shorten=0.
@@ -59,17 +63,17 @@ def linear(clock: Clock, *, start: float = 0.0, end: float = 1.0, shorten: float
   return start + (end - start) * _progress(clock, shorten)
 
 
-def sine(clock: Clock, *, start: float = 0.0, end: float = 1.0, shorten: float = 0) -> float:
+def sine(clock: Clock, *, start: float = 0.0, end: float = 1.0, shorten: NonNegative = 0) -> float:
   """start + (end - start) sin(pi e / 2 (epochs - shorten)): fast at first (FBL's sine increase)."""
   return start + (end - start) * math.sin(math.pi / 2 * _progress(clock, shorten))
 
 
-def rising_cosine(clock: Clock, *, start: float = 0.0, end: float = 1.0, shorten: float = 0) -> float:
+def rising_cosine(clock: Clock, *, start: float = 0.0, end: float = 1.0, shorten: NonNegative = 0) -> float:
   """start + (end - start) (1 - cos(pi e / 2 (epochs - shorten))): slow at first (FBL's cosine increase)."""
   return start + (end - start) * (1 - math.cos(math.pi / 2 * _progress(clock, shorten)))
 
 
-def parabolic(clock: Clock, *, start: float = 0.0, end: float = 1.0, shorten: float = 0) -> float:
+def parabolic(clock: Clock, *, start: float = 0.0, end: float = 1.0, shorten: NonNegative = 0) -> float:
   """start + (end - start) (e / (epochs - shorten))^2: FBL's curriculum with shorten=10, BBN's alpha from 1 to 0.
 
   With shorten=10 the last epochs go beyond `end`, as in the released code of FBL: 1.097 at the end of 200.
@@ -81,6 +85,6 @@ def _progress(clock: Clock, shorten: float) -> float:
   return clock.epoch / max(clock.epochs - shorten, 1)
 
 
-def switch(clock: Clock, *, at: float, before: float = 0.0, after: float = 1.0) -> float:
+def switch(clock: Clock, *, at: NonNegative, before: float = 0.0, after: float = 1.0) -> float:
   """`before` until epoch `at`, `after` from then on (deferred re-weighting, the KPS gradient adjustment)."""
   return after if clock.epoch >= at else before

@@ -12,4 +12,5 @@ def mixup(images, key, labels, *, alpha: float):
 def random_resized_crop(images, key, *, size: int, area: tuple = (0.08, 1.0), ratio: tuple = (3/4, 4/3)):
   raise NotImplementedError
 from ltjax.augment import crops
+
 random_resized_crop.boxes = crops.random_resized

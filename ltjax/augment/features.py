@@ -1,14 +1,14 @@
 """New features for rare classes inside jit: pure functions of a batch's features, its labels and a key (AFA)."""
 
 import math
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ltjax.errors import ConfigError
-from ltjax.losses.arguments import in_range
+from ltjax.losses.arguments import Number, ranged
 
 __all__ = ["Generating", "Plan", "combine", "enlarge", "generate", "generated_counts", "generation_bound", "plan"]
 
@@ -36,8 +36,11 @@ class Generating(NamedTuple):
   plan: Plan
 
 
-def generated_counts(labels: Int[Array, "b"], num_classes: int, *, gamma: float | Float[Array, ""] = 1.0,
-                     alpha: float | Float[Array, ""] = 4.0) -> Int[Array, "c"]:
+@ranged
+def generated_counts(
+    labels: Int[Array, "b"], num_classes: int, *, gamma: Annotated[Number, "(0, inf)"] = 1.0,
+    alpha: Annotated[Number, "[0, inf)"] = 4.0,
+) -> Int[Array, "c"]:
   """How many features each class of a batch is given.
 
   G_c = ceil(gamma B R_c), R_c = f_c^-alpha / sum_k f_k^-alpha over the classes in the batch; 0 for the others
@@ -61,8 +64,6 @@ def generated_counts(labels: Int[Array, "b"], num_classes: int, *, gamma: float 
   >>> generated_counts(jnp.array([0, 0, 0, 1, 1, 3]), 4).tolist()
   [1, 1, 0, 6]
   """
-  in_range("generated_counts: gamma", gamma, "(0, inf)")
-  in_range("generated_counts: alpha", alpha, "[0, inf)")
   frequency = jnp.zeros(num_classes, jnp.int32).at[labels].add(1)
   present = frequency > 0
   with jax.enable_x64(True):
@@ -74,7 +75,8 @@ def generated_counts(labels: Int[Array, "b"], num_classes: int, *, gamma: float 
     return jnp.where(present, jnp.maximum(jnp.ceil(wanted * (1 - 1e-12)), 1), 0).astype(jnp.int32)
 
 
-def generation_bound(batch_size: int, num_classes: int, *, gamma: float = 1.0) -> int:
+@ranged
+def generation_bound(batch_size: int, num_classes: int, *, gamma: Annotated[float, "(0, inf)"] = 1.0) -> int:
   """The number of slots that is enough for every batch, m.
 
   m = ceil(gamma B) + min(B, C) - 1, because each of the K <= min(B, C) ceilings adds less than 1 to a sum of gamma B
@@ -92,12 +94,12 @@ def generation_bound(batch_size: int, num_classes: int, *, gamma: float = 1.0) -
   >>> generation_bound(128, 10), generation_bound(128, 100)
   (137, 227)
   """
-  in_range("generation_bound: gamma", gamma, "(0, inf)")
   return math.ceil(gamma * batch_size) + min(batch_size, num_classes) - 1
 
 
-def plan(labels: Int[Array, "b"], *, key: jax.Array, num_classes: int, gamma: float = 1.0,
-         alpha: float = 4.0) -> Plan:
+@ranged
+def plan(labels: Int[Array, "b"], *, key: jax.Array, num_classes: int, gamma: Annotated[float, "(0, inf)"] = 1.0,
+         alpha: Annotated[float, "[0, inf)"] = 4.0) -> Plan:
   """Draws what is generated from a batch with `labels`.
 
   A class's i is uniform over its rows, with replacement; j is uniform over the other B - 1 rows of any class.
@@ -151,9 +153,11 @@ def combine(class_related: Float[Array, "b ..."], variation_related: Float[Array
   return jnp.where(valid, class_related[plan.class_rows] + variation_related[plan.variation_rows], 0)
 
 
+@ranged
 def generate(
     class_related: Float[Array, "b ..."], variation_related: Float[Array, "b ..."], labels: Int[Array, "b"], *,
-    key: jax.Array, num_classes: int, gamma: float = 1.0, alpha: float = 4.0,
+    key: jax.Array, num_classes: int, gamma: Annotated[float, "(0, inf)"] = 1.0,
+    alpha: Annotated[float, "[0, inf)"] = 4.0,
 ) -> tuple[Float[Array, "m ..."], Int[Array, "m"], Bool[Array, "m"]]:
   """New features of the classes in a batch, the rarer a class the more: its own part of one image, the rest of another.
 

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from ltjax import schedules
 from ltjax.errors import ConfigError, LtjaxError, nearest
+from ltjax.losses.arguments import interval_of
 from ltjax.schedules import Clock
 
 ANY_NUMBER = "(-inf, inf)"
@@ -169,12 +170,8 @@ def hyper_parameters(function: Callable, outside: bool = False) -> dict[str, ins
 
 
 def interval(parameter: inspect.Parameter) -> str:
-  """The range that a parameter's annotation declares, `Annotated[float, "[0, inf)"]`; any number where it does not."""
-  for member in (parameter.annotation, *typing.get_args(parameter.annotation)):
-    for extra in getattr(member, "__metadata__", ()):
-      if isinstance(extra, str) and extra[:1] in "[(" and "," in extra:
-        return extra
-  return ANY_NUMBER
+  """The range that a parameter's annotation declares; any number where it declares none."""
+  return interval_of(parameter.annotation) or ANY_NUMBER
 
 
 def _members(annotation) -> tuple:

@@ -5,12 +5,13 @@ nothing independently: it gives a cycle.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Real
 
 from ltjax.errors import ConfigError, DataError
+from ltjax.losses.arguments import ranged
 
 __all__ = [
   "cben",
@@ -124,7 +125,10 @@ def power(class_counts: Real[np.ndarray, "c"], *, q: float) -> Float[np.ndarray,
   return _normalised((counts / (counts.max() if q >= 0 else counts.min())) ** q)
 
 
-def effective_number(class_counts: Real[np.ndarray, "c"], *, beta: float = 0.9999) -> Float[np.ndarray, "c"]:
+@ranged
+def effective_number(
+    class_counts: Real[np.ndarray, "c"], *, beta: Annotated[float, "[0, 1)"] = 0.9999,
+) -> Float[np.ndarray, "c"]:
   """Every example of class c weighs (1 - beta) / (1 - beta^n_c): p_c proportional to n_c times that.
 
   Args:
@@ -144,13 +148,14 @@ def effective_number(class_counts: Real[np.ndarray, "c"], *, beta: float = 0.999
   >>> effective_number(np.array([3, 1]), beta=0.0).tolist()
   [0.75, 0.25]
   """
-  if not 0 <= beta < 1:
-    raise ConfigError(f"effective_number: beta must be in [0, 1), got {beta}.")
   counts = _positive(class_counts)
   return _normalised(counts * _effective(counts, np.float64(1 - beta)))
 
 
-def cben(class_counts: Real[np.ndarray, "c"], *, a: float = 0.999, b: float = 0.0009) -> Float[np.ndarray, "c"]:
+@ranged
+def cben(
+    class_counts: Real[np.ndarray, "c"], *, a: Annotated[float, "[0, 1)"] = 0.999, b: Annotated[float, "[0, 1)"] = 0.0009,
+) -> Float[np.ndarray, "c"]:
   """Class-based effective number: as `effective_number`, with a beta of its own for each class.
 
   beta_c = a + b (delta_c - min delta) / (max delta - min delta) with delta_c = log n_max - log n_c
@@ -183,7 +188,8 @@ def cben(class_counts: Real[np.ndarray, "c"], *, a: float = 0.999, b: float = 0.
   return _normalised(counts * _effective(counts, (1 - a) - b * rarity))
 
 
-def progressive(class_counts: Real[np.ndarray, "c"], *, progress: float) -> Float[np.ndarray, "c"]:
+@ranged
+def progressive(class_counts: Real[np.ndarray, "c"], *, progress: Annotated[float, "[0, 1]"]) -> Float[np.ndarray, "c"]:
   """From `instance` to `class_balanced` over a stage.
 
   p_c = (1 - progress) n_c / N + progress / C
@@ -204,8 +210,6 @@ def progressive(class_counts: Real[np.ndarray, "c"], *, progress: float) -> Floa
   >>> progressive(np.array([3, 1]), progress=0.5).tolist()
   [0.625, 0.375]
   """
-  if not 0 <= progress <= 1:
-    raise ConfigError(f"progressive: progress must be in [0, 1], got {progress}.")
   return (1 - progress) * instance(class_counts) + progress * class_balanced(class_counts)
 
 
@@ -261,7 +265,8 @@ class Cycle(NamedTuple):
     return classes, within
 
 
-def class_aware(class_counts: Real[np.ndarray, "c"], *, samples_per_class: int = 4) -> Cycle:
+@ranged
+def class_aware(class_counts: Real[np.ndarray, "c"], *, samples_per_class: Annotated[int, "[1, inf)"] = 4) -> Cycle:
   """The class-aware sampler of cRT: the classes in turn, some examples of one class after the other.
 
   Every class alike, as `class_balanced`, but without replacement: no example comes again before all of its class came,
@@ -285,6 +290,4 @@ def class_aware(class_counts: Real[np.ndarray, "c"], *, samples_per_class: int =
   >>> cycle.at(np.arange(4), lambda name, counter, size: np.arange(size))[0].tolist()
   [0, 0, 1, 1]
   """
-  if samples_per_class < 1:
-    raise ConfigError(f"class_aware: samples_per_class must be at least 1, got {samples_per_class}.")
   return Cycle(_positive(class_counts).astype(np.int64), samples_per_class)

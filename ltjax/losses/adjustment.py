@@ -1,20 +1,24 @@
 """Adjustments of logits by class frequency: logits in, adjusted logits out; a loss follows."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Real
 
 from ltjax.errors import ConfigError
 from ltjax.losses.arguments import (
+  Number,
   at_least_float32,
   class_indices,
-  in_range,
+  computed_once,
   is_label,
-  once,
   positive_counts,
+  ranged,
   seen_or_one,
 )
 from ltjax.losses.cross_entropy import at_label, log_normalizer
+from ltjax.losses.traits import has, stateful
 
 __all__ = ["fbl", "logit_adjustment", "seesaw", "softmax_equalization"]
 
@@ -22,13 +26,14 @@ __all__ = ["fbl", "logit_adjustment", "seesaw", "softmax_equalization"]
 _OUT_OF_THE_SOFTMAX = -1e30
 
 
+@ranged
 def logit_adjustment(
     logits: Float[Array, "b c"],
     labels: Int[Array, "b"],
     class_counts: Real[Array, "c"],
     *,
-    tau: float | Float[Array, ""] = 1.0,
-    epsilon: float = 1e-12,
+    tau: Annotated[Number, "[0, inf)"] = 1.0,
+    epsilon: Annotated[float, "[0, inf)"] = 1e-12,
 ) -> Float[Array, "b c"]:
   """Logit adjustment by the training prior; with tau = 1 the balanced softmax.
 
@@ -58,23 +63,22 @@ def logit_adjustment(
   """
   del labels
   logits = at_least_float32(logits)
-  return logits + once(log_prior(positive_counts(class_counts, logits), tau, epsilon))
+  return logits + computed_once(log_prior(positive_counts(class_counts, logits), tau, epsilon))
 
 
 def log_prior(counts: Float[Array, "c"], tau: float | Float[Array, ""], epsilon: float) -> Float[Array, "c"]:
   """log(pi^tau + epsilon), also where pi^tau has no float."""
-  in_range("tau", tau, "[0, inf)")
-  in_range("epsilon", epsilon, "[0, inf)")
   return jnp.logaddexp(tau * jnp.log(counts / counts.sum()), jnp.log(jnp.asarray(epsilon, counts.dtype)))
 
 
+@ranged
 def fbl(
     logits: Float[Array, "b c"],
     labels: Int[Array, "b"],
     class_counts: Real[Array, "c"],
     *,
     features: Float[Array, "b d"],
-    alpha: float | Float[Array, ""],
+    alpha: Annotated[Number, "[0, inf)"],
     normalize: bool = True,
 ) -> Float[Array, "b c"]:
   """Feature-balanced logits: the rarer a class and the shorter the feature, the more is taken from the logit.
@@ -106,16 +110,17 @@ def fbl(
   [[0.0, -2.0]]
   """
   del labels
-  in_range("fbl: alpha", alpha, "[0, inf)")
   logits = at_least_float32(logits)
   counts = positive_counts(class_counts, logits)
   stimulus = jnp.log(counts.max() / counts)
   if normalize:
     stimulus = stimulus / jnp.where(stimulus.max() > 0, stimulus.max(), 1.0)
   norm = jnp.sqrt(jnp.sum(at_least_float32(features) ** 2, axis=-1, keepdims=True) + 1e-24)
-  return logits - once(alpha / norm) * once(stimulus)
+  return logits - computed_once(alpha / norm) * computed_once(stimulus)
 
 
+@has(drops_columns=True)
+@ranged
 def softmax_equalization(
     logits: Float[Array, "b c"],
     labels: Int[Array, "b"],
@@ -123,8 +128,8 @@ def softmax_equalization(
     *,
     key: jax.Array | None = None,
     mask: Bool[Array, "b c"] | None = None,
-    threshold: float | Float[Array, ""] = 0.005,
-    keep: float | Float[Array, ""] = 0.9,
+    threshold: Annotated[Number, "[0, 1]"] = 0.005,
+    keep: Annotated[Number, "[0, 1]"] = 0.9,
 ) -> Float[Array, "b c"]:
   """Softmax equalisation: at random, rare classes are left out of the softmax of the examples of other classes.
 
@@ -157,24 +162,30 @@ def softmax_equalization(
   if (key is None) == (mask is None):
     raise ConfigError(f"softmax_equalization draws its mask from `key` or takes it as `mask`: give exactly one of "
                       f"them, got {'neither' if key is None else 'both'}.")
-  in_range("softmax_equalization: threshold", threshold, "[0, 1]")
-  in_range("softmax_equalization: keep", keep, "[0, 1]")
   logits = at_least_float32(logits)
   counts = positive_counts(class_counts, logits)
   if mask is None:
     mask = jax.random.bernoulli(key, keep, logits.shape)
-  rare = once(counts / counts.sum() < threshold)
+  rare = computed_once(counts / counts.sum() < threshold)
   # A sum needs no mask for its gradient, which is zero here anyhow, as the softmax is.
   return logits + jnp.where(mask.astype(bool) & rare & ~is_label(labels, logits), _OUT_OF_THE_SOFTMAX, 0)
 
 
+def _count(seen, logits, labels, weight):
+  """The examples of each class drawn so far; mixed labels count with their weight."""
+  del logits
+  return seen.at[labels].add(weight)
+
+
+@stateful("seen_counts", init=jnp.zeros, update=_count)
+@ranged
 def seesaw(
     logits: Float[Array, "b c"],
     labels: Int[Array, "b"],
     seen_counts: Real[Array, "c"],
     *,
-    p: float | Float[Array, ""] = 0.8,
-    q: float | Float[Array, ""] = 2.0,
+    p: Annotated[Number, "[0, inf)"] = 0.8,
+    q: Annotated[Number, "[0, inf)"] = 2.0,
 ) -> Float[Array, "b c"]:
   """Seesaw logits: a rarer class is pushed down less, and more where it is mistaken for the label.
 
@@ -202,13 +213,12 @@ def seesaw(
   >>> seesaw(jnp.zeros((1, 2)), jnp.array([0]), jnp.array([100, 1])).round(4).tolist()
   [[0.0, -3.6840999126434326]]
   """
-  in_range("seesaw: p", p, "[0, inf)")
-  in_range("seesaw: q", q, "[0, inf)")
   logits = at_least_float32(logits)
-  log_seen = once(jnp.log(seen_or_one(seen_counts, logits)))
+  log_seen = computed_once(jnp.log(seen_or_one(seen_counts, logits)))
   labels = class_indices(labels, logits)
   constant = jax.lax.stop_gradient(logits)
   most, log_sum = log_normalizer(constant)
-  floor = once(jnp.maximum(at_label(constant, labels), most + log_sum + jnp.log(jnp.asarray(0.01, logits.dtype))))
-  mitigation = jnp.minimum(log_seen - once(log_seen[labels])[..., None], 0)
+  least = most + log_sum + jnp.log(jnp.asarray(0.01, logits.dtype))
+  floor = computed_once(jnp.maximum(at_label(constant, labels), least))
+  mitigation = jnp.minimum(log_seen - computed_once(log_seen[labels])[..., None], 0)
   return logits + p * mitigation + q * jnp.maximum(constant - floor[..., None], 0)

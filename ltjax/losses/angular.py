@@ -1,32 +1,37 @@
 """Margins and clouds on the angle: un-scaled cosines in, adjusted and scaled logits out; a loss follows."""
 
 import functools
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Real
 
 from ltjax.losses.arguments import (
+  Number,
   at_least_float32,
   class_indices,
-  in_range,
+  computed_once,
   is_label,
-  once,
   only_at_label,
   positive_counts,
+  ranged,
 )
 from ltjax.losses.cross_entropy import at_label
 from ltjax.losses.margins import clouds, label_margins, radii_and_rarity
+from ltjax.losses.traits import has
 
 __all__ = ["arcface", "gcl_angular", "kps_angular"]
 
 
+@has(needs_angles=True)
+@ranged
 def arcface(
     cosines: Float[Array, "b c"],
     labels: Int[Array, "b"],
     *,
-    margin: float | Float[Array, ""] = 0.5,
-    scale: float | Float[Array, ""] = 30.0,
+    margin: Annotated[Number, "[0, 3.141592653589793]"] = 0.5,
+    scale: Annotated[Number, "(0, inf)"] = 30.0,
     fallback: bool = False,
     straight_through: bool = False,
 ) -> Float[Array, "b c"]:
@@ -57,8 +62,6 @@ def arcface(
   >>> arcface(jnp.zeros((1, 2)), jnp.array([0]), margin=jnp.pi / 2, scale=4.0).tolist()
   [[-4.0, 0.0]]
   """
-  in_range("arcface: margin", margin, "[0, 3.141592653589793]")
-  in_range("arcface: scale", scale, "(0, inf)")
   cosines = at_least_float32(cosines)
   moved = _turned_at_label(fallback, cosines, jnp.asarray(margin, cosines.dtype), class_indices(labels, cosines))
   return scale * (cosines + jax.lax.stop_gradient(moved - cosines) if straight_through else moved)
@@ -88,17 +91,19 @@ def _turned(fallback: bool, cosines, margin):
   return jnp.where(cosines > -cos_m, turned, cosines - margin * sin_m) if fallback else turned
 
 
+@has(needs_angles=True)
+@ranged
 def kps_angular(
     cosines: Float[Array, "b c"],
     labels: Int[Array, "b"],
     class_counts: Real[Array, "c"],
     *,
-    max_angle: float | Float[Array, ""] = 0.2,
-    angle_power: float | Float[Array, ""] = 1.0,
-    max_margin: float | Float[Array, ""] = 0.0,
-    base: float | Float[Array, ""] = 50.0,
-    scale: float | Float[Array, ""] = 15.0,
-    adjust: float | Float[Array, ""] = 0.0,
+    max_angle: Annotated[Number, "[0, 3.141592653589793]"] = 0.2,
+    angle_power: Annotated[Number, "[0, inf)"] = 1.0,
+    max_margin: Annotated[Number, "[0, inf)"] = 0.0,
+    base: Annotated[Number, "(1, inf)"] = 50.0,
+    scale: Annotated[Number, "(0, inf)"] = 15.0,
+    adjust: Annotated[Number, "[0, 1]"] = 0.0,
 ) -> Float[Array, "b c"]:
   """Key point sensitive logits with radius and margin also on the angle.
 
@@ -134,10 +139,6 @@ def kps_angular(
   >>> kps_angular(jnp.zeros((1, 2)), jnp.array([1]), jnp.array([50, 1]), max_angle=0.5, scale=1.0).round(4).tolist()
   [[1.414199948310852, -0.47939997911453247]]
   """
-  in_range("kps_angular: max_angle", max_angle, "[0, 3.141592653589793]")
-  in_range("kps_angular: angle_power", angle_power, "[0, inf)")
-  in_range("kps_angular: adjust", adjust, "[0, 1]")
-  in_range("kps_angular: scale", scale, "(0, inf)")
   cosines = at_least_float32(cosines)
   radii, rarity = radii_and_rarity(positive_counts(class_counts, cosines), base)
   share, margins = rarity / rarity.max(), label_margins(rarity, max_margin)
@@ -150,6 +151,8 @@ def kps_angular(
   return scales[..., None] * logits
 
 
+@has(needs_angles=True)
+@ranged
 def gcl_angular(
     cosines: Float[Array, "b c"],
     labels: Int[Array, "b"],
@@ -157,9 +160,9 @@ def gcl_angular(
     *,
     key: jax.Array | None = None,
     noise: Float[Array, "b c"] | None = None,
-    scale: float | Float[Array, ""] = 30.0,
-    margin: float | Float[Array, ""] = 0.0,
-    noise_scale: float | Float[Array, ""] = 0.1,
+    scale: Annotated[Number, "(0, inf)"] = 30.0,
+    margin: Annotated[Number, "[0, 1.5707963267948966]"] = 0.0,
+    noise_scale: Annotated[Number, "[0, 1]"] = 0.1,
     cloud_size: str = "log",
 ) -> Float[Array, "b c"]:
   """Gaussian clouds on the angle: the rarer a class, the larger the random angle that is added to its own.
@@ -193,13 +196,10 @@ def gcl_angular(
   >>> gcl_angular(jnp.zeros((1, 2)), jnp.array([0]), jnp.array([100, 1]), noise=jnp.ones((1, 2))).round(2).tolist()
   [[0.0, -4.690000057220459]]
   """
-  in_range("gcl_angular: scale", scale, "(0, inf)")
-  in_range("gcl_angular: margin", margin, "[0, 1.5707963267948966]")
-  in_range("gcl_angular: noise_scale", noise_scale, "[0, 1]")
   cosines = at_least_float32(cosines)
   cloud = clouds("gcl_angular", cosines, class_counts, key, noise, noise_scale, cloud_size)
   angles = (jnp.pi / 2) * cloud + only_at_label(margin, labels, cosines)
-  return once(scale * _moved(cosines, angles))
+  return computed_once(scale * _moved(cosines, angles))
 
 
 @jax.custom_jvp

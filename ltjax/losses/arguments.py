@@ -3,6 +3,11 @@
 Only values that can be seen are checked: Python numbers and arrays outside `jit`. Shapes and types are always checked.
 """
 
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +21,45 @@ def at_least_float32(x: Real[Array, "..."]) -> Float[Array, "..."]:
   x = jnp.asarray(x)
   floating = jnp.issubdtype(x.dtype, jnp.floating)
   return x.astype(jnp.promote_types(x.dtype, jnp.float32) if floating else jnp.result_type(float))
+
+
+Number = float | Float[Array, ""]  # of a hyper-parameter: a constant, or the traced value of a schedule
+
+
+def interval_of(annotation) -> str | None:
+  """The range that an annotation declares, as `Annotated[float, "[0, inf)"]` does; None where it declares none."""
+  for member in (annotation, *typing.get_args(annotation)):
+    for extra in getattr(member, "__metadata__", ()):
+      if isinstance(extra, str) and extra[:1] in "[(" and "," in extra:
+        return extra
+  return None
+
+
+@functools.cache
+def intervals(function: Callable) -> dict[str, str]:
+  """{parameter: range} of a function, or of the fields of a class, as the annotations declare them."""
+  declared = {p.name: interval_of(p.annotation) for p in inspect.signature(function).parameters.values()}
+  return {name: interval for name, interval in declared.items() if interval}
+
+
+def ranged(function: Callable) -> Callable:
+  """Checks every keyword argument that has a declared range, at every call; traced values pass."""
+  limits, name = intervals(function), function.__name__
+
+  @functools.wraps(function)
+  def checked(*args, **kwargs):
+    for key in limits.keys() & kwargs.keys():
+      in_range(f"{name}: {key}", kwargs[key], limits[key])
+    return function(*args, **kwargs)
+
+  return checked
+
+
+def check_fields(module) -> None:
+  """`ranged` for the fields of a linen module: called from its `__post_init__`."""
+  for key, interval in intervals(type(module)).items():
+    if (value := getattr(module, key)) is not None:
+      in_range(f"{type(module).__name__}: {key}", value, interval)
 
 
 def in_range(what: str, value: float | Float[Array, ""], interval: str) -> None:
@@ -72,7 +116,7 @@ def is_label(labels: Int[Array, "b"], logits: Float[Array, "b c"]) -> Bool[Array
   return class_indices(labels, logits)[..., None] == jnp.arange(logits.shape[-1])
 
 
-def once(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def computed_once(x: Float[Array, "..."]) -> Float[Array, "..."]:
   """`x`, computed once: XLA would otherwise compute a class vector again for each element that it is added to."""
   return jax.lax.optimization_barrier(x)
 
@@ -81,7 +125,7 @@ def only_at_label(values: Float[Array, "b"] | float, labels: Int[Array, "b"],
                   logits: Float[Array, "b c"]) -> Float[Array, "b c"]:
   """One number for each row, or one for all, at its label, and 0 elsewhere."""
   # XLA fuses this into whatever reads it, where a class vector or a one-hot product would be read once an element.
-  values = once(jnp.broadcast_to(jnp.asarray(values, logits.dtype), logits.shape[:-1]))
+  values = computed_once(jnp.broadcast_to(jnp.asarray(values, logits.dtype), logits.shape[:-1]))
   return jnp.where(is_label(labels, logits), values[..., None], 0)
 
 

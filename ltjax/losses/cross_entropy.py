@@ -1,19 +1,22 @@
 """Cross entropy and the losses that reshape it: logits and labels in, one loss per example out."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ltjax.losses.arguments import at_least_float32, class_indices, in_range, once, probabilities
+from ltjax.losses.arguments import Number, at_least_float32, class_indices, computed_once, probabilities, ranged
 
 __all__ = ["cross_entropy", "focal"]
 
 
+@ranged
 def cross_entropy(
     logits: Float[Array, "b c"],
     labels: Int[Array, "b"] | Float[Array, "b c"],
     *,
-    label_smoothing: float | Float[Array, ""] = 0.0,
+    label_smoothing: Annotated[Number, "[0, 1]"] = 0.0,
 ) -> Float[Array, "b"]:
   """Softmax cross entropy.
 
@@ -40,7 +43,6 @@ def cross_entropy(
   >>> cross_entropy(jnp.array([[0.0, 0.0], [200.0, 0.0]]), jnp.array([0, 1])).tolist()
   [0.6931471824645996, 200.0]
   """
-  in_range("cross_entropy: label_smoothing", label_smoothing, "[0, 1]")
   logits = at_least_float32(logits)
   most, log_sum = log_normalizer(logits)
   if jnp.ndim(labels) == logits.ndim:
@@ -50,7 +52,7 @@ def cross_entropy(
     possible = jnp.where((t == 0) & jnp.isneginf(shifted), 0.0, shifted)
     target = log_sum * jnp.sum(t, axis=-1) - jnp.sum(t * possible, axis=-1)
   else:
-    target = once(most - at_label(logits, class_indices(labels, logits))) + log_sum
+    target = computed_once(most - at_label(logits, class_indices(labels, logits))) + log_sum
   smooth = jnp.where(label_smoothing == 0, 0.0,
                      label_smoothing * (log_sum - jnp.mean(logits - most[..., None], axis=-1)))
   return (1 - label_smoothing) * target + smooth
@@ -78,11 +80,12 @@ def _at_label_jvp(primals, tangents):
   return at_label(x, labels), jnp.sum(jnp.where(here, dx, 0), axis=-1)
 
 
+@ranged
 def focal(
     logits: Float[Array, "b c"],
     labels: Int[Array, "b"],
     *,
-    gamma: float | Float[Array, ""] = 1.0,
+    gamma: Annotated[Number, "[0, inf)"] = 1.0,
     detach: bool = False,
 ) -> Float[Array, "b"]:
   """Focal loss in its softmax form.
@@ -111,7 +114,6 @@ def focal(
   >>> focal(jnp.zeros((1, 2)), jnp.array([0]), gamma=2.0).tolist()
   [0.1732867956161499]
   """
-  in_range("focal: gamma", gamma, "[0, inf)")
   loss = cross_entropy(logits, labels)
   miss = -jnp.expm1(-loss)
   # The power has no finite derivative at 0 for gamma < 1, and confident examples are exactly there.

@@ -1,21 +1,26 @@
 """LADE: losses in which the examples of a batch meet; logits and labels in, one value per example out."""
 
+from typing import Annotated
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Real
 
 from ltjax.losses.adjustment import logit_adjustment
-from ltjax.losses.arguments import at_least_float32, class_indices, in_range, positive_counts
+from ltjax.losses.arguments import Number, at_least_float32, class_indices, positive_counts, ranged
 from ltjax.losses.cross_entropy import at_label, cross_entropy, log_normalizer
+from ltjax.losses.traits import has
 
 __all__ = ["lade", "prior_lade"]
 
 
+@has(of_batch=True)
+@ranged
 def lade(
     logits: Float[Array, "b c"],
     labels: Int[Array, "b"],
     class_counts: Real[Array, "c"],
     *,
-    remine: float | Float[Array, ""] = 0.1,
+    remine: Annotated[Number, "[0, inf)"] = 0.1,
 ) -> Float[Array, "b"]:
   """LADE's estimate of the label distribution that a batch's logits imply, to be made free of the training one.
 
@@ -47,7 +52,6 @@ def lade(
   >>> lade(jnp.zeros((2, 2)), jnp.array([0, 1]), jnp.array([1, 1])).tolist()
   [0.0, 0.0]
   """
-  in_range("lade: remine", remine, "[0, inf)")
   logits = at_least_float32(logits)
   counts = positive_counts(class_counts, logits)
   labels = class_indices(labels, logits)
@@ -60,13 +64,15 @@ def lade(
   return jnp.sum(prior * (r + remine * r**2)) - batch * (prior / (in_batch + 1e-8))[labels] * at_label(logits, labels)
 
 
+@has(of_batch=True)
+@ranged
 def prior_lade(
     logits: Float[Array, "b c"],
     labels: Int[Array, "b"],
     class_counts: Real[Array, "c"],
     *,
-    weight: float | Float[Array, ""] = 0.1,
-    remine: float | Float[Array, ""] = 0.1,
+    weight: Annotated[Number, "[0, inf)"] = 0.1,
+    remine: Annotated[Number, "[0, inf)"] = 0.1,
 ) -> Float[Array, "b"]:
   """The loss that LADE trains with: cross entropy under the training prior, and `lade`.
 
@@ -94,6 +100,5 @@ def prior_lade(
   >>> prior_lade(jnp.zeros((2, 2)), jnp.array([0, 1]), jnp.array([1, 1])).tolist()
   [0.6931471824645996, 0.6931471824645996]
   """
-  in_range("prior_lade: weight", weight, "[0, inf)")
   under_prior = cross_entropy(logit_adjustment(logits, labels, class_counts, epsilon=1e-9), labels)
   return under_prior + weight * lade(logits, labels, class_counts, remine=remine)

@@ -1,12 +1,22 @@
 """Margins and clouds on cosine logits: un-scaled cosines in, adjusted and scaled logits out; a loss follows."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Real
 
 from ltjax.errors import ConfigError, DataError
-from ltjax.losses.arguments import at_least_float32, class_indices, in_range, once, only_at_label, positive_counts
+from ltjax.losses.arguments import (
+  Number,
+  at_least_float32,
+  class_indices,
+  computed_once,
+  only_at_label,
+  positive_counts,
+  ranged,
+)
 
 __all__ = ["cosface", "gcl", "kps", "ldam"]
 
@@ -21,13 +31,14 @@ _CLOUD_SIZES = {
 }
 
 
+@ranged
 def ldam(
     cosines: Float[Array, "b c"],
     labels: Int[Array, "b"],
     class_counts: Real[Array, "c"],
     *,
-    max_margin: float | Float[Array, ""] = 0.5,
-    scale: float | Float[Array, ""] = 30.0,
+    max_margin: Annotated[Number, "[0, inf)"] = 0.5,
+    scale: Annotated[Number, "(0, inf)"] = 30.0,
 ) -> Float[Array, "b c"]:
   """Label-distribution-aware margins: the rarer the label, the larger the margin.
 
@@ -55,20 +66,19 @@ def ldam(
   >>> ldam(jnp.zeros((1, 2)), jnp.array([0]), jnp.array([16, 1]), max_margin=0.5, scale=4.0).tolist()
   [[-1.0, 0.0]]
   """
-  in_range("ldam: max_margin", max_margin, "[0, inf)")
-  in_range("ldam: scale", scale, "(0, inf)")
   cosines = at_least_float32(cosines)
   counts = positive_counts(class_counts, cosines)
   margins = max_margin * (counts.min() / counts) ** 0.25
   return scale * cosines - only_at_label(scale * margins[class_indices(labels, cosines)], labels, cosines)
 
 
+@ranged
 def cosface(
     cosines: Float[Array, "b c"],
     labels: Int[Array, "b"],
     *,
-    margin: float | Float[Array, ""] = 0.35,
-    scale: float | Float[Array, ""] = 30.0,
+    margin: Annotated[Number, "[0, inf)"] = 0.35,
+    scale: Annotated[Number, "(0, inf)"] = 30.0,
 ) -> Float[Array, "b c"]:
   """The same margin for every class, on the cosine.
 
@@ -94,21 +104,20 @@ def cosface(
   >>> cosface(jnp.zeros((1, 2)), jnp.array([0]), margin=0.5, scale=4.0).tolist()
   [[-2.0, 0.0]]
   """
-  in_range("cosface: margin", margin, "[0, inf)")
-  in_range("cosface: scale", scale, "(0, inf)")
   cosines = at_least_float32(cosines)
   return scale * cosines - only_at_label(scale * margin, labels, cosines)
 
 
+@ranged
 def kps(
     cosines: Float[Array, "b c"],
     labels: Int[Array, "b"],
     class_counts: Real[Array, "c"],
     *,
-    max_margin: float | Float[Array, ""] = 0.2,
-    base: float | Float[Array, ""] = 50.0,
-    scale: float | Float[Array, ""] = 15.0,
-    adjust: float | Float[Array, ""] = 0.0,
+    max_margin: Annotated[Number, "[0, inf)"] = 0.2,
+    base: Annotated[Number, "(1, inf)"] = 50.0,
+    scale: Annotated[Number, "(0, inf)"] = 15.0,
+    adjust: Annotated[Number, "[0, 1]"] = 0.0,
     flip: bool = False,
 ) -> Float[Array, "b c"]:
   """Key point sensitive logits: frequent classes have a larger radius, rare ones a larger margin.
@@ -144,8 +153,6 @@ def kps(
   >>> kps(jnp.ones((1, 2)), jnp.array([1]), jnp.array([50, 1]), max_margin=0.25, scale=1.0).round(4).tolist()
   [[2.0, 0.75]]
   """
-  in_range("kps: adjust", adjust, "[0, 1]")
-  in_range("kps: scale", scale, "(0, inf)")
   cosines = at_least_float32(cosines)
   counts = positive_counts(class_counts, cosines)
   radii, rarity = radii_and_rarity(counts, base)
@@ -155,21 +162,19 @@ def kps(
     rarity = radii[::-1]
     growth = jnp.minimum(rarity, jnp.maximum(50.0 / scale, 1.0))
   own = class_indices(labels, cosines)
-  scales = once(scale * (1 + adjust * (growth - 1))[own])
+  scales = computed_once(scale * (1 + adjust * (growth - 1))[own])
   margins = only_at_label(scales * label_margins(rarity, max_margin)[own], labels, cosines)
-  return scales[..., None] * (once(radii) * cosines) - margins
+  return scales[..., None] * (computed_once(radii) * cosines) - margins
 
 
 def radii_and_rarity(counts: Float[Array, "c"], base: float | Float[Array, ""]) -> tuple[Float[Array, "c"], ...]:
   """KPS's r, 1 for the rarest class, and m', 1 for the most frequent."""
-  in_range("base", base, "(1, inf)")
   radii = 1 + jnp.log(counts / counts.min()) / jnp.log(jnp.asarray(base, counts.dtype))
   return radii, radii.max() + 1 - radii
 
 
 def label_margins(rarity: Float[Array, "c"], max_margin: float | Float[Array, ""]) -> Float[Array, "c"]:
   """KPS's m: `max_margin` for the rarest class."""
-  in_range("max_margin", max_margin, "[0, inf)")
   return rarity * (max_margin / rarity.max())
 
 
@@ -182,6 +187,7 @@ def _check_order(class_counts) -> None:
                     f"{rises[0] + 1} has more than class {rises[0]}; without flip any order is right.")
 
 
+@ranged
 def gcl(
     cosines: Float[Array, "b c"],
     labels: Int[Array, "b"],
@@ -189,9 +195,9 @@ def gcl(
     *,
     key: jax.Array | None = None,
     noise: Float[Array, "b c"] | None = None,
-    scale: float | Float[Array, ""] = 30.0,
-    margin: float | Float[Array, ""] = 0.0,
-    noise_scale: float | Float[Array, ""] = 0.5,
+    scale: Annotated[Number, "(0, inf)"] = 30.0,
+    margin: Annotated[Number, "[0, inf)"] = 0.0,
+    noise_scale: Annotated[Number, "[0, inf)"] = 0.5,
     cloud_size: str = "log",
 ) -> Float[Array, "b c"]:
   """Gaussian clouded logits: the rarer a class, the larger the random amount taken from its cosine.
@@ -227,8 +233,6 @@ def gcl(
   >>> gcl(jnp.zeros((1, 2)), jnp.array([0]), jnp.array([100, 1]), noise=jnp.ones((1, 2))).round().tolist()
   [[0.0, -15.0]]
   """
-  in_range("gcl: scale", scale, "(0, inf)")
-  in_range("gcl: margin", margin, "[0, inf)")
   cosines = at_least_float32(cosines)
   cloud = clouds("gcl", cosines, class_counts, key, noise, noise_scale, cloud_size)
   return scale * (cosines - cloud) - only_at_label(scale * margin, labels, cosines)
@@ -241,10 +245,9 @@ def clouds(function: str, cosines, class_counts, key, noise, noise_scale, cloud_
                       f"got {'neither' if key is None else 'both'}.")
   if cloud_size not in _CLOUD_SIZES:
     raise ConfigError(f"{function}: cloud_size must be one of {', '.join(_CLOUD_SIZES)}, got {cloud_size!r}.")
-  in_range(f"{function}: noise_scale", noise_scale, "[0, inf)")
   counts = positive_counts(class_counts, cosines)
   delta = _CLOUD_SIZES[cloud_size](counts, counts.max())
   delta = delta / jnp.where(delta.max() > 0, delta.max(), 1.0)
   if noise is None:
     noise = jax.random.normal(key, cosines.shape, cosines.dtype) / 3
-  return once(noise_scale * delta) * jnp.abs(jnp.clip(at_least_float32(noise), -1, 1))
+  return computed_once(noise_scale * delta) * jnp.abs(jnp.clip(at_least_float32(noise), -1, 1))

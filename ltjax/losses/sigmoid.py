@@ -1,18 +1,21 @@
 """Losses of one-against-all logits: a sigmoid a class, summed over the classes, one loss per example out."""
 
+from typing import Annotated
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Real
 
-from ltjax.losses.arguments import at_least_float32, in_range, is_label, once, positive_counts
+from ltjax.losses.arguments import Number, at_least_float32, computed_once, is_label, positive_counts, ranged
 
 __all__ = ["class_balanced_focal", "sigmoid_equalization"]
 
 
+@ranged
 def class_balanced_focal(
     logits: Float[Array, "b c"],
     labels: Int[Array, "b"],
     *,
-    gamma: float | Float[Array, ""] = 1.0,
+    gamma: Annotated[Number, "[0, inf)"] = 1.0,
 ) -> Float[Array, "b"]:
   """Focal loss in its sigmoid form, summed over the classes: the one to weight with `effective_number`.
 
@@ -39,7 +42,6 @@ def class_balanced_focal(
   >>> class_balanced_focal(jnp.zeros((1, 2)), jnp.array([0])).tolist()
   [0.6931471824645996]
   """
-  in_range("class_balanced_focal: gamma", gamma, "[0, inf)")
   logits = at_least_float32(logits)
   surely = jnp.where(is_label(labels, logits), logits, -logits)
   # -log q and -log(1 - q), from what they share and without cancellation.
@@ -48,12 +50,13 @@ def class_balanced_focal(
   return jnp.sum(jnp.exp(-gamma * miss) * loss, axis=-1)
 
 
+@ranged
 def sigmoid_equalization(
     logits: Float[Array, "b c"],
     labels: Int[Array, "b"],
     class_counts: Real[Array, "c"],
     *,
-    threshold: float | Float[Array, ""] = 0.00177,
+    threshold: Annotated[Number, "[0, 1]"] = 0.00177,
 ) -> Float[Array, "b"]:
   """Sigmoid equalisation loss: rare classes are not pushed down by the examples of other classes.
 
@@ -79,11 +82,10 @@ def sigmoid_equalization(
   >>> sigmoid_equalization(jnp.zeros((1, 2)), jnp.array([0]), jnp.array([999, 1]), threshold=0.1).tolist()
   [0.6931471824645996]
   """
-  in_range("sigmoid_equalization: threshold", threshold, "[0, 1]")
   logits = at_least_float32(logits)
   counts = positive_counts(class_counts, logits)
   label = is_label(labels, logits)
-  frequent = once(counts / counts.sum() >= threshold)
+  frequent = computed_once(counts / counts.sum() >= threshold)
   surely = jnp.where(label, logits, -logits)
   loss = jnp.maximum(-surely, 0) + jnp.log1p(jnp.exp(-jnp.abs(surely)))
   return jnp.sum(jnp.where(label | frequent, loss, 0.0), axis=-1)

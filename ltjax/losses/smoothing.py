@@ -1,10 +1,12 @@
 """Smoothed targets whose strength depends on the class: logits and labels in, one loss per example out."""
 
+from typing import Annotated
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Real
 
 from ltjax.errors import ConfigError
-from ltjax.losses.arguments import at_least_float32, class_indices, in_range, once, positive_counts
+from ltjax.losses.arguments import Number, at_least_float32, class_indices, computed_once, positive_counts, ranged
 from ltjax.losses.cross_entropy import at_label, log_normalizer
 
 __all__ = ["label_aware_smoothing"]
@@ -18,15 +20,16 @@ _SHAPES = {
 }
 
 
+@ranged
 def label_aware_smoothing(
     logits: Float[Array, "b c"],
     labels: Int[Array, "b"],
     class_counts: Real[Array, "c"],
     *,
-    head: float | Float[Array, ""],
-    tail: float | Float[Array, ""],
+    head: Annotated[Number, "[0, 1]"],
+    tail: Annotated[Number, "[0, 1]"],
     shape: str = "concave",
-    power: float = 2.0,
+    power: Annotated[float, "(0, inf)"] = 2.0,
 ) -> Float[Array, "b"]:
   """Cross entropy with the more label smoothing, the more frequent the label.
 
@@ -58,9 +61,6 @@ def label_aware_smoothing(
   >>> label_aware_smoothing(jnp.array([[2.0, 0.0]]), jnp.array([0]), jnp.array([9, 1]), head=0.5, tail=0.0).tolist()
   [0.6269280314445496]
   """
-  in_range("label_aware_smoothing: head", head, "[0, 1]")
-  in_range("label_aware_smoothing: tail", tail, "[0, 1]")
-  in_range("label_aware_smoothing: power", power, "(0, inf)")
   if shape not in _SHAPES:
     raise ConfigError(f"label_aware_smoothing: shape must be one of {', '.join(_SHAPES)}, got {shape!r}.")
   logits = at_least_float32(logits)
@@ -69,7 +69,7 @@ def label_aware_smoothing(
   labels = class_indices(labels, logits)
   n_min, n_max = counts.min(), counts.max()
   u = jnp.where(n_max > n_min, (counts - n_min) / jnp.where(n_max > n_min, n_max - n_min, 1.0), 1.0)
-  smoothing = once((tail + (head - tail) * _SHAPES[shape](u, power))[labels])
+  smoothing = computed_once((tail + (head - tail) * _SHAPES[shape](u, power))[labels])
   target = at_label(logits, labels) - most
   mean = jnp.mean(logits, axis=-1) - most
   return log_sum - (1 - smoothing) * target - smoothing * mean

@@ -1,9 +1,11 @@
 """Class weights from class counts, for `weighted_mean(losses, weights[labels])`."""
 
+from typing import Annotated
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Real
 
-from ltjax.losses.arguments import in_range, positive_counts
+from ltjax.losses.arguments import Number, positive_counts, ranged
 
 __all__ = ["effective_number", "inverse_frequency"]
 
@@ -12,7 +14,8 @@ def _sum_to_classes(weights: Float[Array, "c"]) -> Float[Array, "c"]:
   return weights * (weights.shape[-1] / weights.sum())
 
 
-def effective_number(class_counts: Real[Array, "c"], *, beta: float | Float[Array, ""]) -> Float[Array, "c"]:
+@ranged
+def effective_number(class_counts: Real[Array, "c"], *, beta: Annotated[Number, "[0, 1)"]) -> Float[Array, "c"]:
   """Class-balanced weights: the inverse of a class's effective number of examples.
 
   w_c proportional to (1 - beta) / (1 - beta^n_c), sum_c w_c = C
@@ -36,7 +39,6 @@ def effective_number(class_counts: Real[Array, "c"], *, beta: float | Float[Arra
   >>> effective_number(jnp.array([10, 10]), beta=0.9999).tolist()
   [1.0, 1.0]
   """
-  in_range("effective_number: beta", beta, "[0, 1)")
   counts = positive_counts(class_counts)
   log_beta = jnp.log1p(jnp.asarray(beta - 1, counts.dtype))
   return _sum_to_classes(-1 / jnp.expm1(counts * log_beta))

@@ -5,7 +5,7 @@ with `Generating` images the generated rows after them.
 """
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from ltjax.augment.features import Plan, combine
 from ltjax.errors import ConfigError
+from ltjax.losses.arguments import check_fields
 from ltjax.models.initializers import kaiming_normal
 from ltjax.models.numerics import full_precision
 
@@ -115,12 +116,12 @@ class AFA(_Insert):
     No code was released.
   """
   mask_axis: str = "channel"
-  reduction: int = 16
+  reduction: Annotated[int, "[1, inf)"] = 16
 
   def __post_init__(self):
     if self.mask_axis not in MASK_AXES:
       raise ConfigError(f"AFA: mask_axis must be one of {', '.join(MASK_AXES)}, got {self.mask_axis!r}")
-    _check_reduction(self)
+    check_fields(self)
     super().__post_init__()
 
   @nn.compact
@@ -159,10 +160,10 @@ class CBAM(_Insert):
   References:
     Woo et al., `CBAM: Convolutional Block Attention Module <https://arxiv.org/abs/1807.06521>`_, 2018, equations 2, 3.
   """
-  reduction: int = 16
+  reduction: Annotated[int, "[1, inf)"] = 16
 
   def __post_init__(self):
-    _check_reduction(self)
+    check_fields(self)
     super().__post_init__()
 
   @nn.compact
@@ -195,10 +196,10 @@ class GlobalContext(_Insert):
     Cao et al., `GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond
     <https://arxiv.org/abs/1904.11492>`_, 2019, section 3.3.
   """
-  reduction: int = 16
+  reduction: Annotated[int, "[1, inf)"] = 16
 
   def __post_init__(self):
-    _check_reduction(self)
+    check_fields(self)
     super().__post_init__()
 
   @nn.compact
@@ -218,8 +219,3 @@ class GlobalContext(_Insert):
 
 def _hidden(channels: int, reduction: int) -> int:
   return max(channels // reduction, 4)
-
-
-def _check_reduction(module) -> None:
-  if module.reduction < 1:
-    raise ConfigError(f"{type(module).__name__}: reduction must be at least 1, got {module.reduction}")

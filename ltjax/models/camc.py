@@ -1,5 +1,7 @@
 """Class activation maps, and their calibration by prototypes of the tail classes: CAMC and CAMC++ (Zhang et al.)."""
 
+from typing import Annotated
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ltjax.errors import ConfigError
+from ltjax.losses.arguments import check_fields
 from ltjax.models.numerics import full_precision, inverse_length, matmul, normalize
 
 __all__ = ["CAMC", "calibrated_scores", "class_activation_maps", "crop_boxes", "crop_windows", "reinforcement"]
@@ -229,13 +232,13 @@ class CAMC(nn.Module):
     Zhang et al., `Calibrating Class Activation Maps for Long-Tailed Visual Recognition` (CAMC), 2021.
   """
   num_classes: int
-  scale: float
-  threshold: float
-  num_prototypes: int = 5
-  crops: int | None = None
+  scale: Annotated[float, "(0, inf)"]
+  threshold: Annotated[float, "[0, inf]"]
+  num_prototypes: Annotated[int, "[1, inf)"] = 5
+  crops: Annotated[int | None, "[1, inf)"] = None
   shared_fusion: bool = False
-  fusion_size: int = 3
-  fusion_layers: int = 1
+  fusion_size: Annotated[int, "[1, inf)"] = 3
+  fusion_layers: Annotated[int, "[1, 2]"] = 1
   normalize_prototypes: bool = False
   pick: str = "random"
   class_counts: tuple[int, ...] | None = None
@@ -245,10 +248,9 @@ class CAMC(nn.Module):
   keeps_norm = False
 
   def __post_init__(self):
-    if self.fusion_size < 1 or self.fusion_size % 2 == 0:
+    check_fields(self)
+    if self.fusion_size % 2 == 0:
       raise ConfigError(f"CAMC: fusion_size must be odd, got {self.fusion_size}")
-    if self.fusion_layers not in (1, 2):
-      raise ConfigError(f"CAMC: fusion_layers must be 1 or 2, got {self.fusion_layers}")
     if self.pick not in PICKS:
       raise ConfigError(f"CAMC: pick must be one of {', '.join(PICKS)}, got {self.pick!r}")
     if self.class_counts is not None:

@@ -1,10 +1,13 @@
 """Classifier heads: features in, logits out. A head is chosen by its name in this module.
 
-Every head is called as `head(features, train=train)`; most compute the same in training and in tests. A head with
-`takes_maps` gets the feature maps before pooling in the place of the features.
+Every head is called as `head(features, train=train)`; most compute the same in training and in tests. What a head gives
+and needs is declared on it: `gives` "logits" (the default), "cosines" or "scaled_cosines"; `keeps_norm` is false where
+the length of the features does not reach the logits; a head with `takes_maps` gets the feature maps before pooling;
+one with `wants_prototypes` is filled with features of training images; one with `batch_statistics` keeps running ones.
 """
 
 import math
+from typing import Annotated
 
 import flax.linen as nn
 import jax
@@ -12,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ltjax.errors import ConfigError
+from ltjax.losses.arguments import check_fields
 from ltjax.models.camc import CAMC
 from ltjax.models.initializers import kaiming_normal
 from ltjax.models.numerics import full_precision, length, matmul, normalize
@@ -91,8 +95,17 @@ class NormalizedLinear(nn.Module):
     Zhang et al., `Calibrating Class Activation Maps for Long-Tailed Visual Recognition` (CAMC), 2021.
   """
   num_classes: int
-  scale: float
+  scale: Annotated[float, "(0, inf)"]
   normalize_features: bool = False
+
+  @property
+  def keeps_norm(self) -> bool:
+    """Whether the length of the features reaches the logits."""
+    return not self.normalize_features
+
+  def __post_init__(self):
+    check_fields(self)
+    super().__post_init__()
 
   @nn.compact
   def __call__(self, features: Float[Array, "b d"], *, train: bool = False) -> Float[Array, "b c"]:
@@ -148,6 +161,16 @@ class LearnableScale(nn.Module):
   num_classes: int
   cosine: bool = False
 
+  @property
+  def gives(self) -> str:
+    """What kind of numbers the head puts out."""
+    return "scaled_cosines" if self.cosine else "logits"
+
+  @property
+  def keeps_norm(self) -> bool:
+    """Whether the length of the features reaches the logits."""
+    return not self.cosine
+
   @nn.compact
   def __call__(self, features: Float[Array, "b d"], *, train: bool = False) -> Float[Array, "b c"]:
     """Returns the logits [b c] of features [b d], in float32 (float64 for float64)."""
@@ -175,6 +198,16 @@ class DisAlign(nn.Module):
   """
   num_classes: int
   cosine: bool = False
+
+  @property
+  def gives(self) -> str:
+    """What kind of numbers the head puts out."""
+    return "scaled_cosines" if self.cosine else "logits"
+
+  @property
+  def keeps_norm(self) -> bool:
+    """Whether the length of the features reaches the logits."""
+    return not self.cosine
 
   @nn.compact
   def __call__(self, features: Float[Array, "b d"], *, train: bool = False) -> Float[Array, "b c"]:
@@ -214,11 +247,17 @@ class TDE(nn.Module):
     <https://arxiv.org/abs/2009.12991>`_, 2020: `Causal_Norm_Classifier` of KaihuaTang/Long-Tailed-Recognition.pytorch.
   """
   num_classes: int
-  alpha: float = 3.0
-  tau: float = 16.0
-  gamma: float = 1 / 32
-  num_heads: int = 2
-  momentum: float = 0.9
+  alpha: Annotated[float, "[0, inf)"] = 3.0
+  tau: Annotated[float, "(0, inf)"] = 16.0
+  gamma: Annotated[float, "[0, inf)"] = 1 / 32
+  num_heads: Annotated[int, "[1, inf)"] = 2
+  momentum: Annotated[float, "[0, 1)"] = 0.9
+
+  keeps_norm, batch_statistics = False, True  # its running mean would take rows in that are no images
+
+  def __post_init__(self):
+    check_fields(self)
+    super().__post_init__()
 
   @nn.compact
   def __call__(self, features: Float[Array, "b d"], *, train: bool = False) -> Float[Array, "b c"]:

@@ -1,7 +1,7 @@
 """The ResNets and ResNeXts for photographs, with a stem for small images as well."""
 
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from ltjax.augment.features import Generating
 from ltjax.errors import ConfigError
+from ltjax.losses.arguments import check_fields
 from ltjax.models.batch_norm import GroupedBatchNorm
 from ltjax.models.initializers import kaiming_normal_fan_out
 from ltjax.models.resnet_cifar import through
@@ -50,10 +51,10 @@ class ResNet(nn.Module):
     except that flax keeps the biased running variance.
   """
   depth: int = 50
-  width: int = 64
-  groups: int = 1
-  group_width: int | None = None
-  bn_groups: int = 1
+  width: Annotated[int, "[1, inf)"] = 64
+  groups: Annotated[int, "[1, inf)"] = 1
+  group_width: Annotated[int | None, "[1, inf)"] = None
+  bn_groups: Annotated[int, "[1, inf)"] = 1
   stem: str = "imagenet"
   dtype: Any = jnp.float32
   insert: nn.Module | None = None
@@ -61,6 +62,7 @@ class ResNet(nn.Module):
   families = dict(insert="ltjax.models.afa")  # where the name of a nested block is looked up
 
   def __post_init__(self):
+    check_fields(self)
     _check(self)
     super().__post_init__()
 
@@ -147,9 +149,6 @@ def _check(module: ResNet) -> None:
     raise ConfigError(f"ResNet: depth must be one of {', '.join(map(str, BLOCKS))}, got {module.depth}")
   if module.stem not in STEMS:
     raise ConfigError(f"ResNet: stem must be one of {', '.join(STEMS)}, got {module.stem!r}")
-  for name in ("width", "groups", "group_width", "bn_groups"):
-    if getattr(module, name) is not None and getattr(module, name) < 1:
-      raise ConfigError(f"ResNet: {name} must be at least 1, got {getattr(module, name)}")
   if module.depth == 10 and (module.groups, module.group_width) != (1, None):
     raise ConfigError("ResNet: the basic blocks of depth 10 have no groups; take groups and group_width out")
   if module.groups > 1 and module.group_width is None:

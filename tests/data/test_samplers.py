@@ -117,7 +117,7 @@ def test_all_lists_every_public_sampler():
 
 @pytest.mark.parametrize("samples_per_class", [0, -4])
 def test_a_turn_has_at_least_one_example(samples_per_class):
-  with pytest.raises(ConfigError, match="samples_per_class must be at least 1"):
+  with pytest.raises(ConfigError, match=r"samples_per_class must be in \[1, inf\)"):
     samplers.class_aware(UNSORTED, samples_per_class=samples_per_class)
 
 

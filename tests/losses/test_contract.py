@@ -11,6 +11,7 @@ import pytest
 
 from ltjax import losses
 from ltjax.errors import ConfigError, DataError
+from ltjax.losses.arguments import intervals
 
 B, C = 6, 5
 
@@ -255,18 +256,19 @@ def test_labels_out_of_range_are_named(row):
       call(row, examples(row) | {"labels": given})
 
 
-RANGES = {
-  "label_smoothing": (-0.1, 1.1), "gamma": (-0.5,), "threshold": (-0.1, 1.1), "head": (-0.1, 1.1), "tail": (-0.1, 1.1),
-  "remine": (-1.0,), "weight": (-1.0,), "tau": (-1.0,), "alpha": (-1.0,), "keep": (-0.1, 1.1), "p": (-1.0,),
-  "q": (-1.0,), "max_margin": (-0.1,), "scale": (0.0, -1.0, np.nan, np.inf), "margin": (-0.1, np.inf), "base": (1.0,),
-  "adjust": (-0.1, 1.1), "max_angle": (-0.1, 4.0), "angle_power": (-1.0,), "noise_scale": (-0.1,), "beta": (-0.1, 1.0),
-}
+def outside(interval: str) -> list[float]:
+  """Numbers just outside an interval such as "[0, 1)", and those that are in none."""
+  low, high = map(float, interval[1:-1].split(","))
+  found = [low - 0.1 if interval[0] == "[" else low, high + 0.1 if interval[-1] == "]" else high, np.nan]
+  return [number for number in found if number != -np.inf]
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.scalars], ids=lambda row: row.function)
 def test_a_number_outside_its_range_is_named_with_its_range(row):
+  declared = intervals(getattr(losses, row.function))
+  assert set(row.scalars) <= set(declared)
   for name in row.scalars:
-    for bad in RANGES[name]:
+    for bad in outside(declared[name]):
       with pytest.raises(ConfigError, match=rf"{name} must be in [\[(].*, .*[\])], got {bad}"):
         call(row, examples(row), row.scalars | {name: bad})
 
