@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ltjax.config import bind as build
 from ltjax.config import load as configs
-from ltjax.data import listing, longtail, photos
+from ltjax.data import longtail, photos, tables
 from ltjax.data.decode import BadImageError, pillow
 from ltjax.data.files import Files, Paths
 from ltjax.data.official import OFFICIAL, is_official
@@ -161,7 +161,7 @@ def official_faults(name: str, block: Mapping, dataset: Dataset) -> list[str]:
     lines.append(f"{name}: many / medium / few are {_slashes(groups)} classes, officially {_slashes(known.groups)}")
   if block.get("lists"):
     for role, path in photos.official_lists(name, block["lists"]).items():
-      if path and not is_official(listing.read_bytes(path, "lists"), known.lists[role]):
+      if path and not is_official(tables.read_bytes(path, "lists"), known.lists[role]):
         lines.append(f"{path}: not the official list, whose digest is {' or '.join(known.lists[role].digests)}; fetch "
                      "it again, without a change of its line ends")
   return lines

@@ -45,7 +45,7 @@ def write(config, dataset, workdir: pathlib.Path, confusions: dict[str, np.ndarr
                 train_images=int(counts.sum()),
                 test_images=len(dataset.test[1]), held_out_images=int(dataset.held_out_counts.sum()),
                 held_out_counts=dataset.held_out_counts.tolist(), class_counts=counts.tolist(),
-                class_names=list(dataset.class_names), selected_sha256=dataset.fingerprint,
+                class_names=list(dataset.class_names), selected_sha256=dataset.selection_sha256,
                 bad_images=dict(sorted((bad_images or {}).items()))),
       counts=dict(
           skipped_steps=sum(stage["skipped_steps"] for stage in stages.values()),

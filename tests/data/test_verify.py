@@ -10,7 +10,8 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from ltjax.data import files, verify
+from ltjax.commands import verify
+from ltjax.data import files
 from ltjax.data.official import OFFICIAL, Official, SplitList, is_official
 from tests.photographs import jpeg, write_lines, write_tree
 
