@@ -8,6 +8,7 @@ import pathlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from typing import NamedTuple
 
 import numpy as np
@@ -137,16 +138,18 @@ def _decoded(data: bytes, background: str) -> Iterator[np.ndarray]:
   check_scans(data)
   with contextlib.ExitStack() as stack:
     try:
-      image = stack.enter_context(Image.open(io.BytesIO(data), formats=FORMATS))
-      _check_size(*image.size)
-      stack.enter_context(_GATE.hold(image.width * image.height))
-      pixels = _pixels(image, background)
+      with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        _check_size(*image.size)
+        stack.enter_context(_GATE.hold(image.width * image.height))
+        pixels = _pixels(image, background)
     except Image.UnidentifiedImageError as error:
       raise BadImageError(f"it is not an image of a known kind ({', '.join(FORMATS)})") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
       raise BadImageError(f"it has more than the {MAX_PIXELS:,} pixels that are allowed") from error
     except BadImageError:
       raise
+    except MemoryError as error:
+      raise BadImageError("there is not enough memory for its pixels") from error
     except Exception as error:  # Pillow's readers raise whatever the damage leads to
       raise BadImageError(" ".join(str(error).split()) or type(error).__name__) from error
     yield pixels
@@ -195,7 +198,14 @@ class _Gate:
         self._changed.notify_all()
 
 
+def cores() -> int:
+  """How many cores this process may use, as far as the system says."""
+  return len(getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0))
+
+
 _GATE = _Gate()
+# Many threads read, but a thread that decodes retains memory for the next image, so only as many as there are cores do.
+_DECODERS = futures.ThreadPoolExecutor(cores(), "decoder")
 
 
 class Images:
@@ -227,11 +237,14 @@ class Images:
         _check_size(size[1], size[0])
         check_scans(data)
         return Encoded(*size, data, None)
-      with _decoded(data, self._background) as pixels:
-        return Encoded(*pixels.shape[:2], None, reduce(pixels))
+      return _DECODERS.submit(self._reduced, data, reduce).result()
     except BadImageError as error:
       self._log.add(self._files.name(place), str(error))
       return Encoded(1, 1, None, reduce(BLACK))
+
+  def _reduced(self, data: bytes, reduce: Callable[[np.ndarray], np.ndarray]) -> Encoded:
+    with _decoded(data, self._background) as pixels:
+      return Encoded(*pixels.shape[:2], None, reduce(pixels))
 
   def _read(self, place: int) -> bytes:
     for pause in (*PAUSES, None):

@@ -98,8 +98,7 @@ class Pipeline:
     self._images = images if arrays else decode.Images(images, decode.BadImages())
     self._labels, self._order, self._steps, self._crop, self._rows = labels.astype(np.int32), order, steps, crop, rows
     self.size = len(labels)
-    # Not all systems know which cores a process may use.
-    self._threads = threads or len(getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count()))(0))
+    self._threads = threads or decode.cores()
     self._readers = futures.ThreadPoolExecutor(READERS, "reader")
     self._lock = threading.Lock()  # an order keeps what it last drew, and the reading of left batches may still run
     self._datasets, self._iterator, self._next = {}, None, -1

@@ -1,14 +1,13 @@
 import os
-import unicodedata
 
 import numpy as np
 import pytest
 from etils import epath
 
-from ltjax.data import listing, photos, tables
+from ltjax.data import listing, tables
 from ltjax.data.cache import load_arrays, store_arrays
 from ltjax.errors import DataError
-from tests.photographs import write_lines, write_tree
+from tests.photographs import write_tree
 
 # -- folders ----------------------------------------------------------------------------------------------------------
 

@@ -5,9 +5,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from ltjax.data import photos, tables
+from ltjax.data import tables
 from ltjax.errors import DataError
-from tests.photographs import write_lines, write_tree
+from tests.photographs import write_lines
 
 XZ = lzma.compress(b"a.jpg 0\n" * 10)
 
@@ -111,7 +111,8 @@ def test_a_table_gives_paths_and_names_with_or_without_a_heading(tmp_path):
   ("b.jpg,cat,3", "2: expected 2 columns .* got 3"), ("b.jpg,", "2: the class name is missing"),
   (",cat", "2: the path is missing"),
   ('b.jpg,"cat', "[23]: not a line of a CSV"), ("a.jpg,dog", "2: .* in line 1 already"),
-  ("../b.jpg,cat", "2: .* is outside the root"), ("b.svg,cat", r"2: 'b\.svg' is no image by its name \(\.bmp.* no such file")])
+  ("../b.jpg,cat", "2: .* is outside the root"),
+  ("b.svg,cat", r"2: 'b\.svg' is no image by its name \(\.bmp.* no such file")])
 def test_a_bad_row_is_named_by_its_number(tmp_path, bad, message):
   with pytest.raises(DataError, match=rf"table\.csv:{message}"):
     tables.table(write_lines(tmp_path / "table.csv", "a.jpg,cat", bad), "train_csv")
