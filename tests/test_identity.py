@@ -103,9 +103,19 @@ def test_another_split_of_the_same_images_is_noticed(tmp_path):
   write_tree(tmp_path, COUNTS)
   found = [identity.describe(photos.folder(root=str(tmp_path), subset_seed=seed, holdout=holdout))
            for seed, holdout in ((0, 0.0), (1, 0.0), (0, 0.2))]
-  assert any("test images are removed" in line for line in identity.differences(found[0], found[1]))
+  (line,) = identity.differences(found[0], found[1])
+  assert "images are in another set" in line and "was a training image and is a test image" in line
   assert "the held-out set of 3 images is new" in identity.differences(found[0], found[2])
   assert "the held-out set of 3 images is gone" in identity.differences(found[2], found[0])
+
+
+def test_an_image_removed_before_a_split_is_told_from_those_that_change_sides(tmp_path):
+  write_tree(tmp_path, COUNTS)
+  before = described(tmp_path)
+  (tmp_path / "apple/000.jpg").unlink()
+  removed, moved = identity.differences(before, described(tmp_path))
+  assert removed in ("1 training image is removed: 'apple/000.jpg'", "1 test image is removed: 'apple/000.jpg'")
+  assert "in another set, because a set that is drawn from the images changes" in moved
 
 
 def test_other_bytes_of_the_same_length_are_not_noticed_as_the_docstring_says(tree):

@@ -15,7 +15,7 @@ _REMOTE = dict(NotFoundError=FileNotFoundError, PermissionDeniedError=Permission
                UnauthenticatedError=PermissionError)
 MAX_BYTES = 2**29  # twice the largest image that is decoded, without compression
 _KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
-_STATS = 32, 4096  # threads that ask for sizes, and files a thread asks for at a time
+_STATS = 8, 4096  # threads that ask for sizes, and files a thread asks for at a time
 
 
 class NotAnImageFileError(OSError):

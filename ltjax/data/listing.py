@@ -122,8 +122,8 @@ def _walk(folder: str, left: _Left) -> Iterator[tuple[str, list[str]]]:
     below[:] = sorted(name for name in below if not is_hidden(name))
     for name in below:
       if os.path.islink(os.path.join(current, name)):
-        raise DataError(f"{current}/{name}: a linked folder inside a class folder; only class folders themselves and "
-                        "images may be links")
+        raise DataError(f"{current}/{name}: a linked folder below another folder; only images, and folders directly in "
+                        "the root, may be links")
     images = []
     for name in files:
       if is_image(name):

@@ -2,6 +2,7 @@
 
 import hashlib
 import pathlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -133,10 +134,12 @@ def _number(count: int, one: str, many: str = "") -> str:
   return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
+_SPECIAL = re.compile(r"[\\\t\n\r]")
+_ESCAPED = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
+
+
 def _one_line(name: str) -> str:
-  for character, escaped in (("\\", r"\\"), ("\t", r"\t"), ("\n", r"\n"), ("\r", r"\r")):
-    name = name.replace(character, escaped)
-  return name
+  return name.translate(_ESCAPED) if _SPECIAL.search(name) else name
 
 
 def _counts(profile: str, num_classes: int, max_count: int, imbalance: float) -> np.ndarray:

@@ -26,7 +26,8 @@ def differences(old: Mapping, new: Mapping) -> list[str]:
   """What `new` has otherwise than `old`, two identities: a line for each kind of difference; none where they are equal.
 
   First come the classes: renamed, gone, new, in another order. Then, for each split, how many examples were removed,
-  added, have another length or another class, or only another place, with the first three of each.
+  added, have another length or another class, or only another place, with the first three of each; and how many went
+  from one split to another.
   """
   if old["fingerprint"] == new["fingerprint"]:
     return []
@@ -34,12 +35,19 @@ def differences(old: Mapping, new: Mapping) -> list[str]:
                    for identity in (old, new))
   renamed = _renamed(old, new, before.get("train"), after.get("train"))
   lines = _of_classes(old["class_names"], new["class_names"], renamed)
+  before = {split: part.called(renamed) for split, part in before.items()}
+  moved = _moved(before, after)
   for split, title in _SPLITS.items():
     if split in before and split in after:
-      lines += _of_split(title, before[split].called(renamed), after[split])
+      lines += _of_split(title, before[split], after[split], moved)
     elif split in before or split in after:
       count = len((before if split in before else after)[split].order)
       lines.append(f"the {title} set of {count:,} images is {'gone' if split in before else 'new'}")
+  if moved:
+    path, (was, now) = next(iter(moved.items()))
+    are = "1 image is" if len(moved) == 1 else f"{len(moved):,} images are"
+    lines.append(f"{are} in another set, because a set that is drawn from the images changes with them: "
+                 f"{_first([*moved])}; the first was a {_SPLITS[was]} image and is a {_SPLITS[now]} image")
   return lines or ["the images are the same, but their fingerprint is another: the identity was changed by hand"]
 
 
@@ -105,18 +113,28 @@ def _of_classes(old: list[str], new: list[str], renamed: Mapping[str, str]) -> l
   return lines
 
 
-def _of_split(title: str, old: _Examples, new: _Examples) -> list[str]:
+def _moved(before: Mapping[str, _Examples], after: Mapping[str, _Examples]) -> dict[str, tuple[str, str]]:
+  """{path: (old split, new split)} of the images that left one split and came to another."""
+  def only(ones: Mapping[str, _Examples], others: Mapping[str, _Examples]) -> dict[str, str]:
+    return {path: split for split, part in ones.items() for path in part.order
+            if split not in others or path not in others[split].found}
+
+  gone, come = only(before, after), only(after, before)
+  return {path: (split, come[path]) for path, split in gone.items() if path in come and come[path] != split}
+
+
+def _of_split(title: str, old: _Examples, new: _Examples, moved: Mapping[str, tuple]) -> list[str]:
   lines = []
   for one, other, verb in ((old, new, "removed"), (new, old, "added")):
-    if only := [path for path in one.order if path not in other.found]:
+    if only := [path for path in one.order if path not in other.found and path not in moved]:
       lines.append(f"{_count(only, title)} {verb}: {_first(only)}")
   both = [path for path in old.order if path in new.found]
-  if moved := [path for path in both if old.found[path][1] != new.found[path][1]]:
-    (_, was), (_, now) = old.found[moved[0]], new.found[moved[0]]
-    lines.append(f"{_count(moved, title)} of another class: {_first(moved)}; the first was {was!r} and is {now!r}")
+  if others := [path for path in both if old.found[path][1] != new.found[path][1]]:
+    (_, was), (_, now) = old.found[others[0]], new.found[others[0]]
+    lines.append(f"{_count(others, title)} of another class: {_first(others)}; the first was {was!r} and is {now!r}")
   if sizes := [path for path in both if old.found[path][0] != new.found[path][0]]:
     lines.append(f"{_count(sizes, title)} replaced by other bytes: {_first(sizes)}")
-  if not lines and old.order != new.order:
+  if not lines and not moved and old.order != new.order:
     place = next(k for k, (a, b) in enumerate(zip(old.order, new.order, strict=False)) if a != b)
     lines.append(f"the {title} images are in another order: image {place} was {old.order[place]!r} and is "
                  f"{new.order[place]!r}")

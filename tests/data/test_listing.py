@@ -32,7 +32,7 @@ def test_links_to_classes_and_images_are_followed_but_no_others(tmp_path):
   found, names = listing.class_folders(epath.Path(tmp_path / "root"), "root")
   assert names == ("ant", "cat") and found.paths == ["ant/1.jpg", "cat/000.jpg", "cat/001.jpg"]
   (tmp_path / "root" / "ant" / "loop").symlink_to(tmp_path / "root")
-  with pytest.raises(DataError, match="ant/loop: a linked folder inside a class folder"):
+  with pytest.raises(DataError, match="ant/loop: a linked folder below another folder"):
     listing.class_folders(epath.Path(tmp_path / "root"), "root")
 
 
@@ -151,3 +151,114 @@ def test_any_file_name_survives_the_cache(tmp_path):
   store_arrays(tmp_path / "x.npz", names=names, labels=np.arange(4))
   found = load_arrays(tmp_path / "x.npz", "names", "labels")
   assert found["names"] == names and found["labels"].tolist() == [0, 1, 2, 3]
+
+
+# -- what systems leave among files ------------------------------------------------------------------------------------
+
+
+HIDDEN = (".ipynb_checkpoints/000-checkpoint.jpg", ".@__thumb/s800.jpg", "@eaDir/a.jpg/THUMB.jpg",
+          "__MACOSX/._a.jpg",
+          "$RECYCLE.BIN/x.jpg", "lost+found/x.png", "System Volume Information/a.jpg", "#recycle/a.jpg",
+          "@Recycle/b.jpg",
+          "__pycache__/a.jpg", ".picasaoriginals/a.jpg", "THUMBS.DB", "desktop.ini", ".DS_Store", "._000.jpg",
+          "Icon\r", "ehthumbs.db")
+
+
+def scatter(folder):
+  for name in HIDDEN:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(b"x")
+
+
+def test_hidden_and_system_things_are_left_out_at_every_level(tmp_path):
+  write_tree(tmp_path, {"a": 2, "b/deep/er": 1})
+  expected, names = listing.class_folders(epath.Path(tmp_path), "root")
+  folders = (tmp_path, tmp_path / "a", tmp_path / "b", tmp_path / "b/deep", tmp_path / "b/deep/er")
+  for folder in folders:
+    scatter(folder)
+  found, same = listing.class_folders(epath.Path(tmp_path), "root")
+  assert same == names == ("a", "b") and found.paths == expected.paths
+  assert found.left_out == {listing.HIDDEN_FOLDERS: 11 * len(folders), listing.HIDDEN_FILES: 6 * len(folders)}
+  assert expected.left_out == {}
+
+
+def test_what_is_no_image_is_counted_by_its_suffix(tmp_path):
+  root = tmp_path / "root"
+  write_tree(root, dict(a=2, b=2))
+  for name in ("a/notes.txt", "b/NOTES.TXT", "a/labels.csv", "b/LICENSE", "top.jpg", "README.md", "a/x.jpg.bak"):
+    (root / name).write_bytes(b"x")
+  for _ in range(2):  # the second time from the cache
+    found, _ = listing.class_folders(epath.Path(root), "root", tmp_path / "cache")
+    assert found.left_out == {".txt": 2, ".csv": 1, "": 1, ".md": 1, ".bak": 1, listing.OUTSIDE: 1}
+
+
+@pytest.mark.parametrize("suffix", [*listing.SUFFIXES, ".JPG", ".Jfif", ".TIFF", ".Tif", ".PNG"])
+def test_suffixes_in_any_case(suffix):
+  assert listing.is_image(f"a{suffix}") and not listing.is_image(f".a{suffix}") and not listing.is_image(f"a{suffix}.x")
+
+
+def test_images_below_a_folder_are_those_that_training_takes(tmp_path):
+  write_tree(tmp_path, {"a": 2, "b/deep/er": 1, ".hidden": 2})
+  (tmp_path / "top.TIF").write_bytes(b"x")
+  (tmp_path / "linked").symlink_to(tmp_path / "a")
+  for folder in (tmp_path, tmp_path / "a"):
+    scatter(folder)
+  found = listing.images_below(tmp_path)
+  assert found.paths == [f"{tmp_path}/{name}" for name in (
+      "a/000.jpg", "a/001.jpg", "b/deep/er/000.jpg", "linked/000.jpg", "linked/001.jpg", "top.TIF")]
+  assert found.left_out == {listing.HIDDEN_FILES: 3 * 6, listing.HIDDEN_FOLDERS: 3 * 11 + 1}
+  (tmp_path / "b" / "loop").symlink_to(tmp_path)
+  with pytest.raises(DataError, match="b/loop: a linked folder"):
+    listing.images_below(tmp_path)
+  with pytest.raises(DataError, match=r"b/deep/none: no image in this folder \(\.bmp"):
+    (tmp_path / "b/deep/none").mkdir()
+    listing.images_below(tmp_path / "b/deep/none")
+
+
+# -- names in two forms ------------------------------------------------------------------------------------------------
+
+
+NFC, NFD = "caf\u00e9", "cafe\u0301"
+
+
+def test_two_class_folders_of_one_name_are_named(tmp_path):
+  write_tree(tmp_path, {NFC: 1, NFD: 1, "tea": 1})
+  with pytest.raises(DataError, match=r"two class folders of one name, 'cafe\\u0301' and 'caf\\xe9', which differ"):
+    listing.class_folders(epath.Path(tmp_path), "root")
+
+
+@pytest.mark.parametrize("form", [NFC, NFD])
+def test_a_class_has_its_composed_name_whatever_the_file_system_says(tmp_path, form):
+  write_tree(tmp_path, {form: 1, "cafz": 1, "cafa": 1})
+  found, names = listing.class_folders(epath.Path(tmp_path), "root")
+  assert names == ("cafa", "cafz", NFC) and found.paths[-1] == f"{form}/000.jpg"
+
+
+# -- train, test and val ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("train", "test", "val"), [
+    ("train", "test", "val"), ("Train", "TEST", "Validation"), ("TRAIN", "Test", "Val"),
+    ("Training", "Testing", "VALID")])
+def test_splits_are_found_in_any_case(tmp_path, train, test, val):
+  for name in (train, test, val, "extra", ".hidden"):
+    write_tree(tmp_path / name, dict(a=1))
+  found = listing.roots(epath.Path(tmp_path))
+  assert [path.name for path in found[:3]] == [train, test, val] and found.others == ("extra",)
+  found = listing.roots(epath.Path(tmp_path), epath.Path(tmp_path / val))  # which then is not held out too
+  assert [path and path.name for path in found[:3]] == [train, val, None]
+
+
+def test_two_folders_of_one_role_are_named(tmp_path):
+  for name in ("train", "Val", "validation"):
+    write_tree(tmp_path / name, dict(a=1))
+  with pytest.raises(DataError, match="Val/ and validation/ both look like the val set; rename or move one"):
+    listing.roots(epath.Path(tmp_path))
+
+
+def test_a_test_set_inside_of_the_training_set_is_named(tmp_path):
+  write_tree(tmp_path / "root", dict(a=1, b=1, test=1))
+  write_tree(tmp_path / "split/train", dict(a=1, b=1))
+  for root, test in (("root", "root/test"), ("root", "root"), ("split", "split/train")):
+    with pytest.raises(DataError, match=r"dataset\.test_root: .* is inside of .*, so its images would be trained on"):
+      listing.roots(epath.Path(tmp_path / root), epath.Path(tmp_path / test))
