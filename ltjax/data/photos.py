@@ -347,9 +347,10 @@ def _check_present(labels: np.ndarray, names: Sequence, where: str) -> None:
     # Not a table of all labels: a label may be a mistake of any size.
     first = next((c for c, label in enumerate(present) if c != label), len(present))
     more = len(names) - len(present) - 1
-    raise DataError(f"{where}: class {first}{f' ({names[first]!r})' if names[first] != first else ''} has no training "
-                    f"image{f', nor have {more} others' if more else ''}, although labels go to {len(names) - 1}; give "
-                    "each class an image, or number those that have some from 0 without a gap")
+    others = f", nor {'has 1 other' if more == 1 else f'have {more} others'}" if more else ""
+    called = f" ({names[first]!r})" if names[first] != first else ""
+    raise DataError(f"{where}: class {first}{called} has no training image{others}, although labels go to "
+                    f"{len(names) - 1}; give each class an image, or number those that have some from 0 without a gap")
 
 
 def _check_apart(one: Listing, one_path: str, other: Listing | None, other_path: str, does: str,

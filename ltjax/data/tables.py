@@ -23,6 +23,7 @@ _DELIMITERS = ",;\t"
 _SNIFFED = 50  # rows
 # Headings in lower case without blanks, "_" and "-"; the first that a table has is taken.
 _IMAGE = ("filepath", "imagepath", "imgpath", "path", "filename", "imagename", "imagefile", "file", "image", "img")
+_NAME_BOTH = "--config.dataset.image_column=NAME and --config.dataset.label_column=NAME"
 _LABEL = ("label", "class", "category", "target", "classname", "labelname", "categoryname")
 
 
@@ -194,7 +195,7 @@ def table(path: str, key: str, *, root: str = "", image_column: str = "", label_
                       "fill it in or remove the line")
     if not (name.lower().endswith(SUFFIXES) or _is_file(name, root)):
       raise DataError(f"{path}:{number}: {name[:100]!r} is no image by its name ({', '.join(SUFFIXES)}), and there is "
-                      f"no such file{_with_suffix(name, root)}")
+                      f"no such file{_with_suffix(name, root) or ' below the root'}")
     listed.append((number, name, same_name(label)))
   return _listing(path, listed, None, root, (f"{path}: {columns.note}",) if columns.note else ())
 
@@ -231,14 +232,18 @@ def _columns(path: str, rows: Sequence, root: str, image: str, label: str) -> _C
   in_data = _image_cell(first, root)
   if in_data is None or image or label:
     second = _image_cell(rows[1][1], root) if len(rows) > 1 else None
-    return _headed(f"{path}:{number}", first, second, image, label)
+    hint = next(filter(None, (_with_suffix(cell, root) for cell in first)), "")
+    return _headed(f"{path}:{number}", first, second, image, label, hint)
   after = in_data + 1 if in_data + 1 < len(first) else in_data - 1
   return _Columns(in_data, after, False, "" if len(first) == 2 and in_data == 0 else (
       f"without headings; column {in_data + 1} is the image, column {after + 1} the class"))
 
 
-def _headed(where: str, first: list[str], below: int | None, image: str, label: str) -> _Columns:
-  """The columns of a table whose first row is `first`, headings; `below` is the cell of the second that is an image."""
+def _headed(where: str, first: list[str], below: int | None, image: str, label: str, hint: str) -> _Columns:
+  """The columns of a table whose first row is `first`, headings; `below` is the cell of the second that is an image.
+
+  `hint` is what an error adds where `first` looks like paths without their suffixes.
+  """
   plain, shown = [re.sub(r"[\s_-]", "", cell.lower()) for cell in first], ", ".join(map(repr, first))
 
   def place(given: str, key: str, known: Sequence[str]) -> int | None:
@@ -251,8 +256,7 @@ def _headed(where: str, first: list[str], below: int | None, image: str, label: 
     if below is None:
       raise DataError(
           f"{where}: no cell is an image, neither by its name ({', '.join(SUFFIXES)}) nor as a file below the root, "
-          f"and no heading says which column is: {shown}; name the columns with --config.dataset.image_column=NAME and "
-          "--config.dataset.label_column=NAME")
+          f"and no heading says which column is: {shown}{hint or ('; name the columns with ' + _NAME_BOTH)}")
     found["image"] = below
     if below == 0:
       found["label"] = 1
@@ -264,8 +268,7 @@ def _headed(where: str, first: list[str], below: int | None, image: str, label: 
                       f"--config.dataset.{role}_column=NAME")
   images, labels = found.values()
   if images == labels:
-    raise DataError(f"{where}: column {first[images]!r} cannot be both image and label; give "
-                    "--config.dataset.image_column=NAME and --config.dataset.label_column=NAME")
+    raise DataError(f"{where}: column {first[images]!r} cannot be both image and label; give {_NAME_BOTH}")
   told = (image or plain[images] in _IMAGE) and (label or plain[labels] in _LABEL)
   return _Columns(images, labels, True, "" if told else (
       f"the first line holds the headings; {first[images]!r} is the image, {first[labels]!r} the class"))
@@ -288,4 +291,4 @@ def _is_file(name: str, root: str) -> bool:
 
 def _with_suffix(name: str, root: str) -> str:
   found = next((suffix for suffix in SUFFIXES if _is_file(name + suffix, root)), None)
-  return f"; there is {name + found!r}: add the suffix to the paths" if found else " below the root"
+  return f"; there is {name + found!r}: add the suffix to the paths" if found else ""

@@ -185,6 +185,9 @@ def test_paths_without_their_suffix_are_named(tmp_path):
   path = written(tmp_path / "t.csv", ("path", "label"), [("a/000", "cat")])
   with pytest.raises(DataError, match=r"t\.csv:2: 'a/000' is no image .*there is 'a/000\.jpg': add the suffix"):
     tables.table(path, "train_csv", root=str(tmp_path))
+  path = written(tmp_path / "t.csv", (), [("a/000", "cat")])
+  with pytest.raises(DataError, match=r"t\.csv:1: no cell is an image, .*there is 'a/000\.jpg': add the suffix"):
+    tables.table(path, "train_csv", root=str(tmp_path))
 
 
 def test_absolute_paths_below_the_root_and_those_of_windows(tmp_path):
