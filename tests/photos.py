@@ -57,8 +57,32 @@ def zoo() -> dict[str, bytes]:
       "palette and alpha png": encode(rgba.quantize(16), "PNG"), "16-bit rgb png": png16(picture(30, 44)),
       "webp": encode(rgb, "WEBP"), "webp with alpha": encode(rgba, "WEBP", lossless=True), "bmp": encode(rgb, "BMP"),
       "gif": encode(frames[0], "GIF", save_all=True, append_images=frames[1:]),
-      "jpeg with bytes behind its end": jpeg(30, 44) + bytes(500)}
+      "palette png with a clear colour": encode(rgb.quantize(16), "PNG", transparency=3),
+      "rgb png with a clear colour": encode(rgb.quantize(16).convert("RGB"), "PNG", transparency=rgb.quantize(
+          16).convert("RGB").getpixel((0, 0))),
+      "gif with a clear colour": encode(rgb.quantize(16), "GIF", transparency=3),
+      "tiff": encode(rgb, "TIFF"), "packed tiff": encode(rgb, "TIFF", compression="tiff_lzw"),
+      "jpeg in a tiff": encode(rgb, "TIFF", compression="jpeg"), "rgba tiff": encode(rgba, "TIFF"),
+      "cmyk tiff": encode(rgb.convert("CMYK"), "TIFF"),
+      "1-bit tiff": encode(rgb.convert("1"), "TIFF", compression="group4"),
+      "16-bit grey tiff": encode(grey16, "TIFF"), "turned tiff": encode(rgb, "TIFF", tiffinfo={ORIENTATION: 6}),
+      "tiff of two pages": encode(rgb, "TIFF", save_all=True, append_images=frames),
+      "animated webp": encode(rgb, "WEBP", save_all=True, append_images=frames, lossless=True),
+      "animated png": encode(rgb, "PNG", save_all=True, append_images=frames),
+      "jpeg with bytes behind its end": jpeg(30, 44) + bytes(500),
+      "turned behind the frame": exif_behind_the_frame(turned(6))}
   return found | {f"turned {number}": turned(number) for number in range(1, 9)}
+
+
+def exif_behind_the_frame(data: bytes) -> bytes:
+  """A JPEG whose EXIF stands between its frame's header and its scan."""
+  segments, place = [], 2
+  while data[place + 1] != 0xDA:
+    length = 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    segments.append(data[place : place + length])
+    place += length
+  segments.sort(key=lambda segment: segment[1] == 0xE1)  # stable: the others keep their order
+  return data[:2] + b"".join(segments) + data[place:]
 
 
 def ycck(cmyk: bytes) -> bytes:

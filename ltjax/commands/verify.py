@@ -1,10 +1,10 @@
-"""Checks the images of a config before hours are spent on them.
+"""Checks the images of a config before hours of training.
 
 python -m ltjax verify --config=configs/gcl_folder.py --config.dataset.root=DIR --out=verify
 
-prints a table and writes long_tail.png and class_counts.csv to the folder --out. The beginning of every file is read;
---decode decodes all of it, and the records of TFDS too. Exit codes: 0 all is well, 1 something is wrong with the data,
-2 with the command.
+prints which images are used and which files are left out, and a table, and writes long_tail.png and class_counts.csv to
+the folder --out. The beginning of every file is read; --decode decodes all of it, and the records of TFDS too. Exit
+codes: 0 all is well, 1 something is wrong with the data, 2 with the command.
 """
 
 import collections
@@ -21,20 +21,20 @@ import numpy as np
 from tqdm import tqdm
 
 from ltjax.config import load, spec
-from ltjax.data import listing, longtail, photos
+from ltjax.data import longtail, photos, tables
 from ltjax.data.decode import BadImageError, pillow
 from ltjax.data.files import Files, Paths
 from ltjax.data.official import OFFICIAL, is_official
 from ltjax.data.sources import Dataset
-from ltjax.errors import ConfigError, DataError
-from ltjax.report import plots
+from ltjax.errors import ConfigError, DataError, LtjaxError
+from ltjax.report import names, plots
 
 EXIT_WRONG_DATA = 1
 SPLITS = dict(train="training", held_out="held-out", test="test")
 _HEAD = 4096  # bytes of a file that are read where it is not decoded
 _THREADS = 16
 _CHUNK = 200  # files a thread takes at a time
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM")
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 class Looked(NamedTuple):
@@ -79,7 +79,7 @@ def _fault(data: bytes, decode: bool) -> str:
   if not data:
     return "empty file"
   if not data.startswith(_MAGIC) and not (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
-    return f"no image: it starts with {data[:12]!r}, expected JPEG, PNG, GIF, BMP or WebP"
+    return f"no image: it starts with {data[:12]!r}, expected JPEG, PNG, GIF, BMP, TIFF or WebP"
   if decode:
     try:
       pillow(data)
@@ -158,7 +158,7 @@ def official_faults(name: str, block: Mapping, dataset: Dataset) -> list[str]:
     lines.append(f"{name}: many / medium / few are {_slashes(groups)} classes, officially {_slashes(known.groups)}")
   if block.get("lists"):
     for role, path in photos.official_lists(name, block["lists"]).items():
-      if path and not is_official(listing.read_bytes(path, "lists"), known.lists[role]):
+      if path and not is_official(tables.read_bytes(path, "lists"), known.lists[role]):
         lines.append(f"{path}: not the official list, whose digest is {' or '.join(known.lists[role].digests)}; fetch "
                      "it again, without a change of its line ends")
   return lines
@@ -189,10 +189,11 @@ def table(dataset: Dataset, bad: Mapping[str, int]) -> str:
   lines = [f"{title:20}" + "".join(f"{cell:>{width}}" for cell in row) for title, row in rows.items()]
   order = np.argsort(-counts["train"], kind="stable")
   shown = [*order[:10], None, *order[-10:]] if len(order) > 40 else [*order]
-  widest = max(len(dataset.class_names[c]) for c in shown if c is not None)
-  lines += ["", f"{'class':{max(widest, 20)}}" + "".join(f"{SPLITS[split]:>{width}}" for split in splits)]
+  called = {c: names.shown(dataset.class_names[c], "terminal") for c in shown if c is not None}
+  widest = max(20, *map(names.width, called.values()))
+  lines += ["", f"{'class':{widest}}" + "".join(f"{SPLITS[split]:>{width}}" for split in splits)]
   for c in shown:
-    lines.append("..." if c is None else f"{dataset.class_names[c]:{max(widest, 20)}}" + "".join(
+    lines.append("..." if c is None else names.padded(called[c], widest) + "".join(
         f"{counts[split][c]:>{width},}" for split in splits))
   return "\n".join(lines)
 
@@ -205,7 +206,8 @@ def write(dataset: Dataset, out: pathlib.Path) -> None:
   with open(out / "class_counts.csv", "w", newline="", encoding="utf-8") as file:
     writer = csv.writer(file)
     writer.writerow(["label", "class", *(SPLITS[split] for split in _parts(dataset))])
-    writer.writerows(zip(range(len(dataset.class_names)), dataset.class_names, *columns, strict=True))
+    called = [names.shown(name, "csv") for name in dataset.class_names]
+    writer.writerows(zip(range(len(called)), called, *columns, strict=True))
 
 
 def verify(config, out: pathlib.Path, decode: bool = False) -> list[str]:
@@ -217,7 +219,7 @@ def verify(config, out: pathlib.Path, decode: bool = False) -> list[str]:
   block = config.dataset.to_dict()
   wrong = official_faults(block["name"], block, dataset)
   bad, lines = faults(dataset, decode)
-  print(table(dataset, bad))
+  print(names.printable(f"{dataset.summary()}\n\n{table(dataset, bad)}", sys.stdout))
   write(dataset, out)
   print(f"\nwritten: {out / 'long_tail.png'}, {out / 'class_counts.csv'}")
   return wrong + lines
@@ -236,7 +238,7 @@ def main(arguments: Sequence[str]) -> None:
     if not given["shown"].isdecimal() or int(given["shown"]) < 1:
       raise ConfigError(f"--shown: expected a number of at least 1, got {given['shown']!r}")
     wrong = verify(given["config"], pathlib.Path(given["out"]).expanduser(), given["decode"])
-  except (ConfigError, OSError) as error:
+  except (LtjaxError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(load.EXIT_BAD_INPUT)
   shown = int(given["shown"])

@@ -1,6 +1,11 @@
-"""Encoded images, read one by one wherever they lie. A `Dataset` of photographs holds them in place of arrays."""
+"""Encoded images, read one by one wherever they are. A `Dataset` of image files holds them in place of arrays."""
 
-from collections.abc import Iterable, Sequence
+import errno
+import os
+import stat
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent import futures
 from typing import BinaryIO, Protocol
 
 from etils import epath
@@ -8,19 +13,29 @@ from etils import epath
 # Remote file systems have errors of their own; these say that asking again is of no use.
 _REMOTE = dict(NotFoundError=FileNotFoundError, PermissionDeniedError=PermissionError,
                UnauthenticatedError=PermissionError)
+MAX_BYTES = 2**29  # twice the largest image that is decoded, without compression
+_KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+_STATS = 8, 4096  # threads that ask for sizes, and files a thread asks for at a time
+
+
+class NotAnImageFileError(OSError):
+  """It is no regular file, or too long for an image."""
 
 
 class Files(Protocol):
-  """n encoded images (JPEG, PNG, ...), read by their place."""
+  """n encoded images (JPEG, PNG, ...), read by their index."""
 
   def __len__(self) -> int:
     """n."""
 
   def read(self, place: int) -> bytes:
-    """The bytes of image `place`; OSError where they cannot be had. Called from many threads."""
+    """The bytes of image `place`; OSError where they cannot be read. Many threads call it."""
 
   def name(self, place: int) -> str:
-    """What a message calls image `place`."""
+    """The name of image `place` in messages."""
+
+  def entries(self) -> Iterator[tuple[str, int]]:
+    """(a name that does not depend on where the data are, bytes or -1) of every image: what a fingerprint hashes."""
 
 
 class Paths:
@@ -46,10 +61,22 @@ class Paths:
       raise _REMOTE.get(type(error).__name__, OSError)(f"{self.name(place)}: {str(error)[:300]}") from error
 
   def open(self, place: int) -> BinaryIO:
-    """Image `place` as a file, for who needs only a part of it."""
+    """Image `place` as a file, for callers that need only a part of it.
+
+    Raises:
+      NotAnImageFileError: a FIFO, a socket, a device, or a file of more than `MAX_BYTES`.
+    """
     name = self.name(place)
     # Through epath, a local file of 40 KB that is in memory takes twice as long (32 us).
-    return epath.Path(name).open("rb") if "://" in name else open(name, "rb", buffering=0)
+    if "://" in name:
+      return epath.Path(name).open("rb")
+    try:
+      return _open_regular(name)
+    except FileNotFoundError:
+      for other in _spellings(self._paths[place]):
+        if os.path.exists(found := f"{self._root}/{other}"):
+          return _open_regular(found)
+      raise
 
   def name(self, place: int) -> str:
     """The full path of image `place`."""
@@ -58,3 +85,45 @@ class Paths:
   def take(self, places: Iterable[int]) -> "Paths":
     """The images at `places`, in that order."""
     return Paths(self._root, [self._paths[place] for place in places])
+
+  def entries(self) -> Iterator[tuple[str, int]]:
+    """(path relative to the root in composed Unicode, bytes) of every image; -1 bytes on gs:// and for a lost file."""
+    threads, size = _STATS
+    chunks = [range(start, min(start + size, len(self))) for start in range(0, len(self), size)]
+    with futures.ThreadPoolExecutor(threads, "sizes") as pool:  # a network disk answers slowly, but many at a time
+      for chunk, sizes in zip(chunks, pool.map(lambda chunk: [*map(self._size, chunk)], chunks), strict=True):
+        for place, size in zip(chunk, sizes, strict=True):
+          yield unicodedata.normalize("NFC", self._paths[place]), size
+
+  def _size(self, place: int) -> int:
+    name = self.name(place)
+    if "://" in name:
+      return -1
+    try:
+      return os.stat(name).st_size
+    except OSError:
+      for other in _spellings(self._paths[place]):
+        if os.path.exists(found := f"{self._root}/{other}"):
+          return os.stat(found).st_size
+      return -1
+
+
+def _open_regular(name: str) -> BinaryIO:
+  info = os.stat(name)
+  # Looked at before it is opened: to open a device may already do something.
+  if stat.S_ISDIR(info.st_mode):
+    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+  if not stat.S_ISREG(info.st_mode):
+    raise NotAnImageFileError(errno.EINVAL, f"it is {_KINDS.get(stat.S_IFMT(info.st_mode), 'something')}, "
+                              "not a regular file", name)
+  if info.st_size > MAX_BYTES:
+    raise NotAnImageFileError(errno.EFBIG, f"it has {info.st_size:,} bytes, more than the {MAX_BYTES:,} that an image "
+                              "may have", name)
+  return open(name, "rb", buffering=0)
+
+
+def _spellings(path: str) -> Iterator[str]:
+  """`path` with its accents composed and decomposed, where that is another name: macOS writes the second form."""
+  for form in ("NFC", "NFD"):
+    if (other := unicodedata.normalize(form, path)) != path:
+      yield other

@@ -3,6 +3,7 @@
 What is random about a crop is drawn from (seed, stage, step, place), all else is the device's, as on the resident path.
 """
 
+import functools
 import os
 import threading
 from collections.abc import Callable
@@ -38,12 +39,14 @@ class RandomCrops:
 
   def __init__(self, size: int, seed: int, stage: str, places: int, boxes: Callable = crops.random_resized):
     """`places` are the images of a global batch; `boxes` draws where each is cut."""
-    self.size, self._seed, self._stage, self._places, self._boxes = size, seed, stage, places, boxes
+    self.size, self._places, self._boxes = size, places, boxes
+    # An image that is cut on its own asks for the numbers of its batch again.
+    self._draws = functools.lru_cache(4)(functools.partial(
+        prng.host_uniform, seed, stage, "crop", size=places * crops.DRAWS))
 
   def __call__(self, step: int, rows: np.ndarray, sizes: np.ndarray) -> Geometry:
     """The crops of images of `sizes` [b 2] at places `rows` of batch `step`."""
-    draws = prng.host_uniform(self._seed, self._stage, "crop", counter=step, size=self._places * crops.DRAWS)
-    boxes = self._boxes(sizes, draws.reshape(self._places, -1)[rows])
+    boxes = self._boxes(sizes, self._draws(counter=step).reshape(self._places, -1)[rows])
     return Geometry(boxes.astype(np.int32), np.float32(self.size / boxes[:, 2:]), np.zeros((len(boxes), 2), np.float32))
 
 
@@ -95,8 +98,7 @@ class Pipeline:
     self._images = images if arrays else decode.Images(images, decode.BadImages())
     self._labels, self._order, self._steps, self._crop, self._rows = labels.astype(np.int32), order, steps, crop, rows
     self.size = len(labels)
-    # Not all systems know which cores a process may use.
-    self._threads = threads or len(getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count()))(0))
+    self._threads = threads or decode.cores()
     self._readers = futures.ThreadPoolExecutor(READERS, "reader")
     self._lock = threading.Lock()  # an order keeps what it last drew, and the reading of left batches may still run
     self._datasets, self._iterator, self._next = {}, None, -1
@@ -161,17 +163,28 @@ class Pipeline:
     return self._images[indices], self._labels[indices]
 
   def _read(self, step: int):
-    """What the graph needs of every image of batch `step`; of a JPEG it decodes the box itself."""
+    """What the graph needs of every image of batch `step`: a JPEG, of which it decodes the box, or what is cut already.
+    """
     indices, places = (array.ravel() for array in self._indices(step))
-    parts = self._readers.map(lambda part: [self._images.open(index) for index in part],
-                              np.array_split(indices, min(READERS, len(indices))))
-    images = [image for part in parts for image in part]
+
+    def opened(part):
+      return [self._images.open(index, functools.partial(self._square, step, place)) for index, place in part.T]
+
+    parts = np.array_split(np.stack((indices, places)), min(READERS, len(indices)), axis=1)
+    images = [image for part in self._readers.map(opened, parts) for image in part]
     sizes = np.array([(image.height, image.width) for image in images])
     boxes, scales, corners = self._crop(step, places, sizes)
     data = np.empty(len(images), object)
-    for number, (image, (top, left, height, width)) in enumerate(zip(images, boxes, strict=True)):
-      data[number] = image.jpeg or image.pixels[top : top + height, left : left + width].tobytes()
+    for number, image in enumerate(images):
+      data[number] = image.jpeg or image.pixels.tobytes()
     return data, np.array([image.jpeg is not None for image in images]), boxes, scales, corners, self._labels[indices]
+
+  def _square(self, step: int, place: int, pixels: np.ndarray) -> np.ndarray:
+    """uint8 [s s 3] of the pixels of one image at `place` of batch `step`."""
+    box, scale, corner = (part[0] for part in self._crop(step, np.array([place]), np.array([pixels.shape[:2]])))
+    top, left, height, width = box
+    part = pixels[None, top : top + height, left : left + width]
+    return _resized(tensorflow(), part, box, scale, corner, self._crop.size, self._crop.exact).numpy()
 
   def _leave_to_pillow(self, step: int, error: Exception) -> None:
     """After TensorFlow has failed on batch `step`: the JPEGs that it cannot decode are Pillow's from now on."""
@@ -193,17 +206,21 @@ _SHAPES = dict(box=(4,), scale=(2,), corner=(2,))
 
 
 def _cut(tf, image, size: int, exact: bool):
-  """uint8 [size size 3]: the box of an image, resized.
+  """uint8 [size size 3]: the box of a JPEG, resized, or what `Pipeline._square` has made."""
+  def jpeg():
+    pixels = tf.io.decode_and_crop_jpeg(image["data"], image["box"], channels=3, dct_method="INTEGER_ACCURATE")
+    return _resized(tf, pixels[None], image["box"], image["scale"], image["corner"], size, exact)
+
+  cut = tf.cond(image["jpeg"], jpeg, lambda: tf.reshape(tf.io.decode_raw(image["data"], tf.uint8), (size, size, 3)))
+  return tf.ensure_shape(cut, (size, size, 3))
+
+
+def _resized(tf, pixels, box, scale, corner, size: int, exact: bool):
+  """uint8 [size size 3] of the pixels of a box, [1 h w 3].
 
   Exactly: as Pillow does, with a triangle that is widened where the image shrinks. For training, where that would take
   longer than the rest: linearly where the image grows, which is the same, and by area where it shrinks.
   """
-  box = image["box"]
-  pixels = tf.cond(
-      image["jpeg"],
-      lambda: tf.io.decode_and_crop_jpeg(image["data"], box, channels=3, dct_method="INTEGER_ACCURATE"),
-      lambda: tf.reshape(tf.io.decode_raw(image["data"], tf.uint8), tf.concat((box[2:], [3]), axis=0)))[None]
-
   def by_area():
     return tf.raw_ops.ResizeArea(images=pixels, size=tf.minimum(box[2:], size))
 
@@ -212,10 +229,10 @@ def _cut(tf, image, size: int, exact: bool):
     return tf.raw_ops.ResizeBilinear(images=tf.cast(pixels, tf.float32), size=[size, size], half_pixel_centers=True)
 
   if exact:
-    resized = tf.raw_ops.ScaleAndTranslate(images=pixels, size=[size, size], scale=image["scale"],
-                                           translation=-image["corner"], kernel_type="triangle", antialias=True)
+    resized = tf.raw_ops.ScaleAndTranslate(images=pixels, size=[size, size], scale=scale, translation=-corner,
+                                           kernel_type="triangle", antialias=True)
   else:
     shrinks, grows = tf.reduce_any(box[2:] > size), tf.reduce_any(box[2:] < size)
     resized = tf.switch_case(tf.cast(shrinks, tf.int32) * (1 + tf.cast(grows, tf.int32)), (
         lambda: linearly(pixels), by_area, lambda: linearly(by_area())))
-  return tf.ensure_shape(tf.cast(resized[0] + 0.5, tf.uint8), (size, size, 3))
+  return tf.cast(resized[0] + 0.5, tf.uint8)

@@ -1,4 +1,4 @@
-"""Photographs that TFDS has prepared, read one by one from ArrayRecord files.
+"""Images that TFDS has prepared, read one by one from ArrayRecord files.
 
 python -m ltjax.data.records --dataset=imagenet2012 --out=DIR
 
@@ -10,7 +10,7 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,8 @@ from absl import app, flags
 from etils import epath
 from tqdm import tqdm
 
-from ltjax.data.listing import Listing, load_arrays, store_arrays
+from ltjax.data.cache import load_arrays, store_arrays
+from ltjax.data.listing import Listing
 from ltjax.errors import ConfigError, DataError, LtjaxError, nearest
 
 _CHUNK = 256  # records that are asked for at once while labels are collected
@@ -35,9 +36,12 @@ class Split(NamedTuple):
 class Records:
   """Encoded images of a TFDS split."""
 
-  def __init__(self, source, places: np.ndarray, title: str):
-    """`source` gives {"image": bytes, ...} for a place; `places` are those that count, in order."""
-    self._source, self._places, self._title = source, places, title
+  def __init__(self, source, places: np.ndarray, title: str, names: Sequence[str] = ()):
+    """`source` gives {"image": bytes, ...} for a place; `places` are those that count, in order.
+
+    `names` are the data set's own names of these images; () where it has none.
+    """
+    self._source, self._places, self._title, self._names = source, places, title, names
 
   def __len__(self) -> int:
     return len(self._places)
@@ -58,7 +62,14 @@ class Records:
 
   def take(self, places: Iterable[int]) -> "Records":
     """The images at `places`, in that order."""
-    return Records(self._source, self._places[np.asarray(places, np.int64)], self._title)
+    places = np.asarray(places, np.int64)
+    names = [self._names[place] for place in places] if self._names else ()
+    return Records(self._source, self._places[places], self._title, names)
+
+  def entries(self) -> Iterator[tuple[str, int]]:
+    """(the data set's own name of it, or its record's number, -1) of every image: its length is in the record."""
+    for number, place in enumerate(self._places.tolist()):
+      yield self._names[number] if self._names else f"record {place}", -1
 
 
 def _basename(path: str) -> str:
@@ -124,7 +135,8 @@ def open_split(dataset: str, split: str, data_dir: str = "", cache: pathlib.Path
       store_arrays(kept, **found)
   labels, names = found["labels"], found["names"]
   order = np.array(sorted(range(len(labels)), key=names.__getitem__)) if feature else np.arange(len(labels))
-  return Split(Records(source, order, f"{folder} {split}"), labels[order], [names[k] for k in order] if feature else ())
+  names = [names[k] for k in order] if feature else ()
+  return Split(Records(source, order, f"{folder} {split}", names), labels[order], names)
 
 
 def _collect(source, feature: str | None, title: str) -> tuple[np.ndarray, list[str]]:

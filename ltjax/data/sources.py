@@ -2,11 +2,13 @@
 
 import hashlib
 import pathlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from ltjax.data import archives, longtail
+from ltjax.data import archives, listing, longtail
 from ltjax.errors import ConfigError, DataError
 
 __all__ = ["cifar10", "cifar100", "digits"]
@@ -25,8 +27,10 @@ class Dataset(NamedTuple):
 
   `train`, `test` and `held_out` are (images, labels int64 [n]); images are uint8 [n h w c], or `files.Files` that hold
   n of them encoded. `selected` are the training images' indices in the set they were taken from, the balanced one or a
-  whole list; `mean` and `std` are per channel, for images in [0, 1]. `held_out` are images that are not trained on, so
-  that something can be chosen on them; None without any.
+  complete list; `mean` and `std` are per channel, for images in [0, 1]. `held_out` are images that are not trained on,
+  so that something can be chosen on them; None without any. `left_out` counts the files that are no images of a class,
+  by the keys of `listing`; `notes` say what the user should know of the data; transparent images are laid on
+  `background`.
   """
 
   train: tuple[np.ndarray, np.ndarray]
@@ -36,6 +40,9 @@ class Dataset(NamedTuple):
   mean: tuple[float, ...]
   std: tuple[float, ...]
   held_out: tuple[np.ndarray, np.ndarray] | None = None
+  left_out: Mapping[str, int] = {}
+  notes: tuple[str, ...] = ()
+  background: str = "white"
 
   @property
   def class_counts(self) -> np.ndarray:
@@ -49,9 +56,90 @@ class Dataset(NamedTuple):
     return np.bincount(labels, minlength=len(self.class_names))
 
   @property
-  def fingerprint(self) -> str:
+  def selection_sha256(self) -> str:
     """SHA-256 of the selected indices as little-endian int64, in order."""
     return hashlib.sha256(self.selected.astype("<i8").tobytes()).hexdigest()
+
+  @property
+  def fingerprint(self) -> str:
+    """SHA-256 of the class names and of all example lines: what the run learns from and is tested on.
+
+    It does not depend on where the data are or how their path is spelled. Files are told apart by path, length and
+    class: two files that change places under names of equal length go unnoticed. Arrays are told apart by their bytes.
+    """
+    return self.fingerprint_of({split: self.example_lines(split) for split in self.splits})
+
+  def fingerprint_of(self, lines: Mapping[str, Iterable[str]]) -> str:
+    """The fingerprint, for who has the example lines of every split already."""
+    found = hashlib.sha256("\0".join(self.class_names).encode("utf-8", "surrogateescape"))
+    for split, examples in lines.items():
+      found.update(f"\0{split}\n".encode())
+      for line in examples:
+        found.update(line.encode("utf-8", "surrogateescape") + b"\n")
+    return found.hexdigest()
+
+  @property
+  def splits(self) -> tuple[str, ...]:
+    """The splits that there are, of "train", "held_out" and "test"."""
+    return tuple(split for split in ("train", "held_out", "test") if getattr(self, split) is not None)
+
+  def example_lines(self, split: str = "train") -> Iterator[str]:
+    """A line `<relative path><TAB><bytes><TAB><class name>` for every example of a split, in its order.
+
+    Backslashes, tabs and line breaks in names are escaped. The length is "-" where it is not known, as on gs://. Of
+    arrays, the path is the image's index in the set that it was taken from, and a hash of its bytes stands for the
+    length.
+    """
+    images, labels = getattr(self, split)
+    names = [_one_line(name) for name in self.class_names]
+    if isinstance(images, np.ndarray):
+      places = self.selected.tolist() if split == "train" else range(len(labels))
+      for place, image, label in zip(places, images, labels.tolist(), strict=True):
+        yield f"{place}\t{hashlib.blake2b(image.tobytes(), digest_size=8).hexdigest()}\t{names[label]}"
+      return
+    for (path, size), label in zip(images.entries(), labels.tolist(), strict=True):
+      yield f"{_one_line(path)}\t{size if size >= 0 else '-'}\t{names[label]}"
+
+  def summary(self) -> str:
+    """What the run takes and what it leaves out: one line, and one for each note.
+
+    >>> images, labels = np.zeros((3, 2, 2, 3), np.uint8), np.array([0, 0, 1])
+    >>> left = {"hidden files": 2, ".txt": 1, "hidden folders": 1}
+    >>> Dataset((images, labels), (images, labels), np.arange(3), ("a", "b"), (0.5,), (0.5,), left_out=left).summary()
+    '2 classes, 3 training images, 3 test images; 3 files left out: 2 hidden, 1 not an image (.txt); 1 hidden folder \
+left out'
+    """
+    parts = [_number(len(self.class_names), "class", "classes"), _number(len(self.train[1]), "training image")]
+    if self.held_out is not None:
+      parts.append(_number(len(self.held_out[1]), "held-out image"))
+    parts.append(_number(len(self.test[1]), "test image"))
+    line = ", ".join(parts)
+    strange = {kind: count for kind, count in self.left_out.items() if kind not in listing.KINDS}
+    hidden, outside = (self.left_out.get(kind, 0) for kind in (listing.HIDDEN_FILES, listing.OUTSIDE))
+    kinds = [f"{hidden} hidden"] if hidden else []
+    if strange:
+      suffixes = sorted(strange, key=lambda kind: (-strange[kind], kind))
+      shown = ", ".join(suffix or "no suffix" for suffix in suffixes[:8]) + (", ..." if suffixes[8:] else "")
+      kinds.append(f"{_number(sum(strange.values()), 'not an image', 'not images')} ({ascii(shown)[1:-1]})")
+    if outside:
+      kinds.append(_number(outside, "image in no class folder", "images in no class folder"))
+    if kinds:
+      line += f"; {_number(hidden + outside + sum(strange.values()), 'file')} left out: {', '.join(kinds)}"
+    if folders := self.left_out.get(listing.HIDDEN_FOLDERS, 0):
+      line += f"; {_number(folders, 'hidden folder')} left out"
+    return "\n".join((line, *(f"note: {note}" for note in self.notes)))
+
+
+def _number(count: int, one: str, many: str = "") -> str:
+  return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+_SPECIAL = re.compile(r"[\\\t\n\r]")
+_ESCAPED = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
+
+
+def _one_line(name: str) -> str:
+  return name.translate(_ESCAPED) if _SPECIAL.search(name) else name
 
 
 def _counts(profile: str, num_classes: int, max_count: int, imbalance: float) -> np.ndarray:

@@ -69,7 +69,7 @@ def summary(spec, stages, results: Mapping, workdir: pathlib.Path, command: str,
                 train_images=int(counts.sum()),
                 test_images=len(dataset.test[1]), held_out_images=int(dataset.held_out_counts.sum()),
                 held_out_counts=dataset.held_out_counts.tolist(), class_counts=counts.tolist(),
-                class_names=list(dataset.class_names), selected_sha256=dataset.fingerprint,
+                class_names=list(dataset.class_names), selected_sha256=dataset.selection_sha256,
                 mean=list(dataset.mean), std=list(dataset.std), image_shape=_image_shape(dataset),
                 bad_images=dict(sorted(bad_images.found.items()))),
       counts=dict(

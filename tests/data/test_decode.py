@@ -4,6 +4,10 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import time
+import zlib
+from concurrent import futures
 
 import numpy as np
 import pytest
@@ -18,12 +22,19 @@ ZOO = photos.zoo()
 PLAIN = {"jpeg", "jpeg 4:4:4", "progressive jpeg", "grey jpeg", "1x1 jpeg", "odd sizes", "wide jpeg", "turned 1"}
 
 
-def shown(data: bytes) -> np.ndarray:
-  """What Pillow shows."""
+def is_transparent(data: bytes) -> bool:
+  return Image.open(io.BytesIO(data)).has_transparency_data
+
+
+def shown(data: bytes, background: int = 255) -> np.ndarray:
+  """What Pillow shows, on a background of one grey."""
   image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-  if image.mode == "P":
+  if image.has_transparency_data:
     image = image.convert("RGBA")
-  if image.mode == "I;16":  # Pillow would convert it to white, but makes 8 bits of 16 in colour
+    canvas = Image.new("RGB", image.size, (background,) * 3)
+    canvas.paste(image, mask=image.getchannel("A"))
+    return np.asarray(canvas)
+  if image.mode.startswith("I;16"):  # Pillow would convert it to white, but makes 8 bits of 16 in colour
     image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
   return np.asarray(image.convert("RGB"))
 
@@ -44,7 +55,7 @@ def test_every_kind_decodes_to_what_pillow_shows(kind):
   found, expected = decoded(ZOO[kind]), shown(ZOO[kind])
   assert (found.shape, found.dtype) == (expected.shape, np.uint8)
   # Two builds of the same JPEG library; all else is Pillow itself.
-  assert np.abs(found.astype(int) - expected).max() <= (2 if kind in PLAIN else 0)
+  assert np.abs(found.astype(int) - expected).max() <= (2 if kind in PLAIN else is_transparent(ZOO[kind]))
   assert expected.std() > 5 or kind == "1x1 jpeg"
 
 
@@ -52,6 +63,87 @@ def test_every_kind_decodes_to_what_pillow_shows(kind):
 def test_tensorflow_is_given_the_plain_jpegs_and_their_size(kind):
   size = decode.plain_jpeg_size(ZOO[kind])
   assert size == (shown(ZOO[kind]).shape[:2] if kind in PLAIN else None)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ZOO if is_transparent(ZOO[kind]) and kind != "animated webp"])
+def test_transparent_images_are_laid_on_white_or_black(kind):
+  assert kind in ("grey and alpha png", "rgba png", "palette and alpha png", "webp with alpha", "rgba tiff") or (
+      "clear colour" in kind)
+  images = {colour: decode.pillow(ZOO[kind], colour).astype(int) for colour in ("white", "black")}
+  assert (images["white"] >= images["black"]).all() and (images["white"] > images["black"]).any()
+  for colour, value in (("white", 255), ("black", 0)):
+    assert np.abs(images[colour] - shown(ZOO[kind], value)).max() <= 1
+  np.testing.assert_array_equal(decode.pillow(ZOO[kind]), images["white"])
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "GIF", "TIFF"])
+def test_what_is_clear_is_all_background_and_what_is_not_is_itself(format):
+  pixels = np.zeros((6, 8, 4), np.uint8)
+  pixels[:, 4:] = 10, 200, 30, 255
+  options = dict(WEBP=dict(lossless=True)).get(format, {})
+  data = photos.encode(Image.fromarray(pixels), format, **options)
+  for colour, value in (("white", 255), ("black", 0)):
+    found = decode.pillow(data, colour)
+    assert (found[:, :4] == value).all() and (found[:, 4:] == (10, 200, 30)).all()
+
+
+def test_a_clear_grey_of_16_bits():
+  grey = np.full((4, 4), 300, np.uint16)
+  grey[0] = 40_000
+  data = photos.encode(Image.fromarray(grey), "PNG")
+  at = data.index(b"IDAT") - 4
+  chunk = b"tRNS" + (300).to_bytes(2, "big")
+  data = data[:at] + (2).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big") + data[at:]
+  for colour, value in (("white", 255), ("black", 0)):
+    found = decode.pillow(data, colour)
+    assert (found[0] == 40_000 >> 8).all() and (found[1:] == value).all()
+
+
+def test_the_background_of_a_data_set_reaches_its_images(tmp_path):
+  dataset = photos.dataset(tmp_path)
+  (tmp_path / "train/0/0.jpg").write_bytes(photos.encode(Image.new("RGBA", (8, 8), (9, 9, 9, 0)), "PNG"))
+  for colour, value in (("white", 255), ("black", 0)):
+    opened, _ = decode.opened(dataset._replace(background=colour))
+    assert (opened.train[0].open(0).pixels == value).all()
+
+
+def test_an_orientation_behind_the_frames_header_counts():
+  data = photos.exif_behind_the_frame(photos.turned(6))
+  assert data.index(b"Exif") > data.index(b"\xff\xc0") and shown(data).shape == (40, 24, 3)
+  assert decode.plain_jpeg_size(data) is None and decoded(data).shape == (40, 24, 3)
+  upright = photos.exif_behind_the_frame(photos.turned(1))
+  assert decode.plain_jpeg_size(upright) == (24, 40)
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_pixels_without_a_known_brightness_are_named(mode):
+  data = photos.encode(Image.new(mode, (8, 8), 1), "TIFF")
+  with pytest.raises(decode.BadImageError, match="floats or 32-bit integers.*8 or 16 bits"):
+    decode.pillow(data)
+
+
+def test_first_frames_and_pages():
+  for kind in ("animated webp", "animated png", "tiff of two pages"):
+    assert Image.open(io.BytesIO(ZOO[kind])).n_frames > 1
+    np.testing.assert_array_equal(decode.pillow(ZOO[kind]), decode.pillow(ZOO["png"]))
+
+
+def test_images_decoded_together_are_bounded_by_their_pixels(monkeypatch):
+  monkeypatch.setattr(decode, "MAX_PIXELS", 100)
+  gate, most, inside, lock = decode._Gate(), [], [0], threading.Lock()
+
+  def hold(pixels):
+    with gate.hold(pixels):
+      with lock:
+        inside[0] += pixels
+        most.append(inside[0])
+      time.sleep(0.002)
+      with lock:
+        inside[0] -= pixels
+
+  with futures.ThreadPoolExecutor(16) as pool:
+    list(pool.map(hold, [40, 60, 100, 1, 30] * 12))
+  assert len(most) == 60 and 40 < max(most) <= 100 and gate._used == 0
 
 
 def test_the_zoo_has_what_its_names_say():

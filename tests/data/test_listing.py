@@ -1,122 +1,13 @@
-import lzma
 import os
-import re
-import zipfile
 
 import numpy as np
 import pytest
 from etils import epath
 
-from ltjax.data import listing
+from ltjax.data import listing, tables
+from ltjax.data.cache import load_arrays, store_arrays
 from ltjax.errors import DataError
-from tests.photographs import write_lines, write_tree
-
-XZ = lzma.compress(b"a.jpg 0\n" * 10)
-
-# -- split lists ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("ending", ["\n", "\r\n"])
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_list_gives_its_paths_and_labels_in_order(tmp_path, ending, packed):
-  lines = ["train/a/1.jpg 0", "train/b with spaces/2.jpg 1", "train/é/\u20283.JPEG\t0", "./a//b/../4 12"]
-  data = ending.join([*lines, ""]).encode()
-  path = tmp_path / ("list.txt.xz" if packed else "list.txt")
-  path.write_bytes(lzma.compress(data) if packed else data)
-  found = listing.split_list(str(path), "train_list")
-  assert found.paths == ["train/a/1.jpg", "train/b with spaces/2.jpg", "train/é/\u20283.JPEG", "a/4"]
-  assert found.labels.tolist() == [0, 1, 0, 12] and found.labels.dtype == np.int64
-  path.write_bytes(b"\xef\xbb\xbf" + data)  # some editors' mark of UTF-8
-  if not packed:
-    assert listing.split_list(str(path), "train_list").paths == found.paths
-
-
-@pytest.mark.parametrize(("bad", "message"), [
-  ("", "2: blank line"),
-  ("  ", "2: blank line"),
-  ("b.jpg", "2: expected '<path> <label>' .* got 'b.jpg'"),
-  ("1", "2: expected '<path> <label>'"),
-  ("b.jpg one", "2: expected '<path> <label>' .* got 'b.jpg one'"),
-  ("b.jpg 1.0", "2: expected '<path> <label>'"),
-  ("b.jpg \u0661", "2: expected '<path> <label>'"),  # a digit, but not one of ASCII
-  ("b.jpg -1", r"2: label -1 is out of range, expected 0 to 2"),
-  ("b.jpg 3", r"2: label 3 is out of range, expected 0 to 2"),
-  (f"b.jpg {'9' * 5000}", r"2: label 9+ is out of range"),
-  ("a.jpg 1", "2: 'a.jpg' stands in line 1 already"),
-  ("x/../a.jpg 1", r"2: 'x/\.\./a.jpg' stands in line 1 already"),
-  ("../b.jpg 1", r"2: '\.\./b.jpg' is outside the root"),
-  ("x/../../b.jpg 1", "2: .* is outside the root"),
-  ("/etc/passwd 1", "2: '/etc/passwd' is outside the root"),
-  (".. 1", "2: .* is outside the root"),
-  ("gs://other/b.jpg 1", "2: .* is outside the root"),
-])
-def test_a_bad_line_is_named_by_its_number(tmp_path, bad, message):
-  path = write_lines(tmp_path / "list.txt", "a.jpg 0", bad, "c.jpg 2")
-  with pytest.raises(DataError, match=rf"list\.txt:{message}"):
-    listing.split_list(path, "train_list", classes=3)
-
-
-@pytest.mark.parametrize(("name", "data", "message"), [
-  ("list.txt", b"", "no image is listed"),
-  ("list.txt", b"\n\n", "no image is listed"),
-  ("list.txt", b"\xff\xfe\x00", "not a text file"),
-  ("list.txt", b"a\xff.jpg 0\n", "not UTF-8 text .* at byte 1"),
-  ("list.txt.xz", b"a.jpg 0\nb.jpg 1\nc.jpg 2\n", "not an .xz file"),
-  ("list.txt.xz", XZ[:-9], "cut off"),
-  ("list.txt.xz", XZ[:40] + b"\0\0\0\0" + XZ[44:], "damaged"),
-])
-def test_what_is_no_list_is_named(tmp_path, name, data, message):
-  (tmp_path / name).write_bytes(data)
-  with pytest.raises(DataError, match=rf"{re.escape(name)}.*{message}"):
-    listing.split_list(str(tmp_path / name), "train_list")
-
-
-def test_a_small_file_that_unpacks_to_much_is_refused(tmp_path, monkeypatch):
-  monkeypatch.setattr(listing, "_LIST_BYTES", 2**20)
-  (tmp_path / "bomb.txt.xz").write_bytes(lzma.compress(bytes(2**21)))
-  with pytest.raises(DataError, match="bomb.txt.xz: unpacks to over 1,048,576 bytes"):
-    listing.split_list(str(tmp_path / "bomb.txt.xz"), "train_list")
-
-
-def test_a_missing_list_and_an_archive_in_its_place_are_named(tmp_path):
-  with pytest.raises(DataError, match=r"dataset\.train_list: no file '.*nowhere\.txt'"):
-    listing.split_list(str(tmp_path / "nowhere.txt"), "train_list")
-  with pytest.raises(DataError, match=r"dataset\.train_list: empty; .*--config\.dataset\.train_list=FILE"):
-    listing.split_list("", "train_list")
-  with zipfile.ZipFile(tmp_path / "lists.zip", "w") as archive:
-    archive.writestr("a.txt", "a.jpg 0\n")
-  with pytest.raises(DataError, match=r"lists\.zip is not a text file; if it is an archive, unpack it"):
-    listing.split_list(str(tmp_path / "lists.zip"), "train_list")
-
-
-def test_class_names_are_a_line_each(tmp_path):
-  assert listing.class_names(write_lines(tmp_path / "names.txt", "cat", "sea horse ", "é")) == ("cat", "sea horse", "é")
-  for lines, message in ((("cat", "", "dog"), "2: blank"), (("cat", "dog", "cat"), "3: class 'cat' .* line 1"),
-                         ((), " empty")):
-    with pytest.raises(DataError, match=rf"names\.txt:{message}"):
-      listing.class_names(write_lines(tmp_path / "names.txt", *lines))
-
-
-# -- tables -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_table_gives_paths_and_names_with_or_without_a_heading(tmp_path):
-  rows = ["a/1.jpg,cat", '"b, c.PNG","sea ""horse"""', " d.webp , cat "]
-  expected = ["a/1.jpg", "b, c.PNG", "d.webp"], ["cat", 'sea "horse"', "cat"]
-  for heading in ((), ("path,label",)):
-    found = listing.table(write_lines(tmp_path / "table.csv", *heading, *rows), "train_csv")
-    assert (found.paths, found.labels.tolist()) == expected
-
-
-@pytest.mark.parametrize(("bad", "message"), [
-  ("", "2: blank line"), (",", "2: blank line"), ("b.jpg", "2: expected two columns"),
-  ("b.jpg,cat,3", "2: expected two columns"), ("b.jpg,", "2: expected two columns"),
-  ('b.jpg,"cat', "[23]: not a line of a CSV"), ("a.jpg,dog", "2: .* in line 1 already"),
-  ("../b.jpg,cat", "2: .* is outside the root"), ("b.tif,cat", r"2: 'b\.tif' is no image by its name \(\.bmp")])
-def test_a_bad_row_is_named_by_its_number(tmp_path, bad, message):
-  with pytest.raises(DataError, match=rf"table\.csv:{message}"):
-    listing.table(write_lines(tmp_path / "table.csv", "a.jpg,cat", bad), "train_csv")
-
+from tests.photographs import write_tree
 
 # -- folders ----------------------------------------------------------------------------------------------------------
 
@@ -141,13 +32,13 @@ def test_links_to_classes_and_images_are_followed_but_no_others(tmp_path):
   found, names = listing.class_folders(epath.Path(tmp_path / "root"), "root")
   assert names == ("ant", "cat") and found.paths == ["ant/1.jpg", "cat/000.jpg", "cat/001.jpg"]
   (tmp_path / "root" / "ant" / "loop").symlink_to(tmp_path / "root")
-  with pytest.raises(DataError, match="ant/loop: a linked folder inside a class folder"):
+  with pytest.raises(DataError, match="ant/loop: a linked folder below another folder"):
     listing.class_folders(epath.Path(tmp_path / "root"), "root")
 
 
 def test_empty_classes_are_all_named(tmp_path):
   write_tree(tmp_path, {"cat": 1, **{f"empty {k}": 0 for k in range(7)}})
-  (tmp_path / "empty 0" / "drawing.tif").write_bytes(b"x")
+  (tmp_path / "empty 0" / "drawing.svg").write_bytes(b"x")
   with pytest.raises(DataError, match=r"no image in the folder of class 'empty 0', .*'empty 4' and 2 more of .*\.webp"):
     listing.class_folders(epath.Path(tmp_path), "root")
   with pytest.raises(DataError, match=r"dataset\.root: no folder in .*cat, expected one for each class"):
@@ -199,7 +90,7 @@ def test_a_bucket_that_cannot_be_reached_is_named(monkeypatch):
 
   monkeypatch.setattr(epath.gpath, "_is_tf_installed", lambda: False)
   with epath.testing.mock_epath(exists=offline):
-    for read in (listing.existing_folder, listing.read_bytes):
+    for read in (listing.existing_folder, tables.read_bytes):
       with pytest.raises(DataError, match=r"dataset\.root: gs://bucket/x cannot be reached \(no route\)"):
         read("gs://bucket/x", "root")
 
@@ -257,6 +148,117 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
 
 def test_any_file_name_survives_the_cache(tmp_path):
   names = ["a\nb", "é", os.fsdecode(b"\xff\xfe"), " "]
-  listing.store_arrays(tmp_path / "x.npz", names=names, labels=np.arange(4))
-  found = listing.load_arrays(tmp_path / "x.npz", "names", "labels")
+  store_arrays(tmp_path / "x.npz", names=names, labels=np.arange(4))
+  found = load_arrays(tmp_path / "x.npz", "names", "labels")
   assert found["names"] == names and found["labels"].tolist() == [0, 1, 2, 3]
+
+
+# -- what systems leave among files ------------------------------------------------------------------------------------
+
+
+HIDDEN = (".ipynb_checkpoints/000-checkpoint.jpg", ".@__thumb/s800.jpg", "@eaDir/a.jpg/THUMB.jpg",
+          "__MACOSX/._a.jpg",
+          "$RECYCLE.BIN/x.jpg", "lost+found/x.png", "System Volume Information/a.jpg", "#recycle/a.jpg",
+          "@Recycle/b.jpg",
+          "__pycache__/a.jpg", ".picasaoriginals/a.jpg", "THUMBS.DB", "desktop.ini", ".DS_Store", "._000.jpg",
+          "Icon\r", "ehthumbs.db")
+
+
+def scatter(folder):
+  for name in HIDDEN:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(b"x")
+
+
+def test_hidden_and_system_things_are_left_out_at_every_level(tmp_path):
+  write_tree(tmp_path, {"a": 2, "b/deep/er": 1})
+  expected, names = listing.class_folders(epath.Path(tmp_path), "root")
+  folders = (tmp_path, tmp_path / "a", tmp_path / "b", tmp_path / "b/deep", tmp_path / "b/deep/er")
+  for folder in folders:
+    scatter(folder)
+  found, same = listing.class_folders(epath.Path(tmp_path), "root")
+  assert same == names == ("a", "b") and found.paths == expected.paths
+  assert found.left_out == {listing.HIDDEN_FOLDERS: 11 * len(folders), listing.HIDDEN_FILES: 6 * len(folders)}
+  assert expected.left_out == {}
+
+
+def test_what_is_no_image_is_counted_by_its_suffix(tmp_path):
+  root = tmp_path / "root"
+  write_tree(root, dict(a=2, b=2))
+  for name in ("a/notes.txt", "b/NOTES.TXT", "a/labels.csv", "b/LICENSE", "top.jpg", "README.md", "a/x.jpg.bak"):
+    (root / name).write_bytes(b"x")
+  for _ in range(2):  # the second time from the cache
+    found, _ = listing.class_folders(epath.Path(root), "root", tmp_path / "cache")
+    assert found.left_out == {".txt": 2, ".csv": 1, "": 1, ".md": 1, ".bak": 1, listing.OUTSIDE: 1}
+
+
+@pytest.mark.parametrize("suffix", [*listing.SUFFIXES, ".JPG", ".Jfif", ".TIFF", ".Tif", ".PNG"])
+def test_suffixes_in_any_case(suffix):
+  assert listing.is_image(f"a{suffix}") and not listing.is_image(f".a{suffix}") and not listing.is_image(f"a{suffix}.x")
+
+
+def test_images_below_a_folder_are_those_that_training_takes(tmp_path):
+  write_tree(tmp_path, {"a": 2, "b/deep/er": 1, ".hidden": 2})
+  (tmp_path / "top.TIF").write_bytes(b"x")
+  (tmp_path / "linked").symlink_to(tmp_path / "a")
+  for folder in (tmp_path, tmp_path / "a"):
+    scatter(folder)
+  found = listing.images_below(tmp_path)
+  assert found.paths == [f"{tmp_path}/{name}" for name in (
+      "a/000.jpg", "a/001.jpg", "b/deep/er/000.jpg", "linked/000.jpg", "linked/001.jpg", "top.TIF")]
+  assert found.left_out == {listing.HIDDEN_FILES: 3 * 6, listing.HIDDEN_FOLDERS: 3 * 11 + 1}
+  (tmp_path / "b" / "loop").symlink_to(tmp_path)
+  with pytest.raises(DataError, match="b/loop: a linked folder"):
+    listing.images_below(tmp_path)
+  with pytest.raises(DataError, match=r"b/deep/none: no image in this folder \(\.bmp"):
+    (tmp_path / "b/deep/none").mkdir()
+    listing.images_below(tmp_path / "b/deep/none")
+
+
+# -- names in two forms ------------------------------------------------------------------------------------------------
+
+
+NFC, NFD = "caf\u00e9", "cafe\u0301"
+
+
+def test_two_class_folders_of_one_name_are_named(tmp_path):
+  write_tree(tmp_path, {NFC: 1, NFD: 1, "tea": 1})
+  with pytest.raises(DataError, match=r"two class folders of one name, 'cafe\\u0301' and 'caf\\xe9', which differ"):
+    listing.class_folders(epath.Path(tmp_path), "root")
+
+
+@pytest.mark.parametrize("form", [NFC, NFD])
+def test_a_class_has_its_composed_name_whatever_the_file_system_says(tmp_path, form):
+  write_tree(tmp_path, {form: 1, "cafz": 1, "cafa": 1})
+  found, names = listing.class_folders(epath.Path(tmp_path), "root")
+  assert names == ("cafa", "cafz", NFC) and found.paths[-1] == f"{form}/000.jpg"
+
+
+# -- train, test and val ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("train", "test", "val"), [
+    ("train", "test", "val"), ("Train", "TEST", "Validation"), ("TRAIN", "Test", "Val"),
+    ("Training", "Testing", "VALID")])
+def test_splits_are_found_in_any_case(tmp_path, train, test, val):
+  for name in (train, test, val, "extra", ".hidden"):
+    write_tree(tmp_path / name, dict(a=1))
+  found = listing.roots(epath.Path(tmp_path))
+  assert [path.name for path in found[:3]] == [train, test, val] and found.others == ("extra",)
+  found = listing.roots(epath.Path(tmp_path), epath.Path(tmp_path / val))  # which then is not held out too
+  assert [path and path.name for path in found[:3]] == [train, val, None]
+
+
+def test_two_folders_of_one_role_are_named(tmp_path):
+  for name in ("train", "Val", "validation"):
+    write_tree(tmp_path / name, dict(a=1))
+  with pytest.raises(DataError, match="Val/ and validation/ both look like the val set; rename or move one"):
+    listing.roots(epath.Path(tmp_path))
+
+
+def test_a_test_set_inside_of_the_training_set_is_named(tmp_path):
+  write_tree(tmp_path / "root", dict(a=1, b=1, test=1))
+  write_tree(tmp_path / "split/train", dict(a=1, b=1))
+  for root, test in (("root", "root/test"), ("root", "root"), ("split", "split/train")):
+    with pytest.raises(DataError, match=r"dataset\.test_root: .* is inside of .*, so its images would be trained on"):
+      listing.roots(epath.Path(tmp_path / root), epath.Path(tmp_path / test))

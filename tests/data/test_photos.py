@@ -128,6 +128,87 @@ def test_an_image_that_cannot_be_read_is_an_oserror_with_its_name(tmp_path):
     dataset.train[0].read(0)
 
 
+@pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("TRAIN", "TEST"), ("train", "Val"),
+                                             ("Training", "validation"), ("train", "Valid")])
+def test_split_folders_in_any_case(tmp_path, train, test):
+  write_tree(tmp_path / train, COUNTS)
+  write_tree(tmp_path / test, dict(bee=1, cat=1, dog=1), first=100)
+  dataset = photos.folder(root=str(tmp_path))
+  assert dataset.class_names == ("bee", "cat", "dog") and dataset.class_counts.tolist() == [1, 10, 5]
+  assert dataset.summary() == "3 classes, 16 training images, 3 test images"
+
+
+def test_a_flat_test_folder_is_named_and_its_ways_out_work(tmp_path):
+  write_tree(tmp_path / "train", COUNTS)
+  write_tree(tmp_path, dict(Test=5), first=100)
+  with pytest.raises(DataError, match=rf"Test: its images are in no class folder, .*--config\.dataset\.root={tmp_path}/"
+                                      r"train leaves them out .*--config\.dataset\.test_root=DIR"):
+    photos.folder(root=str(tmp_path))
+  assert photos.folder(root=f"{tmp_path}/train").class_counts.tolist() == [1, 8, 4]
+  write_tree(tmp_path / "val", dict(cat=2), first=200)
+  with pytest.raises(DataError, match=rf"--config\.dataset\.test_root={tmp_path}/val tests on val/"):
+    photos.folder(root=str(tmp_path))
+  dataset = photos.folder(root=str(tmp_path), test_root=f"{tmp_path}/val")
+  assert len(dataset.test[1]) == 2 and dataset.held_out is None
+
+
+def test_a_class_is_one_whether_its_accent_is_composed_or_not(tmp_path):
+  write_tree(tmp_path / "train", {"cafe\u0301": 3, "tea": 2})
+  write_tree(tmp_path / "test", {"caf\u00e9": 1, "tea": 1})
+  dataset = photos.folder(root=str(tmp_path))
+  assert dataset.class_names == ("caf\u00e9", "tea") and dataset.test[1].tolist() == [0, 1]
+  assert dataset.train[0].read(0) and dataset.test[0].read(0)
+  composed = write_lines(tmp_path / "t.csv", *(f"caf\u00e9/00{k}.jpg,caf\u00e9" for k in range(3)), "tea/000.jpg,tea")
+  dataset = photos.csv(root=f"{tmp_path}/train", train_csv=composed)
+  assert all(dataset.train[0].read(place) for place in range(len(dataset.train[0])))  # the files are decomposed
+  assert "-" not in [line.split("\t")[1] for line in dataset.example_lines()]
+
+
+def test_the_summary_says_what_is_left_out_and_what_cannot_be_measured(tmp_path):
+  write_tree(tmp_path, dict(a=10, b=1, c=1))
+  for name in ("a/.DS_Store", "a/x.txt", "b/y.csv", "notes.txt", "top.jpg"):
+    (tmp_path / name).write_bytes(b"x")
+  (tmp_path / "a/.thumbs").mkdir()
+  lines = photos.folder(root=str(tmp_path)).summary().splitlines()
+  assert lines == [
+      "3 classes, 10 training images, 2 test images; 5 files left out: 1 hidden, 3 not images (.txt, .csv), 1 image in "
+      "no class folder; 1 hidden folder left out",
+      "note: 2 of 3 classes have one image and get no test image ('b', 'c'), so their accuracy cannot be measured; "
+      "add a second image to each, or give a test set that has them with --config.dataset.test_root=DIR"]
+  lines = photos.folder(root=str(tmp_path), holdout=0.2).summary().splitlines()
+  assert "2 of 3 classes have too few images for a held-out one" in lines[2]
+
+
+def test_folders_beside_the_split_are_named(tmp_path):
+  for name in ("train", "test", "extra"):
+    write_tree(tmp_path / name, dict(a=2, b=2))
+  assert photos.folder(root=str(tmp_path)).summary().splitlines()[1] == "note: left out beside train/: 'extra'"
+
+
+def test_the_fingerprint_is_of_the_examples_wherever_they_are(tmp_path):
+  write_tree(tmp_path / "x", COUNTS)
+  before = photos.folder(root=f"{tmp_path}/x")
+  fingerprint = before.fingerprint
+  assert photos.folder(root=f"{tmp_path}/x/../x/").fingerprint == fingerprint
+  (tmp_path / "x").rename(tmp_path / "y")
+  assert photos.folder(root=f"{tmp_path}/y").fingerprint == fingerprint
+  assert all("\t-\t" in line for line in before.example_lines("test"))  # of files that have gone
+  (tmp_path / "y/dog").rename(tmp_path / "y/emu")
+  after = photos.folder(root=f"{tmp_path}/y")
+  assert after.fingerprint != fingerprint and after.selection_sha256 == before.selection_sha256
+  path, size, name = next(after.example_lines()).split("\t")
+  assert (path, name) == ("bee/000.jpg", "bee") and int(size) == (tmp_path / "y" / path).stat().st_size
+
+
+@pytest.mark.parametrize("background", ["white", "black"])
+def test_the_background_is_that_of_the_config(tmp_path, background):
+  write_tree(tmp_path, COUNTS)
+  read = build.dataset(config(name="folder", root=str(tmp_path), background=background, pipeline="tf_data"))
+  assert read().background == background
+  with pytest.raises(ConfigError, match=r"dataset\.background: expected 'white' or 'black', got 'grey'"):
+    photos.folder(root=str(tmp_path), background="grey")
+
+
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 
@@ -149,6 +230,26 @@ def test_a_table_with_and_without_one_for_the_test_set(tmp_path):
   assert names(dataset.test) == [f"{tmp_path}/{path}" for path in paths[1:3]]
   with pytest.raises(DataError, match=r"test\.csv: class 'emu' is only in the test set"):
     photos.csv(root=str(tmp_path), train_csv=train, test_csv=write_lines(tmp_path / "test.csv", "x.jpg,emu"))
+
+
+def test_integer_names_are_in_the_order_of_their_values(tmp_path):
+  paths = write_tree(tmp_path, {"2": 2, "10": 2, "-1": 2})
+  dataset = photos.csv(root=str(tmp_path), train_csv=write_table(tmp_path / "train.csv", paths))
+  assert dataset.class_names == ("-1", "2", "10")
+  check_parts(dataset, tmp_path)
+  paths += write_tree(tmp_path, {"9a": 2}, 50)
+  dataset = photos.csv(root=str(tmp_path), train_csv=write_table(tmp_path / "train.csv", paths))
+  assert dataset.class_names == ("-1", "10", "2", "9a")
+
+
+def test_a_table_with_headings_and_its_note(tmp_path):
+  paths = write_tree(tmp_path, COUNTS)
+  rows = [f"{k};{path};40;{path.split('/')[0]}" for k, path in enumerate(paths)]
+  dataset = photos.csv(root=str(tmp_path), train_csv=write_lines(tmp_path / "t.csv", "id;where;size;class", *rows),
+                       image_column="where")
+  check_parts(dataset, tmp_path)
+  assert "1 of 3 classes have" not in dataset.summary() and "1 of 3 classes has one image" in dataset.summary()
+  assert "--config.dataset.test_csv=FILE" in dataset.summary()
 
 
 # -- lists ------------------------------------------------------------------------------------------------------------
@@ -212,6 +313,25 @@ def test_what_is_wrong_with_lists_is_named(tmp_path, train, test, class_names, m
     arguments["class_names"] = write_lines(tmp_path / "names.txt", *class_names)
   with pytest.raises(DataError, match=message):
     photos.split_list(**arguments)
+
+
+@pytest.mark.parametrize(("first", "second", "does"), [
+    ("val", "test", "chosen on cannot be tested on"), ("train", "val", "trained on cannot be chosen on"),
+    ("train", "test", "trained on cannot be tested on")])
+def test_the_same_images_in_two_roles_are_refused_by_what_the_lists_hold(tmp_path, lists, first, second, does):
+  arguments, paths = lists
+  text = "".join(f"./{line}\n" for line in (tmp_path / f"{first}.txt").read_text().splitlines()[:2])
+  (tmp_path / f"{second}.txt").write_text(text)
+  message = rf"{second}\.txt: '{first}/.*' is in .*{first}\.txt too, and 1 more are; what is {does}"
+  with pytest.raises(DataError, match=message):
+    photos.split_list(**arguments, val_list=str(tmp_path / "val.txt"))
+
+
+def test_one_list_in_two_roles_is_refused(lists):
+  arguments, _ = lists
+  with pytest.raises(DataError, match="what is chosen on cannot be tested on"):
+    photos.split_list(**arguments, val_list=arguments["test_list"])
+  assert photos.split_list(**arguments, val_list=arguments["test_list"], holdout=0.2).held_out_counts.sum() == 3
 
 
 # -- the field's data sets --------------------------------------------------------------------------------------------

@@ -1,3 +1,4 @@
+import contextlib
 import io
 import sys
 import time
@@ -242,17 +243,18 @@ def test_what_only_tensorflow_cannot_decode_is_left_to_pillow(tmp_path, monkeypa
   broken = data.replace(b"\xff\xdb", b"\xff\xe4")  # a plain JPEG by its headers, but without tables to scale it
   files = photos.write(tmp_path, {"good.jpg": photos.jpeg(40, 40), "broken.jpg": broken})
   images = decode.Images(files, log := decode.BadImages("substitute", 2))
-  asked, pillow = [], decode.pillow
+  asked, whole = [], decode.pillow(photos.jpeg(40, 50, 1))
 
-  def tolerant(data):
+  @contextlib.contextmanager
+  def tolerant(data, background):
     asked.append(data)
-    return pillow(photos.jpeg(40, 50, 1))
+    yield whole
 
-  monkeypatch.setattr(decode, "pillow", tolerant)
+  monkeypatch.setattr(decode, "_decoded", tolerant)
   found = evaluation(images).batch(0)["images"]
   assert asked == [broken] and not log.found
-  whole = photos.write(tmp_path / "whole", {"a.jpg": photos.jpeg(40, 40), "b.jpg": data})
-  expected = evaluation(whole).batch(0)["images"]
+  complete = photos.write(tmp_path / "complete", {"a.jpg": photos.jpeg(40, 40), "b.jpg": data})
+  expected = evaluation(complete).batch(0)["images"]
   assert np.abs(found.astype(int) - expected).max() <= 2
 
 

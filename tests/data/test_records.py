@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from ltjax.data import photos, records, verify
+from ltjax.commands import verify
+from ltjax.data import photos, records
 from ltjax.data.official import OFFICIAL
 from ltjax.errors import ConfigError, DataError
 from tests.photographs import jpeg, write_lines

@@ -97,7 +97,7 @@ def test_the_fingerprint_tells_selections_apart():
                   for imbalance, seed in ((10.0, 0), (10.0, 1), (20.0, 0), (10.0, 0))]
   assert len(set(fingerprints)) == 3 and fingerprints[0] == fingerprints[3]
   dataset = sources.digits(imbalance=10.0, **PROFILE)
-  assert dataset.fingerprint == hashlib.sha256(dataset.selected.astype("<i8").tobytes()).hexdigest()
+  assert dataset.selection_sha256 == hashlib.sha256(dataset.selected.astype("<i8").tobytes()).hexdigest()
 
 
 # -- images held out for a choice --------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from ltjax.data import files, verify
+from ltjax.commands import verify
+from ltjax.data import files
 from ltjax.data.official import OFFICIAL, Official, SplitList, is_official
 from tests.photographs import jpeg, write_lines, write_tree
 
@@ -129,7 +130,8 @@ def test_what_the_source_refuses_is_one_line(tree, tmp_path):
 def test_arrays_are_checked_too(tmp_path, capsys):
   block = dict(name="digits", imbalance=10.0, profile="exponential", subset_seed=0, holdout=0.2)
   assert verify.verify(config(**block), tmp_path / "out") == []
-  assert capsys.readouterr().out.split()[:3] == ["training", "held-out", "test"]
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[0].startswith("10 classes, ") and lines[2].split() == ["training", "held-out", "test"]
 
 
 # -- official data sets -----------------------------------------------------------------------------------------------

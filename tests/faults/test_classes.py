@@ -108,6 +108,9 @@ CASES = {
     "empty": (lambda root: folder(root, dict(a=3, b=0, c=2, d=0)), "no image in the folder of class 'b', 'd' of"),
     "only tested": (lambda root: folder(root / "x", {"train/a": 2, "train/b": 2, "test/a": 1, "test/z": 1}),
                     "class 'z' is only in the test set"),
+    "two forms": (lambda root: folder(root, {"caf\u00e9": 2, "cafe\u0301": 2}), "two class folders of one name"),
+    "held out only": (lambda root: folder(root / "x", {"train/a": 2, "train/b": 2, "test/a": 1, "Val/z": 1}),
+                      "class 'z' is only in the held-out set"),
     "gap": (lambda root: lists(root, "a.jpg 0; b.jpg 2; c.jpg 5"), "class 1 has no training image, nor have 2 others"),
     "first": (lambda root: lists(root, "a.jpg 1; b.jpg 2"), "class 0 has no training image"),
     "named": (lambda root: lists(root, "a.jpg 0; b.jpg 2", class_names=photographs.write_lines(

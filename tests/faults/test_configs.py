@@ -9,7 +9,7 @@ import time
 import pytest
 from ml_collections import ConfigDict
 
-from ltjax.data import listing, longtail, records, sources
+from ltjax.data import listing, longtail, records, sources, tables
 from ltjax.errors import ConfigError
 from tests import test_config, tiny
 
@@ -23,7 +23,8 @@ def no_data(monkeypatch):
     raise AssertionError("the data were read")
 
   for module, names in ((sources, ("_cifar_binary", "_cifar_tfds")), (records, ("open_split",)),
-                        (longtail, ("long_tailed_subset",)), (listing, ("existing_folder", "read_bytes"))):
+                        (longtail, ("long_tailed_subset",)), (listing, ("existing_folder",)),
+                        (tables, ("read_bytes",))):
     for name in names:
       monkeypatch.setattr(module, name, read)
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from ltjax.config import load as configs
-from ltjax.data import archives, decode, listing, photos, records, sources
+from ltjax.data import archives, cache, decode, photos, records, sources, tables
 from ltjax.data.files import Paths
 from ltjax.errors import LtjaxError
 from ltjax.models import import_torch
@@ -137,11 +137,11 @@ def as_workdir(folder, data):
 
 DOORS = {
     "kept listing": as_class_folders,
-    "cache": lambda folder, data: listing.load_arrays(written(folder / "a.npz", data), "paths", "labels"),
-    "list": lambda folder, data: listing.split_list(str(written(folder / "a.txt", data)), "train_list"),
-    "packed list": lambda folder, data: listing.split_list(str(written(folder / "a.txt.xz", data)), "train_list"),
-    "table": lambda folder, data: listing.table(str(written(folder / "a.csv", data)), "train_csv"),
-    "class names": lambda folder, data: listing.class_names(str(written(folder / "a.txt", data))),
+    "cache": lambda folder, data: cache.load_arrays(written(folder / "a.npz", data), "paths", "labels"),
+    "list": lambda folder, data: tables.split_list(str(written(folder / "a.txt", data)), "train_list"),
+    "packed list": lambda folder, data: tables.split_list(str(written(folder / "a.txt.xz", data)), "train_list"),
+    "table": lambda folder, data: tables.table(str(written(folder / "a.csv", data)), "train_csv"),
+    "class names": lambda folder, data: tables.class_names(str(written(folder / "a.txt", data))),
     "CIFAR": as_cifar, "CIFAR in Python's layout": as_cifar_python, "image": as_image, "what an image tells": as_exif,
     "archive": as_archive, "config of a run": as_workdir,
     "bad images": lambda folder, data: decode.BadImages("substitute", 9, written(folder / "bad_images.jsonl", data)),

@@ -1,0 +1,160 @@
+"""What data a run was started with, to be written beside `config.json` and compared when its folder is used again."""
+
+import base64
+import zlib
+from collections.abc import Iterable, Mapping
+
+_NAMED = 3  # examples of a kind that are named
+_SPLITS = dict(train="training", held_out="held-out", test="test")
+
+
+def describe(dataset) -> dict:
+  """The identity of a `Dataset` as JSON: {"class_names", "class_counts", "fingerprint", "examples"}.
+
+  "examples" holds the example lines of every split, packed: a million paths take some megabytes and seconds. They name
+  what differs; whether anything does, the fingerprint says. Of files, the path, the length and the class count: a file
+  that is replaced by other bytes of the same length is not noticed, as that would take reading all of them at each
+  start. Of arrays, every byte counts.
+  """
+  lines = {split: list(dataset.example_lines(split)) for split in dataset.splits}
+  return dict(class_names=list(dataset.class_names), class_counts=dataset.class_counts.tolist(),
+              fingerprint=dataset.fingerprint_of(lines),
+              examples={split: _packed(part) for split, part in lines.items()})
+
+
+def differences(old: Mapping, new: Mapping) -> list[str]:
+  """What `new` has otherwise than `old`, two identities: a line for each kind of difference; none where they are equal.
+
+  First come the classes: renamed, gone, new, in another order. Then, for each split, how many examples were removed,
+  added, have another length or another class, or only another place, with the first three of each; and how many went
+  from one split to another.
+  """
+  if old["fingerprint"] == new["fingerprint"]:
+    return []
+  before, after = ({split: _Examples(_unpacked(part)) for split, part in identity["examples"].items()}
+                   for identity in (old, new))
+  renamed = _renamed(old, new, before.get("train"), after.get("train"))
+  lines = _of_classes(old["class_names"], new["class_names"], renamed)
+  before = {split: part.called(renamed) for split, part in before.items()}
+  moved = _moved(before, after)
+  for split, title in _SPLITS.items():
+    if split in before and split in after:
+      lines += _of_split(title, before[split], after[split], moved)
+    elif split in before or split in after:
+      count = len((before if split in before else after)[split].order)
+      lines.append(f"the {title} set of {count:,} images is {'gone' if split in before else 'new'}")
+  if moved:
+    path, (was, now) = next(iter(moved.items()))
+    are = "1 image is" if len(moved) == 1 else f"{len(moved):,} images are"
+    lines.append(f"{are} in another set, because a set that is drawn from the images changes with them: "
+                 f"{_first([*moved])}; the first was a {_SPLITS[was]} image and is a {_SPLITS[now]} image")
+  return lines or ["the images are the same, but their fingerprint is another: the identity was changed by hand"]
+
+
+class _Examples:
+  """The examples of a split: their paths in order, and (length, class) of each path."""
+
+  def __init__(self, lines: Iterable[str]):
+    rows = [line.split("\t") for line in lines]
+    self.order = [path for path, _, _ in rows]
+    self.found = {path: (size, name) for path, size, name in rows}
+
+  def of_class(self, name: str) -> list[tuple[str, str]]:
+    """(path below the class folder, length) of the images of a class, sorted."""
+    return sorted((path.partition("/")[2] or path, size) for path, (size, c) in self.found.items() if c == name)
+
+  def called(self, renamed: Mapping[str, str]) -> "_Examples":
+    """The same examples where classes, and the folders that are called like them, have new names."""
+    if not renamed:
+      return self
+    other = _Examples(())
+    for path in self.order:
+      size, name = self.found[path]
+      folder, slash, rest = path.partition("/")
+      path = f"{renamed[name]}{slash}{rest}" if slash and folder == name and name in renamed else path
+      other.order.append(path)
+      other.found[path] = size, renamed.get(name, name)
+    return other
+
+
+def _renamed(old: Mapping, new: Mapping, before: _Examples | None, after: _Examples | None) -> dict[str, str]:
+  """{old name: new name} of classes with the very same images under another name, each the only one that fits."""
+  gone = [name for name in old["class_names"] if name not in set(new["class_names"])]
+  fresh = [name for name in new["class_names"] if name not in set(old["class_names"])]
+  if not (gone and fresh and before and after) or max(len(gone), len(fresh)) > 100:
+    return {}
+  images = {name: after.of_class(_line(name)) for name in fresh}
+  found = {}
+  for name in gone:
+    alike = [other for other in fresh if images[other] == before.of_class(_line(name))]
+    if len(alike) == 1 and alike[0] not in found.values():
+      found[name] = alike[0]
+  return found
+
+
+def _line(name: str) -> str:
+  """A class name as example lines hold it."""
+  return name.replace("\\", r"\\").replace("\t", r"\t").replace("\n", r"\n").replace("\r", r"\r")
+
+
+def _of_classes(old: list[str], new: list[str], renamed: Mapping[str, str]) -> list[str]:
+  lines = [f"class {name!r} is now called {other!r}" for name, other in list(renamed.items())[:_NAMED]]
+  if len(renamed) > _NAMED:
+    lines.append(f"and {len(renamed) - _NAMED} more classes have another name")
+  for names, others, verb in ((old, new, "gone"), (new, old, "new")):
+    only = [name for name in names if name not in set(others) and name not in {*renamed, *renamed.values()}]
+    if only:
+      are = "1 class is" if len(only) == 1 else f"{len(only):,} classes are"
+      lines.append(f"{are} {verb}: {_first(only)}")
+  called = [renamed.get(name, name) for name in old]
+  if called != new and sorted(called) == sorted(new):
+    place = next(k for k, (a, b) in enumerate(zip(called, new, strict=True)) if a != b)
+    lines.append(f"the classes are in another order: class {place} was {called[place]!r} and is {new[place]!r}")
+  return lines
+
+
+def _moved(before: Mapping[str, _Examples], after: Mapping[str, _Examples]) -> dict[str, tuple[str, str]]:
+  """{path: (old split, new split)} of the images that left one split and came to another."""
+  def only(ones: Mapping[str, _Examples], others: Mapping[str, _Examples]) -> dict[str, str]:
+    return {path: split for split, part in ones.items() for path in part.order
+            if split not in others or path not in others[split].found}
+
+  gone, come = only(before, after), only(after, before)
+  return {path: (split, come[path]) for path, split in gone.items() if path in come and come[path] != split}
+
+
+def _of_split(title: str, old: _Examples, new: _Examples, moved: Mapping[str, tuple]) -> list[str]:
+  lines = []
+  for one, other, verb in ((old, new, "removed"), (new, old, "added")):
+    if only := [path for path in one.order if path not in other.found and path not in moved]:
+      lines.append(f"{_count(only, title)} {verb}: {_first(only)}")
+  both = [path for path in old.order if path in new.found]
+  if others := [path for path in both if old.found[path][1] != new.found[path][1]]:
+    (_, was), (_, now) = old.found[others[0]], new.found[others[0]]
+    lines.append(f"{_count(others, title)} of another class: {_first(others)}; the first was {was!r} and is {now!r}")
+  if sizes := [path for path in both if old.found[path][0] != new.found[path][0]]:
+    lines.append(f"{_count(sizes, title)} replaced by other bytes: {_first(sizes)}")
+  if not lines and not moved and old.order != new.order:
+    place = next(k for k, (a, b) in enumerate(zip(old.order, new.order, strict=False)) if a != b)
+    lines.append(f"the {title} images are in another order: image {place} was {old.order[place]!r} and is "
+                 f"{new.order[place]!r}")
+  return lines
+
+
+def _count(paths: list, title: str) -> str:
+  return f"1 {title} image is" if len(paths) == 1 else f"{len(paths):,} {title} images are"
+
+
+def _first(names: list[str]) -> str:
+  more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+  return ", ".join(map(repr, names[:_NAMED])) + more
+
+
+def _packed(lines: list[str]) -> str:
+  text = "\n".join(lines).encode("utf-8", "surrogateescape")
+  return base64.b85encode(zlib.compress(text, 6)).decode()
+
+
+def _unpacked(text: str) -> list[str]:
+  lines = zlib.decompress(base64.b85decode(text)).decode("utf-8", "surrogateescape")
+  return lines.split("\n") if lines else []
