@@ -1,5 +1,6 @@
 """Where a stage's parameters come from: a checkpoint of the stage before, another run, a weights file, prototypes."""
 
+import itertools
 import json
 import pathlib
 import re
@@ -62,7 +63,7 @@ def take_over(variables: dict, init: Callable[[], dict], reset: tuple) -> dict:
 # -- another training -------------------------------------------------------------------------------------------------
 
 
-def pretrained(variables: dict, path: str, *, reset_head: bool = False) -> dict:
+def pretrained(variables: dict, path: str, class_names: tuple[str, ...], *, reset_head: bool = False) -> dict:
   """`variables` of a first stage with the parameters that another training has learned.
 
   A file of weights gives the backbone. The work folder of a run gives the complete model of its last stage, or with
@@ -71,6 +72,7 @@ def pretrained(variables: dict, path: str, *, reset_head: bool = False) -> dict:
   Args:
     variables: {"params", "batch_stats"}, arrays or shapes.
     path: a file or a folder.
+    class_names: of this run; without `reset_head`, those of the other run must be the same, in the same order.
     reset_head: leaves the head as it is.
 
   Raises:
@@ -80,6 +82,12 @@ def pretrained(variables: dict, path: str, *, reset_head: bool = False) -> dict:
   source = pathlib.Path(path).expanduser()
   if not source.is_dir():
     return import_torch.into(variables, str(source))
+  known = folder.read_identity(source)
+  if known and not reset_head and list(known["class_names"]) != list(class_names):
+    pairs = [pair for pair in itertools.zip_longest(known["class_names"], class_names) if pair[0] != pair[1]]
+    raise WorkdirError(f"pretrained: the head of {source} was trained for other classes ({len(pairs)} of "
+                       f"{len(class_names)} differ, the first is {pairs[0][0]!r} there and {pairs[0][1]!r} here); give "
+                       "--config.reset_head=True to draw the head afresh for these classes")
   stored = Checkpoints(_last_stage(source) / "checkpoints", read_only=True).stored_model()
 
   def taken(tree: dict) -> dict[str, str]:

@@ -49,10 +49,10 @@ def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "", st
   dataset, bad_images = spec.read(workdir.absolute().parent / CACHE, workdir / "bad_images.jsonl")
   stages = stage.build(spec, dataset)
   if processes.is_first():
-    print("\n".join(notes(spec)), end="\n" if notes(spec) else "", file=sys.stderr)
+    print(page.printable("\n".join((f"data: {dataset.summary()}", *notes(spec))), sys.stderr), file=sys.stderr)
   if not known:
     check_start(stages[0], spec.pretrained, spec.reset_head)
-  with folder.held(config, workdir, command):
+  with folder.held(config, workdir, command, dataset):
     results, before = {}, None
     for each in stages:
       results[each.name] = run_stage(each, workdir, before=before, pretrained=spec.pretrained,

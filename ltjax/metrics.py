@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from ltjax.data.longtail import shot_groups
 from ltjax.errors import DataError
 
-__all__ = ["balanced_accuracy", "confusion_matrix", "group_accuracy", "overall_accuracy", "per_class_accuracy"]
+__all__ = ["balanced_accuracy", "confusion_matrix", "group_accuracy", "measured", "overall_accuracy",
+           "per_class_accuracy", "scores"]
 
 
 def confusion_matrix(
@@ -115,6 +116,17 @@ def group_accuracy(confusion: Int[np.ndarray, "c c"], class_counts: Int[np.ndarr
   return scores
 
 
+def measured(confusion: Int[np.ndarray, "c c"]) -> list[float | None]:
+  """`per_class_accuracy` as JSON has it: None, which is no accuracy, for a class without test examples.
+
+  >>> measured(np.array([[3, 1], [0, 0]]))
+  [0.75, None]
+  """
+  tested = np.asarray(confusion).sum(axis=1) > 0
+  return [float(accuracy) if there else None
+          for accuracy, there in zip(per_class_accuracy(confusion), tested, strict=True)]
+
+
 def balanced_accuracy(confusion: Int[np.ndarray, "c c"]) -> float:
   """The mean accuracy of the classes that have examples.
 
@@ -122,3 +134,14 @@ def balanced_accuracy(confusion: Int[np.ndarray, "c c"]) -> float:
   0.625
   """
   return float(per_class_accuracy(confusion)[np.asarray(confusion).sum(axis=1) > 0].mean())
+
+
+def scores(confusion: Int[np.ndarray, "c c"], class_counts: Int[np.ndarray, "c"]) -> dict[str, float | None]:
+  """`group_accuracy` as results have it: None, which is no accuracy, for a group without test examples.
+
+  >>> scores(np.array([[3, 1], [2, 2]]), np.array([500, 50]))
+  {'overall': 0.625, 'many': 0.75, 'medium': 0.5, 'few': None}
+  """
+  tested, found = np.asarray(confusion).sum(axis=1) > 0, group_accuracy(confusion, class_counts)
+  groups = shot_groups(class_counts)
+  return {name: value if name not in groups or tested[groups[name]].any() else None for name, value in found.items()}

@@ -318,8 +318,7 @@ def run(blocks, stage, variables: dict) -> list[dict]:
       chosen, selection = _choose(block, functools.partial(confusion, block, split="held_out"))
     tested = confusion(block, chosen, "test")
     found.append(dict(name=block.name, stage=block.stage, hyper_parameters=chosen, selection=selection,
-                      test=metrics.group_accuracy(tested, counts),
-                      per_class=metrics.per_class_accuracy(tested).tolist()))
+                      test=metrics.scores(tested, counts), per_class=metrics.measured(tested)))
   return found
 
 

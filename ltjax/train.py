@@ -75,7 +75,9 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
     state = stage.make_state(bridge.from_stage(stage, before, workdir, opened))
   else:
     drawn = stage.init()
-    state = stage.make_state(bridge.pretrained(drawn, pretrained, reset_head=reset_head) if pretrained else drawn)
+    if pretrained:
+      drawn = bridge.pretrained(drawn, pretrained, stage.dataset.class_names, reset_head=reset_head)
+    state = stage.make_state(drawn)
   done = start = int(jax.device_get(state.step))
   journal, timing = Journal(folder / "metrics.jsonl", upto=done), Journal(folder / "timing.jsonl", upto=done)
 
@@ -103,7 +105,7 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
         confusion = evaluators["test"](variables_of(state), stops)
         stopping = confusion is None
         if not stopping:
-          journal.write(**now, test=metrics.group_accuracy(confusion, stage.class_counts))
+          journal.write(**now, test=metrics.scores(confusion, stage.class_counts))
       if save and "held_out" in evaluators and not stopping and not journal.has(done, "held_out"):
         held_out = evaluators["held_out"](variables_of(state), stops)
         stopping = held_out is None
@@ -147,7 +149,7 @@ def variables_of(state: TrainState) -> dict:
 def check_start(stage: Stage, pretrained: str, reset_head: bool) -> None:
   """Raises where `pretrained` does not fit a first stage; warns where it freezes layers that nothing has trained."""
   if pretrained:
-    bridge.pretrained(stage.shapes, pretrained, reset_head=reset_head)
+    bridge.pretrained(stage.shapes, pretrained, stage.dataset.class_names, reset_head=reset_head)
   elif None in jax.tree.leaves(stage.optimizer.factors["backbone"], is_leaf=lambda factor: factor is None):
     print(f"{stage.name}: frozen layers of the backbone keep their random start; give trained weights with "
           "--config.pretrained=FILE", file=sys.stderr)

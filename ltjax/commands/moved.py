@@ -10,7 +10,7 @@ _PROGRAMS = ("ltjax", "ltjax.main", "ltjax.__main__")
 
 
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-  """Finds the old paths of commands: importing one raises an `ImportError` with the new path."""
+  """Finds the old paths of commands: `python -m` on one runs the command, importing one raises an `ImportError`."""
 
   def find_spec(self, name, path=None, target=None):
     """The spec of an old path; None for every other name."""
@@ -23,6 +23,11 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
   def exec_module(self, module):
     """Never reached."""
 
+  def get_code(self, name):
+    """The code that `python -m` runs in the place of an old path."""
+    print(f"note: {_sentence(name)}", file=sys.stderr)
+    return compile(f"import sys\nfrom ltjax.commands.{COMMANDS[name]} import main\nmain(sys.argv[1:])", name, "exec")
+
 
 def refuse(arguments: Sequence[str]) -> None:
   """Ends `python -m ltjax.NAME` with exit code 2 where NAME is no program: it would do nothing and report success.
@@ -30,7 +35,7 @@ def refuse(arguments: Sequence[str]) -> None:
   `arguments` are those of the interpreter.
   """
   name = arguments[arguments.index("-m") + 1] if "-m" in arguments[:-1] else ""
-  if name.split(".")[0] != "ltjax" or name in _PROGRAMS:
+  if name.split(".")[0] != "ltjax" or name in _PROGRAMS or name in COMMANDS:
     return
   print(f"error: {_sentence(name)}", file=sys.stderr)
   sys.exit(2)

@@ -1,10 +1,11 @@
-"""Classes of images by the model of a finished run.
+"""Predicts the classes of images with the model of a finished run.
 
 python -m ltjax predict --workdir=runs/mine IMAGE_OR_FOLDER ... [--top=5] [--output=predictions.csv]
 
-writes a line for each image and each of its likeliest classes: path, rank, class, probability. Images are cut as the
-run's test images are; of a folder, those at any depth are taken, on gs:// those right in it. What is to happen to an
-image that cannot be decoded is what the run's config says: it stops the command, or is left out and named at the end.
+writes one line for each image and each of its likeliest classes: path, rank, class, probability. Images are cut like
+the run's test images; of a folder, all images at any depth are taken, on gs:// those right in it. Images that cannot be
+decoded are listed at the end, the others are predicted, and the exit code is 1; --on-bad-image=error stops at the
+first.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from ltjax.config.load import EXIT_BAD_INPUT
 from ltjax.data import decode, listing
 from ltjax.data.files import Paths
 from ltjax.errors import ConfigError, DataError, LtjaxError
+from ltjax.report.names import shown
 from ltjax.schedules import Clock
 
 COLUMNS = ("path", "rank", "class", "probability")
@@ -59,11 +61,7 @@ def images(arguments: Sequence[str]) -> list[str]:
   for argument in arguments:
     path = epath.Path(argument).expanduser()
     if path.is_dir():
-      below = path.glob("*") if "://" in str(path) else pathlib.Path(path).rglob("*")
-      inside = sorted(str(image) for image in below if listing.is_image(image.name))
-      if not inside:
-        raise DataError(f"{argument}: no image in this folder ({', '.join(listing.SUFFIXES)})")
-      found += inside
+      found += listing.images_below(argument).paths
     elif path.exists():
       found.append(str(path))
     else:
@@ -72,7 +70,7 @@ def images(arguments: Sequence[str]) -> list[str]:
 
 
 def predict(workdir: pathlib.Path, names: Sequence[str], top: int = 5,
-            on_bad_image: str = "error") -> Iterator[Prediction]:
+            bad: dict[str, str] | None = None) -> Iterator[Prediction]:
   """The `top` likeliest classes of each image, by the newest checkpoint of the run's last stage.
 
   softmax(s z), with the logits z; s is the scale that the stage's adjustment gives cosines, and 1 where it gives none
@@ -81,6 +79,7 @@ def predict(workdir: pathlib.Path, names: Sequence[str], top: int = 5,
     workdir: of a finished run on photographs; nothing in it is changed.
     names: paths of images, local or gs://.
     top: at least 1; all classes where there are not as many.
+    bad: receives the images that cannot be decoded, each with the reason; where it is None, the first is an error.
 
   Raises:
     WorkdirError: it is not the folder of a run, or of one that is not finished.
@@ -93,7 +92,7 @@ def predict(workdir: pathlib.Path, names: Sequence[str], top: int = 5,
                       "with runs whose augment begins with random_resized_crop")
   size = stage.settings.eval_batch_size
   extract = stage.extractor(variables, min(size, len(names)))
-  log = decode.BadImages(on_bad_image, len(names))
+  log = decode.BadImages("error" if bad is None else "substitute", len(names) * 1000)  # all of them may be bad
   files, scale = decode.Images(_Named(names), log), logit_scale(stage)
   for first in range(0, len(names), _BATCHES * size):
     places = np.arange(first, min(first + _BATCHES * size, len(names)))
@@ -102,9 +101,8 @@ def predict(workdir: pathlib.Path, names: Sequence[str], top: int = 5,
       if names[place] not in log.found:
         for rank, c in enumerate(np.argsort(-row, kind="stable")[:top], 1):
           yield Prediction(names[place], rank, stage.dataset.class_names[c], float(row[c]))
-  if log.found:
-    print(f"left out: {len(log.found)} images that cannot be decoded:", *(
-        f"  {name}: {reason}" for name, reason in log.found.items()), sep="\n", file=sys.stderr)
+  if bad is not None:
+    bad.update(log.found)
 
 
 def logit_scale(stage) -> float:
@@ -118,33 +116,53 @@ def logit_scale(stage) -> float:
 
 
 def write(predictions: Iterator[Prediction], file) -> None:
-  """A CSV of predictions."""
-  writer = csv.writer(file, lineterminator="\n")
-  writer.writerow(COLUMNS)
+  """Writes a CSV of predictions; the heading comes with the first, so that a failure leaves nothing behind."""
+  writer = None
   for row in predictions:
-    writer.writerow((*row[:3], f"{row.probability:.6f}"))
+    if writer is None:
+      writer = csv.writer(file, lineterminator="\n")
+      writer.writerow(COLUMNS)
+    writer.writerow((shown(row.path, "csv"), row.rank, shown(row.class_name, "csv"), f"{row.probability:.6f}"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
   """The command line."""
-  parser = argparse.ArgumentParser(prog="python -m ltjax predict", description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(prog="ltjax predict", description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER")
   parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of a finished run")
   parser.add_argument("--top", type=int, default=5, help="classes an image")
   parser.add_argument("--output", type=pathlib.Path, help="CSV to write; printed where not given")
+  parser.add_argument("--on-bad-image", choices=("skip", "error"), default="skip",
+                      help="what to do with an image that cannot be decoded")
   given = parser.parse_args(arguments)
+  bad = {} if given.on_bad_image == "skip" else None
   try:
     if given.top < 1:
       raise ConfigError(f"--top: expected at least 1, got {given.top}")
-    predictions = predict(given.workdir, images(given.images), given.top)
+    predictions = predict(given.workdir.expanduser(), images(given.images), given.top, bad)
     if given.output is None:
       write(predictions, sys.stdout)
-      return
-    partial = given.output.with_name(f"{given.output.name}.partial")
-    with open(partial, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-      write(predictions, file)
-    partial.replace(given.output)
-    print(f"written: {given.output}")
+    else:
+      _write_file(predictions, given.output.expanduser())
+  except BrokenPipeError:
+    sys.stderr.close()  # the reader has seen enough; Python would complain about it at its end
+    sys.exit(0)
   except (LtjaxError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(EXIT_BAD_INPUT)
+  if bad:
+    print(f"{len(bad)} images cannot be decoded and have no prediction:", *(
+        f"  {shown(name, 'terminal')}: {reason}" for name, reason in bad.items()), sep="\n", file=sys.stderr)
+    sys.exit(1)
+
+
+def _write_file(predictions: Iterator[Prediction], path: pathlib.Path) -> None:
+  partial = path.with_name(f"{path.name}.partial")
+  try:
+    with open(partial, "w", newline="", encoding="utf-8") as file:
+      write(predictions, file)
+    partial.replace(path)
+  finally:
+    partial.unlink(missing_ok=True)
+  print(f"written: {path}")

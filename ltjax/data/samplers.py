@@ -154,7 +154,8 @@ def effective_number(
 
 @ranged
 def cben(
-    class_counts: Real[np.ndarray, "c"], *, a: Annotated[float, "[0, 1)"] = 0.999, b: Annotated[float, "[0, 1)"] = 0.0009,
+    class_counts: Real[np.ndarray, "c"], *, a: Annotated[float, "[0, 1)"] = 0.999,
+    b: Annotated[float, "[0, 1)"] = 0.0009,
 ) -> Float[np.ndarray, "c"]:
   """Class-based effective number: as `effective_number`, with a beta of its own for each class.
 

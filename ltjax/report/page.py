@@ -19,6 +19,7 @@ from ltjax.distributed import processes
 from ltjax.errors import writing
 from ltjax.report import activation_maps as cams
 from ltjax.report import plots
+from ltjax.report.names import one_warning, printable, shown
 from ltjax.workdir import log
 
 GROUPS = ("many", "medium", "few")
@@ -91,7 +92,8 @@ def _image_shape(dataset) -> list[int]:
 
 def draw(spec, stages, results: Mapping, found: dict, activations, workdir: pathlib.Path) -> None:
   """Writes `report/`; a picture that fails costs itself and a line on stderr."""
-  folder, counts, names = workdir / "report", stages[0].class_counts, stages[0].dataset.class_names
+  folder, counts = workdir / "report", stages[0].class_counts
+  names = tuple(shown(name, "plot") for name in stages[0].dataset.class_names)
   folder.mkdir(exist_ok=True)
   present = tuple(group for group in GROUPS if found["groups"][group])
   confusions = {each.name: results[each.name].confusion for each in stages}
@@ -103,15 +105,19 @@ def draw(spec, stages, results: Mapping, found: dict, activations, workdir: path
   if activations:
     pictures["activation_maps"] = lambda path: plots.activation_maps(activations, names, path)
   drawn = []
-  for name, picture in pictures.items():
-    try:
-      picture(folder / f"{name}.png")
-      drawn.append(name)
-    except OSError:
-      raise
-    except Exception as error:  # a font, a name, a figure too large: nothing that may cost the results
-      print(f"WARNING: {folder / name}.png could not be drawn ({type(error).__name__}: {error})", file=sys.stderr)
-  (folder / "README.md").write_text(_page(stages[-1].name, found, pictured="activation_maps" in drawn))
+  with one_warning(names) as warning:
+    if warning:
+      print(warning, file=sys.stderr)
+    for name, picture in pictures.items():
+      try:
+        picture(folder / f"{name}.png")
+        drawn.append(name)
+      except OSError:
+        raise
+      except Exception as error:  # a font, a name, a figure too large: nothing that may cost the results
+        print(f"WARNING: {folder / name}.png could not be drawn ({type(error).__name__}: {error})", file=sys.stderr)
+  page = _page(stages[-1].name, found, pictured="activation_maps" in drawn)
+  (folder / "README.md").write_text(page, encoding="utf-8")
 
 
 def _stage(stage, folder: pathlib.Path, result) -> dict:
@@ -122,10 +128,9 @@ def _stage(stage, folder: pathlib.Path, result) -> dict:
   seconds, steps = sum(line["seconds"] for line in timing), sum(line["step"] - line["start"] for line in timing)
   averaged = {}
   if result.averaged_confusion is not None:
-    averaged["test_of_average"] = metrics.group_accuracy(result.averaged_confusion, counts)
+    averaged["test_of_average"] = metrics.scores(result.averaged_confusion, counts)
   return dict(
-      test=metrics.group_accuracy(result.confusion, counts),
-      per_class=metrics.per_class_accuracy(result.confusion).tolist(), **averaged,
+      test=metrics.scores(result.confusion, counts), per_class=metrics.measured(result.confusion), **averaged,
       # Named so that nobody takes it for the result: a number chosen on the test set is not the result.
       best_selected_on_test=dict(epoch=best["epoch"], overall=best["test"]["overall"]),
       best_on_held_out=held_out and dict(step=held_out["step"], balanced_accuracy=held_out["held_out"]),
@@ -143,7 +148,7 @@ def bad_images(results: dict) -> list[str]:
   """Lines that count the images that were replaced and name the first few; none where there were none."""
   found = results["data"]["bad_images"]
   heading = f"{len(found)} images could not be decoded and were replaced by black ones; all are in results.json:"
-  return [heading, *(f"  {name}: {reason}" for name, reason in list(found.items())[:5])] if found else []
+  return [heading, *(f"  {shown(name, 'terminal')}: {reason}" for name, reason in list(found.items())[:5])] if found else []
 
 
 def table(results: dict) -> str:
@@ -154,7 +159,7 @@ def table(results: dict) -> str:
   width = max(len(text) for text in ("test accuracy, %", *(name for name, _ in rows)))
   lines = [f"{'test accuracy, %':{width}}  {'overall':>8}" + "".join(f"  {text:>12}" for text in header)]
   for name, test in rows:
-    cells = [f"{100 * test[group]:12.2f}" if sizes[group] else f"{'-':>12}" for group in GROUPS]
+    cells = [f"{'-':>12}" if test[group] is None else f"{100 * test[group]:12.2f}" for group in GROUPS]
     lines.append(f"{name:{width}}  {100 * test['overall']:8.2f}  " + "  ".join(cells))
   return "\n".join(lines)
 
@@ -183,7 +188,7 @@ def _posthoc_line(found: dict) -> str:
 def _page(last_stage: str, results: dict, pictured: bool) -> str:
   data, last = results["data"], results["stages"][last_stage]
   rows = "\n".join(
-      f"| {name} | {count} | {100 * accuracy:.1f} |"
+      f"| {shown(name, 'markdown')} | {count} | {'-' if accuracy is None else f'{100 * accuracy:.1f}'} |"
       for name, count, accuracy in zip(data["class_names"], data["class_counts"], last["per_class"], strict=True))
   stages = "\n".join(
       f"- `{name}`: {stage['epochs']} epochs of batch {stage['batch_size']}, {stage['seconds']:.0f} s, "
@@ -191,8 +196,10 @@ def _page(last_stage: str, results: dict, pictured: bool) -> str:
       f"{100 * stage['best_selected_on_test']['overall']:.2f} (selected on the test set, not the result)"
       for name, stage in results["stages"].items())
   stages = "\n".join((stages, *map(_posthoc_line, results["posthoc"])))
+  missing = sum(accuracy is None for accuracy in last["per_class"])
+  untested = f"\n- {missing} classes have no test image: their accuracy is not known (-) and in no mean" if missing else ""
   held_out = f", {data['held_out_images']:,} held-out" if data["held_out_images"] else ""
-  return f"""# {data['name']}, imbalance {data['imbalance']:g}
+  return f"""# {shown(data['name'], 'markdown')}, imbalance {data['imbalance']:g}
 
 ```
 {table(results)}
@@ -202,7 +209,7 @@ Classes by training images: many > 100, medium 20 to 100, few < 20; the numbers 
 result is the last epoch's.
 
 {stages}
-- {counts(results)[0]}
+- {counts(results)[0]}{untested}
 
 ![training curves](training_curves.png)
 

@@ -28,7 +28,8 @@ def training_curves(logs: dict[str, list[dict]], groups: tuple[str, ...], path: 
     top.set(title=name, ylabel="training loss", ylim=(0, 1.05 * max((line["loss"] for line in train), default=1)))
     bottom.plot(epochs, [line["accuracy"] for line in train], color="grey", label="training")
     for group in ("overall", *groups):
-      bottom.plot([line["epoch"] for line in test], [line["test"][group] for line in test],
+      measured = [np.nan if line["test"][group] is None else line["test"][group] for line in test]
+      bottom.plot([line["epoch"] for line in test], measured,
                   color=GROUP_COLORS.get(group, "black"), linestyle="--" if group in groups else "-", marker=".",
                   label=f"test, {group}")
     bottom.set(xlabel="epoch", ylabel="accuracy", ylim=(0, 1.02))
@@ -46,7 +47,7 @@ def accuracy_by_class_size(confusions: dict[str, np.ndarray], class_counts: np.n
   axis = figure.subplots()
   for name, confusion in confusions.items():
     last = name == list(confusions)[-1]
-    accuracy = metrics.per_class_accuracy(confusion)
+    accuracy = np.where(confusion.sum(axis=1) > 0, metrics.per_class_accuracy(confusion), np.nan)
     for group, classes in longtail.shot_groups(class_counts).items():
       if len(classes):
         color = GROUP_COLORS[group]
@@ -54,12 +55,14 @@ def accuracy_by_class_size(confusions: dict[str, np.ndarray], class_counts: np.n
                      facecolors=color if last else "none", label=f"{group}, {name}")
     if last and len(class_names) <= 20:
       for x, y, label in zip(class_counts, accuracy, class_names, strict=True):
+        if np.isnan(y):
+          continue
         axis.annotate(label, (x, y), xytext=(5, -11), textcoords="offset points", fontsize="small")
   axis.set_xscale("log")
   axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
   axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
   axis.xaxis.set_minor_formatter(NullFormatter())
-  axis.set( xlabel="training images of the class", ylabel="test accuracy of the class", ylim=(-0.04, 1.04))
+  axis.set(xlabel="training images of the class", ylabel="test accuracy of the class", ylim=(-0.04, 1.04))
   axis.yaxis.set_major_formatter(PercentFormatter(1))
   axis.grid(alpha=0.3)
   axis.legend(fontsize="small")
@@ -89,18 +92,31 @@ def activation_maps(found, class_names: tuple[str, ...], path: pathlib.Path) -> 
   _save(figure, path)
 
 
+_CELLS = 200  # rows and columns of a matrix that a picture can show
+
+
 def confusion_matrix(confusion: np.ndarray, class_counts: np.ndarray, class_names: tuple[str, ...],
                      path: pathlib.Path) -> None:
-  """Rows are true classes, columns predictions, in per cent of the row; classes from the largest to the smallest."""
+  """Rows are true classes, columns predictions, in per cent of the row; classes from the largest to the smallest.
+
+  Above 200 classes a cell is a block of neighbouring classes.
+  """
   order = np.argsort(-class_counts, kind="stable")
-  shares = 100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-  shares, names = shares[order][:, order], [class_names[c] for c in order]
+  cells = min(len(order), _CELLS)
+  block = np.empty(len(order), np.int64)
+  block[order] = np.arange(len(order)) * cells // len(order)
+  rows, columns = np.nonzero(confusion)  # far fewer than the cells of a matrix of thousands of classes
+  counts = np.zeros((cells, cells), np.int64)
+  np.add.at(counts, (block[rows], block[columns]), confusion[rows, columns])
+  shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
   figure = Figure(figsize=(6.6, 5.8), layout="constrained")
   axis = figure.subplots()
   image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-  figure.colorbar(image, label="% of the class's test images", shrink=0.85)
-  axis.set(xlabel="predicted (largest class first)", ylabel="true")
-  if len(names) <= 20:
+  figure.colorbar(image, label="% of the row's test images", shrink=0.85)
+  blocks = "" if cells == len(order) else f", {len(order):,} classes in {cells} blocks"
+  axis.set(xlabel=f"predicted (largest class first{blocks})", ylabel="true")
+  if len(order) <= 20:
+    names = [class_names[c] for c in order]
     axis.set_xticks(range(len(names)), names, rotation=90)
     axis.set_yticks(range(len(names)), names)
     for (row, column), share in np.ndenumerate(shares):

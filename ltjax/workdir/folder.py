@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 
 from ltjax.distributed import processes
 from ltjax.errors import LtjaxError, WorkdirError
-from ltjax.workdir import lock
+from ltjax.workdir import identity, lock
 
-PARTIAL = "config.tmp"
+PARTIALS = ("config.tmp", "identity.tmp", "identity.json")  # a start that was cut short leaves these
 # What changes no number of a run: these may differ when it goes on. The data themselves are compared by identity.json.
 FREE = ("eval_batch_size", "posthoc", "eval_every_epochs", "checkpoint_every_epochs", "keep_checkpoints",
         "log_every_steps", "skip_limit", "dataset.on_bad_image")
@@ -22,6 +22,13 @@ PATHS = ("root", "test_root", "dir", "lists", "tfds_dir", "train_csv", "test_csv
 
 def check_before_data(config: ConfigDict, workdir: pathlib.Path) -> bool:
   """`check`, in every process: before the data, which may be a long download."""
+  for key in ("root", "test_root"):
+    root = config.dataset.get(key, "")
+    if isinstance(root, str) and root and "://" not in root:
+      inside = pathlib.Path(root).expanduser().resolve()
+      if workdir.resolve().is_relative_to(inside):
+        raise WorkdirError(f"--workdir: {workdir} lies inside dataset.{key}={root!r}, where its files would count as "
+                           "data; give a folder outside it")
   return processes.from_first(lambda: check(config, workdir))
 
 
@@ -37,7 +44,7 @@ def check(config: ConfigDict, workdir: pathlib.Path) -> bool:
     if path.exists():
       _compare(json.loads(path.read_text()), json.loads(config.to_json()), workdir)
       return True
-    if workdir.exists() and any(entry.name not in (PARTIAL, lock.NAME) for entry in workdir.iterdir()):
+    if workdir.exists() and any(entry.name not in (*PARTIALS, lock.NAME) for entry in workdir.iterdir()):
       raise WorkdirError(f"--workdir: {workdir} is not empty and has no config.json, so it is not a run of ltjax; "
                          "give a new or empty folder")
   except OSError as error:
@@ -69,27 +76,50 @@ def _tuples(value):
 
 
 @contextlib.contextmanager
-def held(config: ConfigDict, workdir: pathlib.Path, command: str):
-  """The work folder, locked for this run, with its config.json; raises where it belongs to another config."""
+def held(config: ConfigDict, workdir: pathlib.Path, command: str, dataset):
+  """The work folder, locked for this run, with its config.json and identity.json.
+
+  Raises:
+    WorkdirError: it belongs to another config, to other data, or to a run that is under way.
+  """
   with contextlib.ExitStack() as stack:
 
     def take():
       stack.enter_context(lock.WorkdirLock(workdir, command))
       check(config, workdir)
-      _write(config, workdir)
+      _check_identity(identity.describe(dataset), workdir)
+      _write(config.to_json(indent=1), workdir / "config.json")
 
     processes.from_first(take)
     yield
 
 
-def _write(config: ConfigDict, workdir: pathlib.Path) -> None:
-  partial = workdir / PARTIAL
+def read_identity(workdir: pathlib.Path) -> dict | None:
+  """What data the run in `workdir` was started with; None before it has started."""
+  path = workdir / "identity.json"
   try:
-    partial.write_text(config.to_json(indent=1) + "\n")
-    partial.replace(workdir / "config.json")
+    return json.loads(path.read_text()) if path.exists() else None
+  except (OSError, ValueError) as error:
+    raise WorkdirError(f"{path} is not the identity of a run ({error}); restore it, or give another folder") from error
+
+
+def _check_identity(now: dict, workdir: pathlib.Path) -> None:
+  before = read_identity(workdir)
+  if before is None:
+    _write(json.dumps(now), workdir / "identity.json")
+  elif different := identity.differences(before, now):
+    raise WorkdirError(f"--workdir: {workdir} was started with other data: {'; '.join(different)}. Restore the data "
+                       "to continue that run, or give another --workdir to start afresh")
+
+
+def _write(text: str, path: pathlib.Path) -> None:
+  partial = path.with_suffix(".tmp")
+  try:
+    partial.write_text(text + "\n")
+    partial.replace(path)
   except OSError as error:
     partial.unlink(missing_ok=True)
-    raise _unusable(workdir, error) from error
+    raise _unusable(path.parent, error) from error
 
 
 def _unusable(workdir: pathlib.Path, error: OSError) -> WorkdirError:
