@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -38,13 +38,14 @@ class BadImageError(Exception):
 class Encoded(NamedTuple):
   """An image on its way to a batch: a JPEG that TensorFlow decodes, or the pixels of any other, uint8 [h w 3].
 
-  Where the pixels were reduced as soon as they were decoded, height and width are still those of the complete image.
+  Instead of the pixels, there may be what `Images.open` was told to make of them at once; height and width are still
+  those of the complete image.
   """
 
   height: int
   width: int
   jpeg: bytes | None
-  pixels: np.ndarray | None
+  pixels: Any
 
 
 BLACK = np.zeros((1, 1, 3), np.uint8)  # in place of a bad image
@@ -224,10 +225,10 @@ class Images:
     """As of the `Files`."""
     return self._files.entries()
 
-  def open(self, place: int, reduce: Callable[[np.ndarray], np.ndarray] = lambda pixels: pixels) -> Encoded:
+  def open(self, place: int, reduce: Callable[[np.ndarray], Any] = lambda pixels: pixels) -> Encoded:
     """Image `place`, a black one where it is bad. Many threads call it.
 
-    `reduce` makes smaller pixels of those of any image but a plain JPEG. It is called while no more images are in
+    `reduce` makes less of the pixels of any image but a plain JPEG. It is called while no more images are in
     memory than `MAX_PIXELS` allows, whatever the batch and however many the threads.
     """
     try:
@@ -242,7 +243,7 @@ class Images:
       self._log.add(self._files.name(place), str(error))
       return Encoded(1, 1, None, reduce(BLACK))
 
-  def _reduced(self, data: bytes, reduce: Callable[[np.ndarray], np.ndarray]) -> Encoded:
+  def _reduced(self, data: bytes, reduce: Callable[[np.ndarray], Any]) -> Encoded:
     with _decoded(data, self._background) as pixels:
       return Encoded(*pixels.shape[:2], None, reduce(pixels))
 

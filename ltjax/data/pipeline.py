@@ -19,6 +19,7 @@ from ltjax.errors import DataError
 
 READERS = 32  # reads in flight: a bucket answers slowly, but many at a time
 _AHEAD = 2  # batches
+_LARGE = 2**18  # pixels of a box that are not held for all images of a batch
 
 
 class Geometry(NamedTuple):
@@ -163,12 +164,12 @@ class Pipeline:
     return self._images[indices], self._labels[indices]
 
   def _read(self, step: int):
-    """What the graph needs of every image of batch `step`: a JPEG, of which it decodes the box, or what is cut already.
+    """What the graph needs of every image of batch `step`: a JPEG, of which it decodes the box, or the pixels of one.
     """
     indices, places = (array.ravel() for array in self._indices(step))
 
     def opened(part):
-      return [self._images.open(index, functools.partial(self._square, step, place)) for index, place in part.T]
+      return [self._images.open(index, functools.partial(self._part, step, place)) for index, place in part.T]
 
     parts = np.array_split(np.stack((indices, places)), min(READERS, len(indices)), axis=1)
     images = [image for part in self._readers.map(opened, parts) for image in part]
@@ -176,15 +177,25 @@ class Pipeline:
     boxes, scales, corners = self._crop(step, places, sizes)
     data = np.empty(len(images), object)
     for number, image in enumerate(images):
-      data[number] = image.jpeg or image.pixels.tobytes()
+      if image.jpeg:
+        data[number] = image.jpeg
+      else:
+        part, boxes[number], scales[number], corners[number] = image.pixels
+        data[number] = part.tobytes()
     return data, np.array([image.jpeg is not None for image in images]), boxes, scales, corners, self._labels[indices]
 
-  def _square(self, step: int, place: int, pixels: np.ndarray) -> np.ndarray:
-    """uint8 [s s 3] of the pixels of one image at `place` of batch `step`."""
+  def _part(self, step: int, place: int, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
+    """What a batch holds of one image at `place` of batch `step`: pixels, and their box, scale and corner.
+
+    These are the pixels of the image's box, or of the square already where the box is large.
+    """
     box, scale, corner = (part[0] for part in self._crop(step, np.array([place]), np.array([pixels.shape[:2]])))
-    top, left, height, width = box
-    part = pixels[None, top : top + height, left : left + width]
-    return _resized(tensorflow(), part, box, scale, corner, self._crop.size, self._crop.exact).numpy()
+    (top, left, height, width), size = box, self._crop.size
+    part = pixels[top : top + height, left : left + width]
+    if height * width > max(_LARGE, size * size):
+      part = _resized(tensorflow(), part[None], box, scale, corner, size, self._crop.exact).numpy()
+      return part, np.array([0, 0, size, size], np.int32), np.ones(2, np.float32), np.zeros(2, np.float32)
+    return part, box, scale, corner
 
   def _leave_to_pillow(self, step: int, error: Exception) -> None:
     """After TensorFlow has failed on batch `step`: the JPEGs that it cannot decode are Pillow's from now on."""
@@ -206,13 +217,14 @@ _SHAPES = dict(box=(4,), scale=(2,), corner=(2,))
 
 
 def _cut(tf, image, size: int, exact: bool):
-  """uint8 [size size 3]: the box of a JPEG, resized, or what `Pipeline._square` has made."""
-  def jpeg():
-    pixels = tf.io.decode_and_crop_jpeg(image["data"], image["box"], channels=3, dct_method="INTEGER_ACCURATE")
-    return _resized(tf, pixels[None], image["box"], image["scale"], image["corner"], size, exact)
-
-  cut = tf.cond(image["jpeg"], jpeg, lambda: tf.reshape(tf.io.decode_raw(image["data"], tf.uint8), (size, size, 3)))
-  return tf.ensure_shape(cut, (size, size, 3))
+  """uint8 [size size 3]: the box of an image, resized; a square is resized to itself."""
+  box = image["box"]
+  pixels = tf.cond(
+      image["jpeg"],
+      lambda: tf.io.decode_and_crop_jpeg(image["data"], box, channels=3, dct_method="INTEGER_ACCURATE"),
+      lambda: tf.reshape(tf.io.decode_raw(image["data"], tf.uint8), tf.concat((box[2:], [3]), axis=0)))
+  resized = _resized(tf, pixels[None], box, image["scale"], image["corner"], size, exact)
+  return tf.ensure_shape(resized, (size, size, 3))
 
 
 def _resized(tf, pixels, box, scale, corner, size: int, exact: bool):

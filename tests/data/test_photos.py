@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from ltjax.config import bind as build
-from ltjax.data import listing, photos
+from ltjax.data import listing, photos, tables
 from ltjax.data.official import OFFICIAL
 from ltjax.errors import ConfigError, DataError
 from tests.photographs import write_lines, write_tree
@@ -389,7 +389,7 @@ def test_the_real_lists_of_places_lt(real_lists):
   assert dataset.class_names[:2] == ("airfield", "airplane_cabin") and len(set(dataset.class_names)) == 365
   assert verify.official_faults("places_lt", dict(lists=real_lists), dataset) == []
   for stem in ("Places_LT_256", "Places_LT"):
-    parts = {split: listing.split_list(f"{real_lists}/{stem}_{split}.txt.xz", "x") for split in ("train", "test")}
+    parts = {split: tables.split_list(f"{real_lists}/{stem}_{split}.txt.xz", "x") for split in ("train", "test")}
     np.testing.assert_array_equal(parts["train"].labels, dataset.train[1])
 
 
