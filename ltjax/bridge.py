@@ -130,7 +130,8 @@ def finished(workdir: pathlib.Path) -> tuple[Stage, dict]:
     raise WorkdirError(f"{path}: not the results of a run ({type(error).__name__}: {error})") from error
   labels = np.repeat(np.arange(len(counts)), counts)
   images = np.zeros((0, *channels), np.uint8) if channels else Paths("", ())
-  dataset = sources.Dataset((images, labels), (images, labels[:0]), np.arange(len(labels)), names, mean, std)
+  dataset = sources.Dataset((images, labels), (images, labels[:0]), np.arange(len(labels)), names, mean, std,
+                            background=spec.dataset.constants.get("background", "white"))
   stage = Stage(spec.stages[-1], spec, dataset, sharding.data_mesh())
   with Checkpoints(workdir / stage.name / "checkpoints", read_only=True) as checkpoints:
     return stage, checkpoints.restore_model(stage.on_devices(stage.shapes))

@@ -14,7 +14,7 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
   def find_spec(self, name, path=None, target=None):
     """The spec of an old path; None for every other name."""
-    return importlib.machinery.ModuleSpec(name, self) if name in COMMANDS else None
+    return importlib.machinery.ModuleSpec(name, self, origin=__file__) if name in COMMANDS else None
 
   def create_module(self, spec):
     """Raises: an old path cannot be imported."""

@@ -92,8 +92,8 @@ def predict(workdir: pathlib.Path, names: Sequence[str], top: int = 5,
                       "with runs whose augment begins with random_resized_crop")
   size = stage.settings.eval_batch_size
   extract = stage.extractor(variables, min(size, len(names)))
-  log = decode.BadImages("error" if bad is None else "substitute", len(names) * 1000)  # all of them may be bad
-  files, scale = decode.Images(_Named(names), log), logit_scale(stage)
+  log = decode.BadImages("error" if bad is None else "substitute", len(names), limit=len(names))
+  files, scale = decode.Images(_Named(names), log, stage.dataset.background), logit_scale(stage)
   for first in range(0, len(names), _BATCHES * size):
     places = np.arange(first, min(first + _BATCHES * size, len(names)))
     probabilities = jax.nn.softmax(scale * extract(files, "logits", places=places)["logits"], axis=-1)
@@ -133,10 +133,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of a finished run")
   parser.add_argument("--top", type=int, default=5, help="classes an image")
   parser.add_argument("--output", type=pathlib.Path, help="CSV to write; printed where not given")
-  parser.add_argument("--on-bad-image", choices=("skip", "error"), default="skip",
-                      help="what to do with an image that cannot be decoded")
+  parser.add_argument("--on-bad-image", "--config.dataset.on_bad_image", choices=("skip", "substitute", "error"),
+                      default="skip", help="what to do with an image that cannot be decoded")
   given = parser.parse_args(arguments)
-  bad = {} if given.on_bad_image == "skip" else None
+  bad = None if given.on_bad_image == "error" else {}
   try:
     if given.top < 1:
       raise ConfigError(f"--top: expected at least 1, got {given.top}")

@@ -148,7 +148,8 @@ def bad_images(results: dict) -> list[str]:
   """Lines that count the images that were replaced and name the first few; none where there were none."""
   found = results["data"]["bad_images"]
   heading = f"{len(found)} images could not be decoded and were replaced by black ones; all are in results.json:"
-  return [heading, *(f"  {shown(name, 'terminal')}: {reason}" for name, reason in list(found.items())[:5])] if found else []
+  lines = [f"  {shown(name, 'terminal')}: {reason}" for name, reason in list(found.items())[:5]]
+  return [heading, *lines] if found else []
 
 
 def table(results: dict) -> str:
