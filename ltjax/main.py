@@ -49,7 +49,7 @@ def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "", st
   dataset, bad_images = spec.read(workdir.absolute().parent / CACHE, workdir / "bad_images.jsonl")
   stages = stage.build(spec, dataset)
   if processes.is_first():
-    print(page.printable("\n".join((f"data: {dataset.summary()}", *notes(spec))), sys.stderr), file=sys.stderr)
+    page.announce(dataset, notes(spec))
   if not known:
     check_start(stages[0], spec.pretrained, spec.reset_head)
   with folder.held(config, workdir, command, dataset):

@@ -212,7 +212,7 @@ def build(config: ConfigDict | RunSpec, dataset) -> tuple[Stage, ...]:
 
 def augmentation(spec: StageSpec, dataset) -> feed.Augmentation:
   """The augmentation of a stage, for images such as the data set's: files are cut on the host."""
-  operations, boxes = [(call.name, call) for call in spec.augment], None
+  operations, boxes = [(call.name, call.function, call) for call in spec.augment], None
   if not isinstance(dataset.train[0], np.ndarray):
     cut = spec.augment[0]
     options = {key: value for key, value in cut.constants.items() if key != "size"}

@@ -8,8 +8,8 @@ DRAWS = 2 * ATTEMPTS + 2  # the numbers that a random crop takes
 
 
 def random_resized(sizes: Int[np.ndarray, "b 2"], draws: Float[np.ndarray, "b d"], *, area=(0.08, 1.0),
-                   ratio=(3 / 4, 4 / 3)) -> Int[np.ndarray, "b 4"]:
-  """Boxes (top, left, height, width) of a uniform share of the area, a log-uniform ratio and a uniform place.
+                   ratio=(3 / 4, 4 / 3), xp=np) -> Int[np.ndarray, "b 4"]:
+  """Boxes (top, left, height, width) of a uniform share of the area, a log-uniform ratio and a uniform corner.
 
   The first of ten attempts that fits is taken; where none does, the largest centred box whose ratio is allowed.
 
@@ -18,6 +18,7 @@ def random_resized(sizes: Int[np.ndarray, "b 2"], draws: Float[np.ndarray, "b d"
     draws: U[0, 1), `DRAWS` an image.
     area: range of the share of the area.
     ratio: range of width / height.
+    xp: numpy, or jax.numpy inside jit.
 
   References:
     Szegedy et al., `Going Deeper with Convolutions <https://arxiv.org/abs/1409.4842>`_, 2015; torchvision's
@@ -26,18 +27,24 @@ def random_resized(sizes: Int[np.ndarray, "b 2"], draws: Float[np.ndarray, "b d"
   >>> random_resized(np.array([[100, 100]]), np.zeros((1, DRAWS)), area=(0.25, 1.0), ratio=(1.0, 1.0)).tolist()
   [[0, 0, 50, 50]]
   """
-  shares, ratios, places = np.split(draws, (ATTEMPTS, 2 * ATTEMPTS), axis=1)
+  boxes, found = random_boxes(sizes, draws, area=area, ratio=ratio, xp=xp)
+  # Where nothing fits, only one side is too long for the ratio, and it is cut.
+  largest = xp.minimum(sizes, xp.rint(sizes[:, ::-1] * xp.asarray((1 / ratio[0], ratio[1]))).astype(sizes.dtype))
+  largest = xp.maximum(largest, 1)
+  central = xp.concatenate(((sizes - largest) // 2, largest), axis=1)
+  return xp.where(found[:, None], boxes, central)
+
+
+def random_boxes(sizes, draws, *, area, ratio, xp=np):
+  """(boxes [b 4], whether one of the ten attempts fits [b]); the arguments are those of `random_resized`."""
+  shares, ratios, places = draws[:, :ATTEMPTS], draws[:, ATTEMPTS:2 * ATTEMPTS], draws[:, 2 * ATTEMPTS:]
   areas = sizes.prod(axis=1, keepdims=True) * (area[0] + (area[1] - area[0]) * shares)
-  ratios = np.exp(np.log(ratio[0]) + np.log(ratio[1] / ratio[0]) * ratios)
-  boxes = np.rint(np.sqrt(np.stack((areas / ratios, areas * ratios), axis=-1))).astype(np.int64)  # [b attempts 2]
+  ratios = xp.exp(np.log(ratio[0]) + np.log(ratio[1] / ratio[0]) * ratios)
+  boxes = xp.rint(xp.sqrt(xp.stack((areas / ratios, areas * ratios), axis=-1))).astype(sizes.dtype)  # [b attempts 2]
   fits = ((boxes > 0) & (boxes <= sizes[:, None])).all(axis=-1)
-  chosen = boxes[np.arange(len(boxes)), fits.argmax(axis=1)]
-  found = fits.any(axis=1, keepdims=True)
-  # Only one side is too long for the ratio, and it is cut.
-  largest = np.minimum(sizes, np.rint(sizes[:, ::-1] * (1 / ratio[0], ratio[1])).astype(np.int64))
-  chosen = np.where(found, chosen, np.maximum(largest, 1))
-  corners = np.where(found, places * (sizes - chosen + 1), (sizes - chosen) // 2).astype(np.int64)
-  return np.concatenate((corners, chosen), axis=1)
+  chosen = boxes[xp.arange(len(boxes)), fits.argmax(axis=1)]
+  corners = (places * (sizes - chosen + 1)).astype(sizes.dtype)
+  return xp.concatenate((corners, chosen), axis=1), fits.any(axis=1)
 
 
 def central(sizes: Int[np.ndarray, "b 2"], size: int) -> tuple[Float[np.ndarray, "b 2"], Int[np.ndarray, "b 2"]]:

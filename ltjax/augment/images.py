@@ -73,6 +73,8 @@ def mixup(images: Float[Array, "b h w c"], labels: Int[Array, "b"], share: Float
   return mixed, ((labels, share), (labels[order], 1 - share))
 
 
-def resize(images, *, size: int):
-  """Temporary."""
-  return jax.image.resize(images.astype(jnp.float32), (len(images), size, size, images.shape[-1]), "bilinear")
+
+def resize(images: UInt8[Array, "b h w c"], *, size: int) -> Float[Array, "b size size c"]:
+  """Squares of `size`, for tests: linear, antialiased where it shrinks, rounded to whole values of [0, 255]."""
+  shape = (len(images), size, size, images.shape[-1])
+  return jnp.clip(jnp.round(jax.image.resize(images.astype(jnp.float32), shape, "linear")), 0, 255)

@@ -151,7 +151,7 @@ def _check_prototypes(stage: StageSpec, names: Sequence[str]) -> None:
 
 def _check_augment(stage: StageSpec) -> None:
   """Raises where the operations are in an order that makes no sense."""
-  b.at_path(f"{stage.name}.augment", compose.compose, [(call.name, call) for call in stage.augment])
+  b.at_path(f"{stage.name}.augment", compose.compose, [(call.name, call.function, call) for call in stage.augment])
 
 
 # -- values -----------------------------------------------------------------------------------------------------------

@@ -30,6 +30,11 @@ Where the last stage's model sees the class of an image, for a test image of eac
 """
 
 
+def announce(dataset, notes: list[str]) -> None:
+  """Prints what a run is about to train on, and what its user should know before it does."""
+  print(printable("\n".join((f"data: {dataset.summary()}", *notes)), sys.stderr), file=sys.stderr)
+
+
 def of_run(spec, stages, results: Mapping, workdir: pathlib.Path, command: str, bad_images) -> dict:
   """Writes the results and the report of a finished run; returns the content of `results.json`.
 
@@ -198,7 +203,7 @@ def _page(last_stage: str, results: dict, pictured: bool) -> str:
       for name, stage in results["stages"].items())
   stages = "\n".join((stages, *map(_posthoc_line, results["posthoc"])))
   missing = sum(accuracy is None for accuracy in last["per_class"])
-  untested = f"\n- {missing} classes have no test image: their accuracy is not known (-) and in no mean" if missing else ""
+  untested = f"\n- {missing} classes have no test image: their accuracy is unknown (-), no mean has it" if missing else ""
   held_out = f", {data['held_out_images']:,} held-out" if data["held_out_images"] else ""
   return f"""# {shown(data['name'], 'markdown')}, imbalance {data['imbalance']:g}
 

@@ -1,0 +1,151 @@
+"""Operations of an augmentation list: images and a key in, images out, each example with draws of its own.
+
+`UInt8` images are raw pixels, `Float` ones are normalised, `Real` means either. An operation with `labels` mixes the
+examples of a batch and gives pairs of labels and their weights, which sum to 1.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Real, UInt8
+
+from ltjax.augment import crops
+from ltjax.augment import images as arithmetic
+from ltjax.errors import ConfigError
+
+FILLS = ("zero", "noise")
+
+
+def flip(images: Real[Array, "b h w c"], key: jax.Array) -> Real[Array, "b h w c"]:
+  """A left-right flip of each image with probability 1/2."""
+  return arithmetic.random_flip(images, key)
+
+
+def jitter(images: UInt8[Array, "b h w 3"], key: jax.Array, *,
+           strengths: Annotated[Sequence[float], "[0, 1]"]) -> UInt8[Array, "b h w 3"]:
+  """Brightness, contrast and saturation by factors uniform in 1 +- strength, in a random order.
+
+  That is torchvision's `ColorJitter` of those three, without the rounding after each; pixels stay in [0, 255].
+  """
+  if len(strengths) != 3:
+    raise ConfigError("jitter: strengths must be those of (brightness, contrast, saturation), got "
+                      f"{tuple(strengths)!r}")
+  return arithmetic.jitter(images, *arithmetic.draw_jitter(key, len(images), strengths=strengths))
+
+
+def random_resized_crop(
+    images: UInt8[Array, "b h w c"], key: jax.Array, *, size: Annotated[int, "[8, inf)"],
+    area: Annotated[tuple, "(0, 1]"] = (0.08, 1.0), ratio: Annotated[tuple, "(0, inf)"] = (3 / 4, 4 / 3),
+) -> UInt8[Array, "b size size c"]:
+  """A random box of each image, resized to a square: `crops.random_resized`, on the device.
+
+  Images from files are cut on the host, before they are decoded. Resizing is linear and antialiased.
+  """
+  b, h, w, _ = images.shape
+  draws = jax.random.uniform(key, (b, crops.DRAWS))
+  boxes = crops.random_resized(jnp.broadcast_to(jnp.array([h, w]), (b, 2)), draws, area=area, ratio=ratio, xp=jnp)
+
+  def cut(image, box):
+    scale = size / box[2:]
+    moved = jax.image.scale_and_translate(image.astype(jnp.float32), (size, size, image.shape[-1]), (0, 1), scale,
+                                          -box[:2] * scale, "linear")
+    return jnp.clip(jnp.round(moved), 0, 255).astype(jnp.uint8)
+
+  return jax.vmap(cut)(images, boxes.astype(jnp.float32))
+
+
+random_resized_crop.boxes = crops.random_resized  # the host's part, for images from files
+
+
+# -- erasing ----------------------------------------------------------------------------------------------------------
+
+
+def cutout(images: Real[Array, "b h w c"], key: jax.Array, *, size: Annotated[int, "[1, inf)"]) -> Real[
+    Array, "b h w c"]:
+  """A square of zeros whose centre is uniform over the image; the part outside the image is cut off.
+
+  References:
+    DeVries and Taylor, `Improved Regularization of Convolutional Neural Networks with Cutout
+    <https://arxiv.org/abs/1708.04552>`_, 2017.
+  """
+  b, h, w, _ = images.shape
+  centres = jax.random.randint(key, (b, 2), 0, jnp.array([h, w]))
+  corners = jnp.maximum(centres - size // 2, 0)
+  return jnp.where(_inside(h, w, corners, jnp.minimum(centres - size // 2 + size, jnp.array([h, w]))), 0, images)
+
+
+def random_erasing(
+    images: Float[Array, "b h w c"], key: jax.Array, *, probability: Annotated[float, "[0, 1]"] = 0.5,
+    area: Annotated[tuple, "(0, 1)"] = (0.02, 1 / 3), ratio: Annotated[tuple, "(0, inf)"] = (0.3, 10 / 3),
+    fill: str = "zero",
+) -> Float[Array, "b h w c"]:
+  """A random box of each normalised image becomes zeros, or normal noise, with some probability.
+
+  An image stays as it is where none of ten drawn boxes fits.
+
+  References:
+    Zhong et al., `Random Erasing Data Augmentation <https://arxiv.org/abs/1708.04896>`_, 2020; torchvision's defaults.
+  """
+  if fill not in FILLS:
+    raise ConfigError(f"random_erasing: fill must be one of {', '.join(FILLS)}, got {fill!r}")
+  b, h, w, _ = images.shape
+  key_box, key_use, key_noise = jax.random.split(key, 3)
+  draws = jax.random.uniform(key_box, (b, crops.DRAWS))
+  boxes, fits = crops.random_boxes(jnp.broadcast_to(jnp.array([h, w]), (b, 2)), draws, area=area, ratio=ratio, xp=jnp)
+  used = fits & (jax.random.uniform(key_use, (b,)) < probability)
+  values = jax.random.normal(key_noise, images.shape, images.dtype) if fill == "noise" else 0
+  erased = _inside(h, w, boxes[:, :2], boxes[:, :2] + boxes[:, 2:]) & used[:, None, None, None]
+  return jnp.where(erased, values, images)
+
+
+def _inside(h, w, first, last):
+  """[b h w 1]: the pixels from `first` to before `last`, each [b 2] as (row, column)."""
+  rows, columns = jnp.arange(h)[:, None], jnp.arange(w)
+  first, last = first[:, :, None, None], last[:, :, None, None]
+  return ((rows >= first[:, 0]) & (rows < last[:, 0]) & (columns >= first[:, 1]) & (columns < last[:, 1]))[..., None]
+
+
+# -- mixing -----------------------------------------------------------------------------------------------------------
+
+
+def mixup(images: Float[Array, "b h w c"], key: jax.Array, labels: Int[Array, "b"], *,
+          alpha: Annotated[float, "(0, inf)"] = 1.0, per_sample: bool = False) -> tuple[
+              Float[Array, "b h w c"], tuple]:
+  """lambda x + (1 - lambda) x[order] with lambda ~ Beta(alpha, alpha), one for the batch or one a sample.
+
+  References:
+    Zhang et al., `mixup <https://arxiv.org/abs/1710.09412>`_, 2018, which draws one lambda a batch.
+  """
+  share, order = arithmetic.draw_mixup(key, len(labels), alpha=alpha)
+  if not per_sample:
+    return arithmetic.mixup(images, labels, share, order)
+  shares = jax.random.beta(jax.random.fold_in(key, 2), alpha, alpha, (len(labels),))
+  column = shares[:, None, None, None]
+  return column * images + (1 - column) * images[order], ((labels, shares), (labels[order], 1 - shares))
+
+
+def cutmix(images: Float[Array, "b h w c"], key: jax.Array, labels: Int[Array, "b"], *,
+           alpha: Annotated[float, "(0, inf)"] = 1.0, per_sample: bool = False) -> tuple[
+               Float[Array, "b h w c"], tuple]:
+  """A box of another image is pasted in; labels are weighted by the areas that are seen.
+
+  The box has the shape of the image, the area 1 - lambda with lambda ~ Beta(alpha, alpha) and a uniform centre; the
+  part outside the image is cut off, and the weights are those of the rest.
+
+  References:
+    Yun et al., `CutMix <https://arxiv.org/abs/1905.04899>`_, 2019.
+  """
+  b, h, w, _ = images.shape
+  count = b if per_sample else 1
+  key_share, key_order, key_centre = jax.random.split(key, 3)
+  side = jnp.sqrt(1 - jax.random.beta(key_share, alpha, alpha, (count,)))[:, None]
+  extent = jnp.array([h, w])
+  centre = jax.random.randint(key_centre, (count, 2), 0, extent)
+  half = jnp.floor(side * extent / 2).astype(jnp.int32)
+  first, last = jnp.clip(centre - half, 0, extent), jnp.clip(centre + half, 0, extent)
+  order = jax.random.permutation(key_order, b)
+  own = 1 - jnp.prod(last - first, axis=1) / (h * w)
+  own = own if per_sample else own[0]
+  return jnp.where(_inside(h, w, first, last), images[order], images), ((labels, own), (labels[order], 1 - own))
