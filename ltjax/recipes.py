@@ -1,6 +1,7 @@
 """What configs are written with: one function a data set, `stage` and `arguments`. They return plain literals."""
 
 import functools
+import re
 import sys
 from collections.abc import Mapping
 
@@ -8,14 +9,16 @@ from ml_collections import ConfigDict
 
 from ltjax.errors import ConfigError, nearest
 
+CIFAR = ("cifar10", "cifar100")  # the choices of a config's argument, the first is the default
 
-def cifar_lt(*, classes: int, imbalance: float) -> ConfigDict:
+
+def cifar_lt(dataset: str, *, imbalance: float) -> ConfigDict:
   """CIFAR-10-LT or CIFAR-100-LT with ResNet-32, pad-4 crops and flips; `dataset.dir` empty means TFDS.
 
   `dataset.pipeline` "tf_data" gives the same batches as "resident" and keeps the images off the device.
   """
   return _run(
-      dataset=dict(name=f"cifar{classes}", dir="", imbalance=float(imbalance), profile="exponential", subset_seed=0,
+      dataset=dict(name=dataset, dir="", imbalance=float(imbalance), profile="exponential", subset_seed=0,
                    holdout=0.0, pipeline="resident"),
       augment=(dict(name="random_crop", padding=4), dict(name="flip")), backbone=dict(name="ResNetCIFAR", depth=32))
 
@@ -31,23 +34,29 @@ def digits_lt(*, imbalance: float) -> ConfigDict:
 
 
 def folder(*, root: str, augment: tuple, backbone: dict) -> ConfigDict:
-  """The user's own photographs, a folder a class: `ltjax.data.photos.folder`."""
-  return _photographs("folder", augment, backbone, root=root, test_root="", val_fraction=0.2)
+  """The user's own images, a folder a class: `ltjax.data.photos.folder`."""
+  return _images("folder", augment, backbone, root=root, test_root="", val_fraction=0.2)
+
+
+def csv(*, augment: tuple, backbone: dict) -> ConfigDict:
+  """The user's own images, listed in a table: `ltjax.data.photos.csv`."""
+  return _images("csv", augment, backbone, root="", train_csv="", test_csv="", image_column="", label_column="",
+                 val_fraction=0.2)
 
 
 def imagenet_lt(*, augment: tuple, backbone: dict) -> ConfigDict:
   """ImageNet-LT; `dataset.lists` is the folder of the official lists, `dataset.root` empty means TFDS."""
-  return _photographs("imagenet_lt", augment, backbone, lists="", root="", tfds_dir="")
+  return _images("imagenet_lt", augment, backbone, lists="", root="", tfds_dir="")
 
 
 def places_lt(*, augment: tuple, backbone: dict) -> ConfigDict:
   """Places-LT; `dataset.lists` is the folder of the official lists, `dataset.root` empty means TFDS."""
-  return _photographs("places_lt", augment, backbone, lists="", root="", tfds_dir="")
+  return _images("places_lt", augment, backbone, lists="", root="", tfds_dir="")
 
 
 def inat(*, augment: tuple, backbone: dict) -> ConfigDict:
   """iNaturalist 2018; as ImageNet-LT, and from TFDS without lists where both are empty."""
-  return _photographs("inat2018", augment, backbone, lists="", root="", tfds_dir="")
+  return _images("inat2018", augment, backbone, lists="", root="", tfds_dir="")
 
 
 _RESNEXT = dict(groups=32, group_width=4)
@@ -99,8 +108,9 @@ def _say(message: str) -> None:
   print(message, file=sys.stderr)
 
 
-def _photographs(name: str, augment: tuple, backbone: dict, **dataset) -> ConfigDict:
-  dataset = dict(name=name, **dataset, holdout=0.0, subset_seed=0, pipeline="tf_data")
+def _images(name: str, augment: tuple, backbone: dict, **dataset) -> ConfigDict:
+  dataset = dict(name=name, **dataset, holdout=0.0, subset_seed=0, background="white", pipeline="tf_data",
+                 on_bad_image="error")
   return _run(dataset=dataset, augment=augment, backbone=backbone)
 
 
@@ -153,44 +163,16 @@ def stage(*, epochs: int, batch_size: int, lr, loss: dict, optimizer: dict, adju
       batch_norm=batch_norm or ("train" if train == (".*",) else "eval"), reduce=reduce))
 
 
-# Methods of tests/golden/published_results.csv that are another's config with arguments: {method: (config, arguments)}.
-_VARIANTS = dict(
-    ce_mixup=("ce", "mixup=1.0"),
-    gcl_stage1=("gcl", "retrain=false"),
-    gcl_crt_instance=("gcl", "sampler=instance"),
-    gcl_crt_class_balanced=("gcl", "sampler=class_balanced"),
-    gcl_crt_effective_number=("gcl", "sampler=effective_number"),
-    gcl_cloud_cosine=("gcl", "cloud_size=cosine"),
-    gcl_cloud_power_1_3=("gcl", "cloud_size=power_1_3"),
-    gcl_cloud_power_1_4=("gcl", "cloud_size=power_1_4"),
-    kps_no_ga=("kps", "ga=false"),
-    kps_drw=("kps", "ga=false,drw=true"),
-    kps_mixup=("kps", "mixup=1.0"),
-    fbl_linear_decrease=("fbl", "curriculum=linear_decrease"),
-    fbl_linear_increase=("fbl", "curriculum=linear_increase"),
-    fbl_sine_increase=("fbl", "curriculum=sine_increase"),
-    fbl_cosine_increase=("fbl", "curriculum=cosine_increase"))
-# The AFA paper's methods are arguments of one config, its baselines too: they have its backbone.
-_AFA = dict(
-    ce="decomposition=none,retrain=false", ce_crt="decomposition=none", afa="retrain=false", afa_crt="",
-    afa_no_generation="generation=false,retrain=false", afa_no_addition="addition=false,retrain=false",
-    afa_no_layback="layback=false,retrain=false")
-# MiSLAS has other constants where the imbalance is not 100: its released configs. None is released for 200.
-_MISLAS = {
-    ("cifar10", 10): "head=0.1,lr_factor=0.2", ("cifar10", 50): "head=0.2,lr_factor=0.2",
-    ("cifar100", 10): "head=0.2,tail=0.0,lr_factor=0.1", ("cifar100", 50): "head=0.3,tail=0.0,lr_factor=0.1"}
-
-
 def arguments(text: str, **defaults) -> dict:
-  """What a config makes of its argument, the text behind the colon of --config.
+  """The arguments of a config from the text behind the colon of --config.
 
-  The entries are separated by commas. The first may be a bare value, which is then the first default's; all others are
-  written name=value. A value gets the type of its default. A default that is a tuple lists what there is to choose
-  from, and its first entry is the default.
+  Entries are separated by commas: name=value, or a bare value, which is a choice of some argument or else the first
+  number. A value gets the type of its default. A default that is a tuple lists the choices, the default first; one that
+  is a dict has a default for each choice of the first argument.
 
   Args:
-    text: "50", "50,cloud_size=cosine" or "cloud_size=cosine".
-    **defaults: the config's arguments with their defaults, numbers, bools, strings or tuples of strings.
+    text: "cifar100,50", "50,cloud_size=cosine" or "cloud_size=cosine".
+    **defaults: the config's arguments with their defaults.
 
   Returns:
     `defaults` with the values that `text` gives.
@@ -198,24 +180,39 @@ def arguments(text: str, **defaults) -> dict:
   Raises:
     ConfigError: a name that the config does not have or that comes twice, or a value of another type.
 
-  >>> arguments("50,cloud_size=cosine", imbalance=100.0, cloud_size=("log", "cosine"), retrain=True)
+  >>> arguments("50,cosine", imbalance=100.0, cloud_size=("log", "cosine"), retrain=True)
   {'imbalance': 50.0, 'cloud_size': 'cosine', 'retrain': True}
   """
-  given = {}
-  for place, entry in enumerate(str(text).split(",")):
+  given, where = {}, f"the config's argument {text!r}"
+  for entry in filter(None, str(text).split(",")):
     key, equals, value = map(str.strip, entry.partition("="))
     if not equals:
-      if place:
-        raise ConfigError(f"the config's argument {text!r}: expected name=value after the first comma, got {entry!r}; "
-                          f"names are {', '.join(defaults)}")
-      key, value = next(iter(defaults)), key
+      key, value = _bare(key, defaults, where), key
     if key not in defaults:
-      raise ConfigError(f"the config's argument {text!r}: there is no {key!r}{nearest(key, defaults)}; "
-                        f"there are {', '.join(defaults)}")
+      raise ConfigError(f"{where}: there is no {key!r}{nearest(key, defaults)}; there are {', '.join(defaults)}")
     if key in given:
-      raise ConfigError(f"the config's argument {text!r}: {key} comes twice")
-    given[key] = _value(value, defaults[key], f"the config's argument {key}")
-  return {key: value[0] if isinstance(value, tuple) else value for key, value in defaults.items()} | given
+      raise ConfigError(f"{where}: {key} comes twice")
+    default = next(iter(defaults[key].values())) if isinstance(defaults[key], dict) else defaults[key]
+    given[key] = _value(value, default, f"the config's argument {key}")
+  first = next(iter(defaults))
+  chosen = given.get(first, defaults[first][0] if isinstance(defaults[first], tuple) else defaults[first])
+  resolved = {key: value[0] if isinstance(value, tuple) else value[chosen] if isinstance(value, dict) else value
+              for key, value in defaults.items()}
+  return resolved | given
+
+
+def _bare(value: str, defaults: Mapping, where: str) -> str:
+  """The argument that a bare value is for."""
+  choices = {choice: key for key, default in defaults.items() if isinstance(default, tuple) for choice in default}
+  if value in choices:
+    return choices[value]
+  numbers = [key for key, default in defaults.items() if type(default) in (int, float)]
+  if numbers and not isinstance(next(iter(defaults.values())), tuple) or re.match(r"[\d.+-]", value):
+    return (numbers or list(defaults))[0]
+  if not choices:
+    return next(iter(defaults))
+  raise ConfigError(f"{where}: {value!r} is no choice{nearest(value, choices)}; there are {', '.join(choices)}; names "
+                    f"are {', '.join(defaults)}")
 
 
 def _value(text: str, default, where: str):
@@ -233,52 +230,3 @@ def _value(text: str, default, where: str):
   except ValueError as error:
     wanted = "an integer" if isinstance(default, int) else "a number"
     raise ConfigError(f"{where}: expected {wanted}, got {text!r}") from error
-
-
-_DATASETS = dict(imagenet=("imagenet_lt", "resnet50"), places=("places_lt", "resnet152"), inat18=("inat", "resnet50"))
-# Methods on photographs: those with a config of their name for each data set, and arguments of such a config. The three
-# rows of normalised classifiers are one run's.
-_ON_PHOTOGRAPHS = ("camc", "camcpp", "ce", "ce_crt", "fbl", "gcl", "kps", "norm_fc")
-_NORM_FC = dict(linear="classifier=linear", norm_fc="", norm_fc_crt="", norm_fc_ncm="")
-
-
-def published(row: Mapping[str, str]) -> str:
-  """The value of --config that reproduces `row` of tests/golden/published_results.csv.
-
-  Args:
-    row: at least its columns paper, method, dataset, imbalance and backbone.
-
-  Raises:
-    ConfigError: a method that has no config for the row's data set.
-
-  >>> published(dict(paper="thesis", method="gcl_cloud_cosine", dataset="cifar10", imbalance="100"))
-  'configs/gcl_cifar10.py:100,cloud_size=cosine'
-  >>> published(dict(paper="camc", method="camcpp", dataset="imagenet", imbalance="256", backbone="resnext152"))
-  'configs/camcpp_imagenet_lt.py:backbone=resnext152'
-  """
-  method, dataset = row["method"], row["dataset"]
-  if dataset in _DATASETS:
-    return _published_photographs(row)
-  if dataset not in ("cifar10", "cifar100"):
-    raise ConfigError(f"published: there is no config for {method!r} of {row['paper']!r} on {dataset!r}")
-  stem, given = _VARIANTS.get(method, (method, "")) if row["paper"] != "afa" else ("afa", _AFA[method])
-  if stem in ("mislas", "mislas_kps"):
-    given = _MISLAS.get((dataset, int(row["imbalance"])), "")
-  if stem in ("camc", "camcpp") and dataset == "cifar10" and int(row["imbalance"]) <= 50:
-    given = "threshold=1000"  # section IV-D
-  return f"configs/{stem}_{dataset}.py:{row['imbalance']}" + (f",{given}" if given else "")
-
-
-def _published_photographs(row: Mapping[str, str]) -> str:
-  method, (dataset, backbone) = row["method"], _DATASETS[row["dataset"]]
-  stem, given = ("norm_fc", _NORM_FC[method]) if method in _NORM_FC else (method, "")
-  if row["paper"] == "afa" and dataset == "imagenet_lt" and method in _AFA:
-    stem, given = "afa", _AFA[method]
-  elif stem not in _ON_PHOTOGRAPHS:
-    raise ConfigError(f"published: there is no config for {method!r} of {row['paper']!r} on {row['dataset']!r}; of "
-                      f"methods on photographs there are afa, {', '.join(_ON_PHOTOGRAPHS)}")
-  if dataset == "imagenet_lt" and row["paper"] in ("afa", "camc"):
-    backbone = "resnext50"
-  entries = [f"backbone={row['backbone']}" if row["backbone"] != backbone else "", given]
-  text = ",".join(filter(None, entries))
-  return f"configs/{stem}_{dataset}.py{':' if text else ''}{text}"

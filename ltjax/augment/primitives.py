@@ -5,7 +5,6 @@ others take part with parameters that change nothing: one gather for all geometr
 pixel's value, one blend each for colour and sharpness. The integer arithmetic is Pillow's.
 """
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8

@@ -134,6 +134,8 @@ def _split(value: str) -> tuple[pathlib.Path, str | None]:
     if path.is_file():
       return path, value[end + 1:] if end < len(value) else None
   path = value.split(":", 1)[0]
+  if (old := re.fullmatch(r"(.*)_(cifar100?)\.py", path)) and pathlib.Path(f"{old[1]}_cifar.py").is_file():
+    raise ConfigError(f"--config: no file {path!r}: both data sets have one config now, {old[1]}_cifar.py:{old[2]}")
   there = sorted(map(str, pathlib.Path(path).expanduser().parent.glob("*.py")))
   raise ConfigError(f"--config: no file {path!r}{nearest(path, there)}; "
                     f"{'there are ' + ', '.join(there) if there else 'run from the root of the repository'}")

@@ -195,8 +195,9 @@ def dataset(block) -> tuple[Call, dict]:
   block = b.plain(block)
   reading = {}
   if isinstance(block, Mapping):
+    files = block.get("name") in photos.__all__  # they are too many to be resident
     for key, choices in READING.items():
-      reading[key] = block.get(key, choices[0])
+      reading[key] = block.get(key, "tf_data" if files and key == "pipeline" else choices[0])
       b.check_choice(reading[key], choices, f"dataset.{key}")
     block = {key: value for key, value in block.items() if key not in READING}
   call = b.bind(block, b.public(sources) | b.public(photos), "dataset", given=("cache",), may_change=False,

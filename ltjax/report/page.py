@@ -203,7 +203,7 @@ def _page(last_stage: str, results: dict, pictured: bool) -> str:
       for name, stage in results["stages"].items())
   stages = "\n".join((stages, *map(_posthoc_line, results["posthoc"])))
   missing = sum(accuracy is None for accuracy in last["per_class"])
-  untested = f"\n- {missing} classes have no test image: their accuracy is unknown (-), no mean has it" if missing else ""
+  untested = f"\n- {missing} classes have no test image: no accuracy (-), and no part in a mean" if missing else ""
   held_out = f", {data['held_out_images']:,} held-out" if data["held_out_images"] else ""
   return f"""# {shown(data['name'], 'markdown')}, imbalance {data['imbalance']:g}
 

@@ -1,0 +1,22 @@
+"""Focal loss (Lin et al., ICCV 2017) on CIFAR-LT.
+
+python -m ltjax.main --config=configs/focal_cifar.py --workdir=runs/focal    CIFAR-10-LT, imbalance 100
+    --config=configs/focal_cifar.py:cifar100,imbalance=50    others
+Published on CIFAR-10-LT 70.38 (imbalance 100; thesis table 3.2). On CIFAR-100-LT 37.25 (imbalance 100; thesis table
+3.2).
+ltjax: see benchmarks/results.
+ResNet-32; the schedule and constants of LDAM-DRW's released code. The softmax form with gamma 1.
+Deviations: the last N mod 128 images of an epoch's permutation are left out (static shapes); the last epoch is
+reported, not the best on the test set.
+"""
+from ltjax import recipes
+
+
+def get_config(arguments="cifar10"):
+  config = recipes.cifar_lt(**recipes.arguments(arguments, dataset=recipes.CIFAR, imbalance=100.0))
+  config.head = dict(name="Linear")
+  config.stages = ("representation",)
+  config.representation = recipes.stage(
+      epochs=200, batch_size=128, lr=dict(name="multi_step", base=0.1, at=(160, 180), factors=(0.01, 0.0001), warmup=5),
+      optimizer=recipes.sgd(2e-4), loss=dict(name="focal", gamma=1.0))
+  return config

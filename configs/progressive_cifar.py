@@ -1,0 +1,23 @@
+"""Progressively balanced sampling (Kang et al., ICLR 2020) on CIFAR-LT.
+
+python -m ltjax.main --config=configs/progressive_cifar.py --workdir=runs/progressive    CIFAR-10-LT, imbalance 100
+    --config=configs/progressive_cifar.py:cifar100,imbalance=50    others
+No published number on these data sets.
+ltjax: see benchmarks/results.
+ResNet-32 and the schedule of ldam_drw_cifar.py; the sampler goes from instance to class-balanced over the stage, as in
+the released code.
+Deviations: the last N mod 128 images of an epoch's permutation are left out (static shapes); the last epoch is
+reported, not the best on the test set.
+"""
+from ltjax import recipes
+
+
+def get_config(arguments="cifar10"):
+  config = recipes.cifar_lt(**recipes.arguments(arguments, dataset=recipes.CIFAR, imbalance=100.0))
+  config.head = dict(name="Linear")
+  config.stages = ("representation",)
+  config.representation = recipes.stage(
+      epochs=200, batch_size=128, lr=dict(name="multi_step", base=0.1, at=(160, 180), factors=(0.01, 0.0001), warmup=5),
+      optimizer=recipes.sgd(2e-4), loss=dict(name="cross_entropy"),
+      sampler=dict(name="progressive", progress=dict(name="linear", start=0.0, end=1.0, shorten=1)))
+  return config
