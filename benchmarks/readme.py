@@ -6,7 +6,6 @@ benchmarks/results/digits.md. A test fails where the README is out of date.
 
 import ast
 import csv
-import importlib.util
 import json
 import pathlib
 import re
@@ -15,40 +14,43 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ltjax import recipes  # noqa: E402
+from benchmarks.published import published as command  # noqa: E402
+from ltjax.config import load  # noqa: E402
 from ltjax.errors import ConfigError  # noqa: E402
 
-# Data sets, as the names of configs end, with their columns in the table; the first that a method has describes it.
-DATASETS = dict(cifar10="CIFAR-10-LT", cifar100="CIFAR-100-LT", imagenet_lt="ImageNet-LT", places_lt="Places-LT",
-                inat="iNaturalist 2018", folder="", caltech="", digits="")
+# Data families, as the names of configs end; the first that a method has describes it.
+FAMILIES = ("cifar", "imagenet_lt", "places_lt", "inat", "folder", "csv", "caltech", "digits")
+COLUMNS = dict(cifar10="CIFAR-10-LT", cifar100="CIFAR-100-LT", imagenet_lt="ImageNet-LT", places_lt="Places-LT",
+               inat="iNaturalist 2018")
 COMMON = ("ResNet", "ResNetCIFAR", "Linear", "instance")  # parts of nearly every config
 # The golden file of a part where it is not called as the part is.
 GOLDEN = dict(
-    AFA="paper_afa_decomposition", CAMC="paper_camc", Cosine="cosine_classifier", DisAlign="disalign",
+    lade="lade", prior_lade="lade", two_branches="bbn_mix", AFA="paper_afa_decomposition", CAMC="paper_camc",
+    Cosine="cosine_classifier", DisAlign="disalign",
     LearnableScale="lws",
     NormalizedLinear="paper_normfc", ResNetBBN="bbn_mix", TDE="tde", cben="paper_gcl_cben", class_balanced="samplers",
     class_balanced_focal="cb_focal", cross_entropy="ce", effective_number="class_balanced_weights",
-    generation="paper_afa_generation", nearest_class_mean="ncm", reverse="samplers", tau_normalize="tau_norm")
+    generate_features="paper_afa_generation", nearest_class_mean="ncm", reverse="samplers", tau_normalize="tau_norm")
 NOTE = """Published top-1 in %, on CIFAR at imbalance 100 (two numbers are two papers', norm_fc's three the classifier
 as trained, re-trained and by class means). golden: compared with numbers that released code or its equations give;
 equation: with the paper's. Arguments behind the colon give ablations and other backbones, as in
-`--config=configs/gcl_cifar10.py:100,cloud_size=cosine`; the first lines of a config list them with their numbers."""
+`--config=configs/gcl_cifar.py:cifar10,cloud_size=cosine`; the first lines of a config list them with their numbers."""
 
 
 def configs() -> dict[str, dict[str, pathlib.Path]]:
-  """{method: {data set: config file}}; a file is called <method>_<data set>.py."""
+  """{method: {data family: config file}}; a file is called <method>_<family>.py, and csv.py is GCL's."""
   found = {}
   for path in sorted((ROOT / "configs").glob("*.py")):
-    method, dataset = re.fullmatch(f"(.+)_({'|'.join(DATASETS)})", path.stem).groups()
-    found.setdefault(method, {})[dataset] = path
-  return {method: {dataset: paths[dataset] for dataset in DATASETS if dataset in paths}
+    method, family = re.fullmatch(f"(?:(.+)_)?({'|'.join(FAMILIES)})", path.stem).groups()
+    found.setdefault(method or "gcl", {})[family] = path
+  return {method: {family: paths[family] for family in FAMILIES if family in paths}
           for method, paths in sorted(found.items())}
 
 
 def description(path: pathlib.Path) -> str:
   """The first line of a config's docstring without the data set: the method and the paper."""
   line = ast.get_docstring(ast.parse(path.read_text())).splitlines()[0].rstrip(".")
-  return re.sub(r" on (CIFAR-\d+-LT|ImageNet-LT)(, ResNet-32)?", "", line)
+  return re.sub(r" on (CIFAR-LT|ImageNet-LT)(, ResNet-32)?", "", line)
 
 
 def published() -> dict[str, str]:
@@ -56,25 +58,25 @@ def published() -> dict[str, str]:
   found = {}
   for row in csv.DictReader((ROOT / "tests" / "golden" / "published_results.csv").read_text().splitlines()):
     try:
-      path, _, argument = recipes.published(row).partition(":")
+      path, _, argument = command(row).partition(":")
     except ConfigError:
       continue
-    if argument == ("100" if row["dataset"].startswith("cifar") else ""):
-      found.setdefault(pathlib.Path(path).stem, []).append(row["top1"])
+    stem, cifar = pathlib.Path(path).stem, row["dataset"].startswith("cifar")
+    if argument == (f"{row['dataset']},100" if cifar else ""):
+      found.setdefault(stem.replace("_cifar", f"_{row['dataset']}"), []).append(row["top1"])
   return {name: ", ".join(numbers) for name, numbers in found.items()}
 
 
 def parts(path: pathlib.Path) -> list[str]:
   """The functions and modules that a config names, what every config has (instance sampling, ...) left out."""
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = module.get_config()
+  config = load.read(str(path))
   stages = [config[name] for name in config.stages]
   blocks = [stage[key] for key in ("adjust", "loss", "class_weights", "sampler", "head") for stage in stages]
   names = [block["name"] for block in (
       config.backbone, config.backbone.get("insert"), config.head, *blocks, *config.posthoc) if block]
-  names += [key for key in ("generation", "mixup") if any(stage[key] for stage in stages)]
+  names += [block["name"] for stage in stages for block in stage.transforms]
+  names += ["mixup"] if any(stage.mixup for stage in stages) else []
+  names += [block["name"] for block in config.augment if block["name"] in ("auto_augment", "cutout")]
   return list(dict.fromkeys(name for name in names if name not in COMMON))
 
 
@@ -90,13 +92,12 @@ def checks(names: list[str]) -> str:
 
 def methods() -> str:
   """One row a method: what it is, its configs, its published numbers, what its parts are tested against."""
-  columns = [dataset for dataset, title in DATASETS.items() if title]
-  titles = ("method", "what, paper", "configs", *(DATASETS[dataset] for dataset in columns), "tested against")
+  titles = ("method", "what, paper", "configs", *COLUMNS.values(), "tested against")
   rows, numbers = [f"| {' | '.join(titles)} |", f"|{' --- |' * len(titles)}"], published()
   for method, paths in configs().items():
     first = next(iter(paths.values()))
     links = ", ".join(f"[{path.stem}](configs/{path.name})" for path in paths.values())
-    scores = [numbers.get(f"{method}_{dataset}", "-") for dataset in columns]
+    scores = [numbers.get(f"{method}_{dataset}", "-") for dataset in COLUMNS]
     rows.append(f"| {' | '.join((method, description(first), links, *scores, checks(parts(first))))} |")
   return "\n".join([*rows, "", NOTE])
 

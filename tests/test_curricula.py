@@ -3,7 +3,7 @@ import math
 import pytest
 
 from ltjax import losses, recipes, schedules
-from ltjax.config import bind as build
+from ltjax.config import bind, spec
 from ltjax.errors import ConfigError
 
 
@@ -30,22 +30,26 @@ def test_a_short_run_has_a_curriculum_too():
 
 
 def test_every_exported_loss_has_one_place_in_a_config():
-  families = [build.public(losses, family) for family in (build.ADJUSTMENTS, build.LOSSES, build.WEIGHTS)]
+  families = [bind.public(losses, spec.returns(axes)) for axes in ("b c", "b", "c", "")]
   names = [name for family in families for name in family]
-  assert sorted(names) == sorted(set(losses.__all__) - {"mean", "weighted_mean"})
-  assert all("class_counts" in build.Call(function, {}, {}).arguments[0] for function in families[2].values())
+  assert sorted(names) == sorted(losses.__all__)
+  assert sorted(families[3]) == ["mean", "weighted_mean"]
+  assert all("class_counts" in bind.Call(function, {}, {}).arguments[0] for function in families[2].values())
 
 
-def stage(**parts):
-  given = dict(epochs=2, batch_size=8, lr=0.1, weight_decay=0.0, loss=dict(name="cross_entropy"))
-  return recipes.stage(**given | parts)
+def parsed(**parts):
+  config = recipes.digits_lt(imbalance=5)
+  config.stages = ("one",)
+  config.one = recipes.stage(**dict(
+      epochs=2, batch_size=8, lr=0.1, optimizer=recipes.sgd(0.0), loss=dict(name="cross_entropy")) | parts)
+  return spec.parse(config).stages[0]
 
 
-def test_names_of_the_new_families_are_found():
-  build.Objective(stage(adjust=dict(name="fbl", alpha=dict(name="parabolic", end=60.0, shorten=10))), "one")
-  build.Objective(stage(loss=dict(name="label_aware_smoothing", head=0.3, tail=0.0)), "one")
+def test_names_of_all_families_are_found():
+  parsed(adjust=dict(name="fbl", alpha=dict(name="parabolic", end=60.0, shorten=10)))
+  parsed(loss=dict(name="label_aware_smoothing", head=0.3, tail=0.0))
+  assert list(parsed(adjust=dict(name="seesaw")).objective.states) == ["seen_counts"]
   with pytest.raises(ConfigError, match="needs head, tail"):
-    build.Objective(stage(loss=dict(name="label_aware_smoothing")), "one")
+    parsed(loss=dict(name="label_aware_smoothing"))
   with pytest.raises(ConfigError, match="there is no 'kps'"):
-    build.Objective(stage(loss=dict(name="kps")), "one")
-  build.Objective(stage(adjust=dict(name="seesaw")), "one")
+    parsed(loss=dict(name="kps"))
