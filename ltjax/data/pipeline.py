@@ -4,7 +4,6 @@ What is random about a crop is drawn from (seed, stage, step, place), all else i
 """
 
 import functools
-import os
 import threading
 from collections.abc import Callable
 from concurrent import futures
@@ -13,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ltjax.augment import crops
-from ltjax.data import decode, prng
+from ltjax.data import decode, prng, quiet
 from ltjax.data.files import Files
 from ltjax.errors import DataError
 
@@ -70,13 +69,10 @@ class CentralCrops:
 def tensorflow():
   """The module, kept from the accelerator; raises a `DataError` where there is none."""
   try:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # it greets at length
-    import tensorflow as tf
+    return quiet.tensorflow()
   except ImportError as error:
     raise DataError(f"dataset.pipeline: 'tf_data' needs TensorFlow, which could not be imported ({error}); install it, "
                     "or keep arrays resident with --config.dataset.pipeline=resident") from error
-  tf.config.set_visible_devices([], "GPU")  # it would take all of the accelerator's memory
-  return tf
 
 
 class Pipeline:

@@ -97,7 +97,7 @@ NAMED: dict[str, tuple[str, Callable[[str], str]]] = dict(
 
 def version_folder(dataset: str, data_dir: str) -> epath.Path:
   """The folder of the newest prepared version; `data_dir` is TFDS's own where it is empty."""
-  import tensorflow_datasets as tfds
+  tfds = quiet.tensorflow_datasets()
 
   root = epath.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser() / dataset
   versions = [path.parent for path in root.glob("*/dataset_info.json")]
@@ -112,7 +112,7 @@ def open_split(dataset: str, split: str, data_dir: str = "", cache: pathlib.Path
 
   Labels and names stand inside the records, so all of them are read once; `cache` is a folder to keep them in.
   """
-  import tensorflow_datasets as tfds
+  tfds = quiet.tensorflow_datasets()
 
   folder = version_folder(dataset, data_dir)
   builder = tfds.builder_from_directory(folder)
@@ -157,7 +157,7 @@ def _collect(source, feature: str | None, title: str) -> tuple[np.ndarray, list[
 
 def label_names(dataset: str, data_dir: str = "") -> tuple[str, ...]:
   """The names of the classes of a prepared data set."""
-  import tensorflow_datasets as tfds
+  tfds = quiet.tensorflow_datasets()
 
   return tuple(tfds.builder_from_directory(version_folder(dataset, data_dir)).info.features["label"].names)
 
@@ -187,8 +187,7 @@ def convert(dataset: str, data_dir: str, out: str) -> pathlib.Path:
 
   What a conversion that was cut off has finished is kept; the folder counts as prepared once everything is there.
   """
-  import tensorflow as tf
-  import tensorflow_datasets as tfds
+  tf, tfds = quiet.tensorflow(), quiet.tensorflow_datasets()
   from array_record.python.array_record_module import ArrayRecordWriter
 
   folder = version_folder(dataset, data_dir)

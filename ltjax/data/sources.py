@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ltjax.data import archives, listing, longtail
+from ltjax.data import archives, listing, longtail, quiet
 from ltjax.errors import ConfigError, DataError
 
 __all__ = ["cifar10", "cifar100", "digits"]
@@ -258,12 +258,10 @@ def _cifar_file(path: pathlib.Path, records: int, classes: int) -> tuple[np.ndar
 
 def _cifar_tfds(classes: int):
   try:
-    import tensorflow as tf
-    import tensorflow_datasets as tfds
+    tfds = quiet.tensorflow_datasets()
   except ImportError as error:
     raise DataError(f"dataset: CIFAR-{classes} without a dataset.dir comes from TFDS, which could not be imported "
                     f"({error}); install it, or give --config.dataset.dir=DIR") from error
-  tf.config.set_visible_devices([], "GPU")  # TensorFlow would take all of the accelerator's memory
   try:
     builder = tfds.builder(f"cifar{classes}")
     builder.download_and_prepare()
