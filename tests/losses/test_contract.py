@@ -1,4 +1,4 @@
-"""One contract over every function that ltjax.losses exports. A new function needs one row in ROWS."""
+"""One contract for every function that ltjax.losses exports. A new function needs one row in ROWS."""
 
 import doctest
 import inspect
