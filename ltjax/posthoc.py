@@ -1,4 +1,4 @@
-"""What is done to a trained classifier, without training: kernels, features and logits in, the same kinds out."""
+"""Post-hoc methods, which change a trained classifier without training: kernels, features and logits in and out."""
 
 import functools
 from typing import Annotated
@@ -10,23 +10,23 @@ from jaxtyping import Array, Float, Int, Real
 
 from ltjax import metrics
 from ltjax.errors import ConfigError, DataError
-from ltjax.losses.adjustment import log_prior
-from ltjax.losses.arguments import Number, at_least_float32, positive_counts, ranged
+from ltjax.losses.adjustment import log_power
+from ltjax.losses.arguments import Number, at_least_float32, class_prior, ranged
 
-__all__ = ["adjust_logits", "nearest_class_mean", "nearest_mean_logits", "tau_normalize", "tde_logits"]
+__all__ = ["adjust_logits", "nearest_class_mean", "nearest_mean_logits", "tau_normalize"]
 
 _METRICS = ("cosine", "euclidean", "dot")
 
 
 @ranged
 def tau_normalize(kernel: Float[Array, "d c"], *, tau: Annotated[Number, "[0, inf)"]) -> Float[Array, "d c"]:
-  """Divides each class vector by a power of its norm; the bias is dropped.
+  """Divides each class vector by a power of its norm and drops the bias.
 
   w_c / |w_c|^tau
 
   Args:
     kernel: class vectors w in the columns, [d, c].
-    tau: >= 0; 0 changes nothing, 1 leaves unit vectors. Chosen on held-out data, never on the test set.
+    tau: >= 0; 0 changes nothing, 1 gives unit vectors. Choose it on held-out data, never on the test set.
 
   Returns:
     The new kernel, [d, c], float32 or better; logits are `features @ kernel`.
@@ -44,7 +44,7 @@ def tau_normalize(kernel: Float[Array, "d c"], *, tau: Annotated[Number, "[0, in
   """
   kernel = at_least_float32(kernel)
   squares = jnp.sum(kernel * kernel, axis=0)
-  # A vector of zeros has no direction to keep, and no finite derivative of its norm.
+  # A zero vector has no direction, and its norm has no finite derivative.
   return kernel * jnp.where(squares > 1e-24, squares, 1.0) ** (-tau / 2)
 
 
@@ -57,7 +57,7 @@ def nearest_class_mean(
     unit: bool = False,
     center: Float[Array, "d"] | None = None,
 ) -> Float[Array, "c d"]:
-  """The mean feature of each class, for `nearest_mean_logits` with the same metric, unit and center.
+  """Returns the mean feature of each class, for `nearest_mean_logits` with the same metric, unit and center.
 
   mean_c = sum_i [y_i = c] x'_i / n_c with x' = x - center, divided by its norm if `unit`; for "cosine" mean_c is
   divided by its norm too
@@ -68,7 +68,7 @@ def nearest_class_mean(
     num_classes: c.
     metric: "cosine", "euclidean" or "dot".
     unit: L2-normalise the features first.
-    center: subtracted from the features before that, [d]: the mean of the training features.
+    center: subtracted from the features before everything else, [d]: the mean of the training features.
 
   Returns:
     The class means, [c, d], float32 or better.
@@ -79,8 +79,8 @@ def nearest_class_mean(
 
   References:
     Kang et al., `Decoupling Representation and Classifier for Long-Tailed Recognition
-    <https://arxiv.org/abs/1910.09217>`_, 2020. `KNNClassifier` of facebookresearch/classifier-balancing
-    has metric "euclidean" or "dot" and features "un", "l2n" (unit=True) or "cl2n" (and a center).
+    <https://arxiv.org/abs/1910.09217>`_, 2020. `KNNClassifier` of facebookresearch/classifier-balancing offers the
+    metrics "euclidean" and "dot" and the features "un", "l2n" (unit=True) and "cl2n" (with a center as well).
 
   >>> nearest_class_mean(jnp.array([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0]]), jnp.array([0, 0, 1]), 2).tolist()
   [[1.0, 0.0], [0.0, 1.0]]
@@ -111,7 +111,7 @@ def nearest_mean_logits(
     unit: bool = False,
     center: Float[Array, "d"] | None = None,
 ) -> Float[Array, "b c"]:
-  """How near each feature is to each class mean: the largest logit is the prediction.
+  """Returns how close each feature is to each class mean; the largest logit is the prediction.
 
   cosine: <x', m> / |x'| |m|; euclidean: -|x' - m|^2; dot: <x', m> / d
 
@@ -150,24 +150,24 @@ def adjust_logits(
     class_counts: Real[Array, "c"],
     *,
     tau: Annotated[Number, "[0, inf)"] = 1.0,
-    epsilon: float = 1e-12,
+    epsilon: Annotated[float, "[0, inf)"] = 1e-12,
 ) -> Float[Array, "b c"]:
-  """Post-hoc logit adjustment: takes the training prior out of the logits of a trained model.
+  """Post-hoc logit adjustment: removes the training prior from the logits of a trained model.
 
   logit_ij = z_ij - log(pi_j^tau + epsilon) with pi = n / N
 
   Args:
     logits: z, [b, c].
-    class_counts: training images n of each class, positive, in any order, [c].
-    tau: >= 0. Chosen on held-out data, never on the test set.
-    epsilon: >= 0. 1e-12 is the released code's, 0 the equation of the paper.
+    class_counts: training images n of each class, positive, in any order, [c]; a traced 0 has the prior 0.
+    tau: >= 0. Choose it on held-out data, never on the test set.
+    epsilon: >= 0. The released code uses 1e-12; 0 is the equation of the paper.
 
   Returns:
-    Logits whose largest is the prediction, [b, c], float32 or better.
+    Adjusted logits, of which the largest is the prediction, [b, c], float32 or better.
 
   Raises:
-    ConfigError: tau or epsilon below 0.
-    DataError: counts that are not one positive number a class.
+    ConfigError: tau or epsilon outside its range.
+    DataError: counts that are not one positive number per class.
 
   References:
     Menon et al., `Long-tail learning via logit adjustment <https://arxiv.org/abs/2007.07314>`_, 2021, post hoc.
@@ -177,60 +177,7 @@ def adjust_logits(
   [1]
   """
   logits = at_least_float32(logits)
-  return logits - log_prior(positive_counts(class_counts, logits), tau, epsilon)
-
-
-@ranged
-def tde_logits(
-    features: Float[Array, "b d"],
-    kernel: Float[Array, "d c"],
-    *,
-    mean_feature: Float[Array, "d"] | None = None,
-    alpha: Annotated[Number, "[0, inf)"] = 3.0,
-    heads: int = 2,
-    tau: Annotated[Number, "(0, inf)"] = 16.0,
-    gamma: Annotated[Number, "[0, inf)"] = 1 / 32,
-) -> Float[Array, "b c"]:
-  """De-confounded logits; with `mean_feature` the total direct effect (TDE), which is for prediction.
-
-  z_c = (tau / K) sum_k <x_k / |x_k|, w_ck / (|w_ck| + gamma)> over K equal slices of the feature, the heads
-  TDE: from each x_k / |x_k|, alpha cos(x_k, m_k) m_k / |m_k| is taken
-
-  Args:
-    features: x, [b, d].
-    kernel: class vectors w in the columns, [d, c].
-    mean_feature: m, the moving average of the features during training, [d]; only its direction counts. The released
-      one is m <- 0.9 m + (mean of the batch). None for training.
-    alpha: >= 0; 3 on ImageNet-LT, 1.5 on CIFAR. 0 is the logits without TDE.
-    heads: K, a divisor of d.
-    tau: > 0.
-    gamma: >= 0.
-
-  Returns:
-    Logits, [b, c], float32 or better. A zero slice of a feature gives zeros.
-
-  Raises:
-    ConfigError: a hyper-parameter outside its range.
-
-  References:
-    Tang et al., `Long-Tailed Classification by Keeping the Good and Removing the Bad Momentum Causal Effect
-    <https://arxiv.org/abs/2009.12991>`_, 2020; `Causal_Norm_Classifier` of
-    KaihuaTang/Long-Tailed-Recognition.pytorch.
-
-  >>> tde_logits(jnp.array([[2.0, 0.0]]), jnp.eye(2), heads=1, gamma=0.0).tolist()
-  [[16.0, 0.0]]
-  """
-  features, kernel = at_least_float32(features), at_least_float32(kernel)
-  dim, classes = kernel.shape
-  if heads < 1 or dim % heads:
-    raise ConfigError(f"tde_logits: heads must be a divisor of the {dim} dimensions, got {heads}.")
-  x = _unit(features.reshape(-1, heads, dim // heads))
-  w = kernel.reshape(heads, dim // heads, classes)
-  w = w / (jnp.sqrt(_squares(w, axis=1)) + gamma)
-  if mean_feature is not None:
-    m = _unit(at_least_float32(mean_feature).reshape(heads, dim // heads))
-    x = x - alpha * jnp.sum(x * m, axis=-1, keepdims=True) * m
-  return tau / heads * jnp.einsum("bkd,kdc->bc", x, w, precision=jax.lax.Precision.HIGHEST)
+  return logits - log_power(class_prior(class_counts, logits), tau, epsilon)
 
 
 def _check_metric(metric: str) -> None:
@@ -249,20 +196,20 @@ def _unit(x):
   return x * jax.lax.rsqrt(_squares(x))
 
 
-def _squares(x, axis: int = -1):
-  # The clamp keeps the root at a zero vector, and its derivative, finite.
-  return jnp.maximum(jnp.sum(x * x, axis=axis, keepdims=True), 1e-24)
+def _squares(x):
+  # The clamp keeps the root and its derivative finite at a zero vector.
+  return jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24)
 
 
 def method_logits(name: str, hyper_parameters: dict, outputs, kernel, train_labels, class_counts):
-  """The logits [n c] of the method that a config calls `name`.
+  """Returns the logits [n c] of a post-hoc method, by its name in a config.
 
   Args:
     name: "tau_normalize", "nearest_class_mean" or "logit_adjustment".
-    hyper_parameters: its own.
-    outputs: `outputs("these", key)` are the "features" or "logits" of the images to predict, `outputs("train", key)`
-      those of the training images.
-    kernel: the head's, [d c], if it has one.
+    hyper_parameters: those of the method.
+    outputs: `outputs("these", key)` returns the "features" or "logits" of the images to predict,
+      `outputs("train", key)` those of the training images.
+    kernel: the kernel of the head, [d c], if it has one.
     train_labels: [n].
     class_counts: [c].
   """
@@ -276,7 +223,7 @@ def method_logits(name: str, hyper_parameters: dict, outputs, kernel, train_labe
 
 
 def trace(name: str, hyper_parameters: dict) -> None:
-  """Calls a method on shapes alone, which raises where a hyper-parameter is out of its range."""
+  """Traces a method on shapes alone, which raises a ConfigError if a hyper-parameter is outside its range."""
   array, labels = jax.ShapeDtypeStruct((2, 2), "float32"), jax.ShapeDtypeStruct((2,), "int32")
   jax.eval_shape(lambda array, labels: method_logits(
       name, hyper_parameters, lambda images, key: array, array, labels, jnp.ones(2)), array, labels)
@@ -286,9 +233,9 @@ def trace(name: str, hyper_parameters: dict) -> None:
 
 
 def run(blocks, stage, variables: dict) -> list[dict]:
-  """The entries of `results.json` for the blocks of config.posthoc that name `stage`.
+  """Returns the entries of `results.json` for the blocks of config.posthoc that name `stage`.
 
-  Hyper-parameters are chosen on held-out training images, never on the test set.
+  It chooses hyper-parameters on held-out training images, never on the test set.
 
   Args:
     blocks: `config.spec.PosthocSpec`s.
@@ -303,7 +250,7 @@ def run(blocks, stage, variables: dict) -> list[dict]:
   def outputs(split, key):
     return extract(getattr(dataset, split)[0], key)[key]
 
-  # On the host: these arrays are small, and each process computes the same.
+  # On the host: these arrays are small, and every process computes the same values.
   kernel = jax.device_get(variables["params"].get("head", {}).get("kernel"))
 
   def confusion(block, candidate, split):
@@ -323,7 +270,7 @@ def run(blocks, stage, variables: dict) -> list[dict]:
 
 
 def _choose(block, held_out_confusion) -> tuple[dict, dict]:
-  """(best candidate, record of the choice): the highest mean class accuracy, the first where several have it."""
+  """Returns (best candidate, record of the choice); the first of those with the highest mean class accuracy wins."""
   confusions = [held_out_confusion(candidate) for candidate in block.candidates]
   tried = confusions[0].sum(axis=1)
   scores = [metrics.balanced_accuracy(confusion) for confusion in confusions]

@@ -1,21 +1,19 @@
-"""Schedules: clock -> number. Any hyper-parameter in a config may be one of these instead of a number.
+"""Schedules: clock -> number. A config may give one of these instead of a number for any hyper-parameter.
 
-A schedule is evaluated on the host and enters the compiled step as an array, so nothing recompiles when it moves.
-Epochs count from 0 and every schedule is constant inside an epoch, as in all the released code.
+Schedules run on the host, and their values enter the compiled step as arrays, so a new value compiles nothing.
+Epochs count from 0, and every schedule is constant within an epoch, as in all the released code.
 """
 
 import math
 from typing import Annotated, NamedTuple
 
 __all__ = ["constant", "cosine", "linear", "multi_step", "parabolic", "rising_cosine", "sine", "switch"]
-
-
 NonNegative = Annotated[float, "[0, inf)"]
 NonNegatives = Annotated[tuple, "[0, inf)"]
 
 
 class Clock(NamedTuple):
-  """Where a stage stands."""
+  """The progress of a stage."""
 
   step: int
   steps_per_epoch: int
@@ -23,7 +21,7 @@ class Clock(NamedTuple):
 
   @property
   def epoch(self) -> int:
-    """Epochs completed."""
+    """The number of completed epochs."""
     return self.step // self.steps_per_epoch
 
 
@@ -32,7 +30,7 @@ def _warm(clock: Clock, warmup: float) -> float:
 
 
 def constant(clock: Clock, *, value: float) -> float:
-  """The same `value` at every step."""
+  """Returns the same `value` at every step."""
   del clock
   return value
 
@@ -40,8 +38,8 @@ def constant(clock: Clock, *, value: float) -> float:
 def multi_step(clock: Clock, *, base: float, at: NonNegatives, factors: NonNegatives, warmup: NonNegative = 0) -> float:
   """`base * factors[k]` from epoch `at[k]` on, after a linear warm-up base * (e + 1) / warmup over the first epochs.
 
-  Factors are relative to `base`, not to each other. LDAM-DRW and FBL use (0.01, 1e-4), GCL, KPS and MiSLAS (0.1, 0.01),
-  all at (160, 180) of 200 epochs with 5 epochs of warm-up.
+  Factors are relative to `base`, not to each other. LDAM-DRW and FBL use (0.01, 1e-4); GCL, KPS and MiSLAS use
+  (0.1, 0.01); all at (160, 180) of 200 epochs with 5 epochs of warm-up.
 
   >>> multi_step(Clock(step=170, steps_per_epoch=1, epochs=200), base=0.1, at=(160, 180), factors=(0.1, 0.01))
   0.010000000000000002
@@ -56,9 +54,9 @@ def cosine(clock: Clock, *, base: float, warmup: NonNegative = 0) -> float:
 
 
 def linear(clock: Clock, *, start: float = 0.0, end: float = 1.0, shorten: NonNegative = 1) -> float:
-  """start + (end - start) e / (epochs - shorten): with shorten=1 the last epoch has `end` (progressive sampling).
+  """start + (end - start) e / (epochs - shorten): with shorten=1 the last epoch reaches `end` (progressive sampling).
 
-  FBL's linear increase and decrease have shorten=0.
+  FBL's linear increase and decrease use shorten=0.
   """
   return start + (end - start) * _progress(clock, shorten)
 
@@ -76,7 +74,7 @@ def rising_cosine(clock: Clock, *, start: float = 0.0, end: float = 1.0, shorten
 def parabolic(clock: Clock, *, start: float = 0.0, end: float = 1.0, shorten: NonNegative = 0) -> float:
   """start + (end - start) (e / (epochs - shorten))^2: FBL's curriculum with shorten=10, BBN's alpha from 1 to 0.
 
-  With shorten=10 the last epochs go beyond `end`, as in the released code of FBL: 1.097 at the end of 200.
+  With shorten=10 the last epochs exceed `end`, as in the released code of FBL: 1.097 in the last of 200 epochs.
   """
   return start + (end - start) * _progress(clock, shorten) ** 2
 

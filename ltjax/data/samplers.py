@@ -1,7 +1,7 @@
-"""Samplers: class counts -> the probability that a drawn example is of each class. NumPy, float64.
+"""Samplers: class counts -> the probability of each class that the next example belongs to it. NumPy, float64.
 
-An example of class c has the probability p_c / n_c. Counts are positive and in any order. `class_aware` alone draws
-nothing independently: it gives a cycle.
+Each example of class c has the probability p_c / n_c. Counts are positive and in any order. Only `class_aware` returns
+a cycle instead, because its draws depend on each other.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ __all__ = [
 def _positive(class_counts: Real[np.ndarray, "c"]) -> Float[np.ndarray, "c"]:
   counts = np.asarray(class_counts, dtype=np.float64)
   if counts.ndim != 1 or not counts.size:
-    raise DataError(f"class_counts must be one number a class, got an array of shape {counts.shape}.")
+    raise DataError(f"class_counts must be one number per class, got an array of shape {counts.shape}.")
   bad = np.flatnonzero(~(np.isfinite(counts) & (counts > 0)))
   if bad.size:
     named = ", ".join(f"class {c} has {counts[c]:g}" for c in bad[:10])
@@ -39,8 +39,8 @@ def _positive(class_counts: Real[np.ndarray, "c"]) -> Float[np.ndarray, "c"]:
 
 
 def _effective(counts: Float[np.ndarray, "c"], complement: Float[np.ndarray, "..."]) -> Float[np.ndarray, "c"]:
-  """(1 - beta) / (1 - beta^n) from 1 - beta, without cancellation."""
-  with np.errstate(divide="ignore"):  # beta = 0 is log 0 = -inf, and then exactly the right weight 1.
+  """Returns (1 - beta) / (1 - beta^n) from 1 - beta, without cancellation."""
+  with np.errstate(divide="ignore"):  # beta = 0 gives log 0 = -inf, which leads to the exact weight 1
     return complement / -np.expm1(counts * np.log1p(-complement))
 
 
@@ -49,7 +49,7 @@ def _normalised(mass: Float[np.ndarray, "c"]) -> Float[np.ndarray, "c"]:
 
 
 def instance(class_counts: Real[np.ndarray, "c"]) -> Float[np.ndarray, "c"]:
-  """Every example alike: p_c = n_c / N, the training distribution.
+  """Draws every example with the same probability: p_c = n_c / N, the training distribution.
 
   Args:
     class_counts: n, [c].
@@ -64,7 +64,7 @@ def instance(class_counts: Real[np.ndarray, "c"]) -> Float[np.ndarray, "c"]:
 
 
 def class_balanced(class_counts: Real[np.ndarray, "c"]) -> Float[np.ndarray, "c"]:
-  """Every class alike: p_c = 1 / C.
+  """Draws every class with the same probability: p_c = 1 / C.
 
   Args:
     class_counts: n, [c].
@@ -82,7 +82,7 @@ def class_balanced(class_counts: Real[np.ndarray, "c"]) -> Float[np.ndarray, "c"
 
 
 def square_root(class_counts: Real[np.ndarray, "c"]) -> Float[np.ndarray, "c"]:
-  """Between the two: p_c proportional to sqrt(n_c).
+  """Halfway between `instance` and `class_balanced`: p_c is proportional to sqrt(n_c).
 
   Args:
     class_counts: n, [c].
@@ -99,8 +99,9 @@ def square_root(class_counts: Real[np.ndarray, "c"]) -> Float[np.ndarray, "c"]:
   return power(class_counts, q=0.5)
 
 
-def power(class_counts: Real[np.ndarray, "c"], *, q: float) -> Float[np.ndarray, "c"]:
-  """p_c proportional to n_c^q.
+@ranged
+def power(class_counts: Real[np.ndarray, "c"], *, q: Annotated[float, "(-inf, inf)"]) -> Float[np.ndarray, "c"]:
+  """Draws class c with a probability proportional to n_c^q.
 
   Args:
     class_counts: n, [c].
@@ -110,7 +111,7 @@ def power(class_counts: Real[np.ndarray, "c"], *, q: float) -> Float[np.ndarray,
     Class probabilities, [c].
 
   Raises:
-    ConfigError: q is not finite.
+    ConfigError: an infinite q.
 
   References:
     Kang et al., 2020.
@@ -118,8 +119,6 @@ def power(class_counts: Real[np.ndarray, "c"], *, q: float) -> Float[np.ndarray,
   >>> power(np.array([2, 1]), q=2.0).tolist()
   [0.8, 0.2]
   """
-  if not np.isfinite(q):
-    raise ConfigError(f"power: q must be finite, got {q}.")
   counts = _positive(class_counts)
   # Relative to the count with the largest mass, so that no q overflows.
   return _normalised((counts / (counts.max() if q >= 0 else counts.min())) ** q)
@@ -129,7 +128,7 @@ def power(class_counts: Real[np.ndarray, "c"], *, q: float) -> Float[np.ndarray,
 def effective_number(
     class_counts: Real[np.ndarray, "c"], *, beta: Annotated[float, "[0, 1)"] = 0.9999,
 ) -> Float[np.ndarray, "c"]:
-  """Every example of class c weighs (1 - beta) / (1 - beta^n_c): p_c proportional to n_c times that.
+  """Weights each example of class c by (1 - beta) / (1 - beta^n_c): p_c is proportional to n_c times that weight.
 
   Args:
     class_counts: n, [c].
@@ -157,32 +156,33 @@ def cben(
     class_counts: Real[np.ndarray, "c"], *, a: Annotated[float, "[0, 1)"] = 0.999,
     b: Annotated[float, "[0, 1)"] = 0.0009,
 ) -> Float[np.ndarray, "c"]:
-  """Class-based effective number: as `effective_number`, with a beta of its own for each class.
+  """Class-based effective number: `effective_number` with a separate beta for each class.
 
   beta_c = a + b (delta_c - min delta) / (max delta - min delta) with delta_c = log n_max - log n_c
-  p_c proportional to n_c (1 - beta_c) / (1 - beta_c^n_c)
+  p_c is proportional to n_c (1 - beta_c) / (1 - beta_c^n_c)
 
   Args:
     class_counts: n, [c].
     a: beta of the most frequent class, in [0, 1).
-    b: added to it for the rarest class, >= 0, a + b < 1.
+    b: what the rarest class gets on top of a, in [0, 1), with a + b < 1.
 
   Returns:
-    Class probabilities, [c]. Equal counts have no rarest class: beta_c = a.
+    Class probabilities, [c]. With equal counts no class is rarest, and every beta_c is a.
 
   Raises:
-    ConfigError: a or b out of its range.
+    ConfigError: a or b outside its range, or a + b >= 1.
 
   References:
     Li et al., `Long-tailed Visual Recognition via Gaussian Clouded Logit Adjustment
     <https://arxiv.org/abs/2305.11733>`_, 2022: the thesis's equations 5.13 to 5.15, as in the FBL code. The GCL code
-    has a = 0.9999 and b = 1e-5, almost `effective_number`, and computes beta in float32 (3e-5 relative error).
+    uses a = 0.9999 and b = 1e-5, which is almost `effective_number`, and computes beta in float32 (relative error
+    3e-5).
 
   >>> cben(np.array([5000, 500, 50])).round(3).tolist()
   [0.701, 0.159, 0.14]
   """
-  if not (0 <= a < 1 and b >= 0 and a + b < 1):
-    raise ConfigError(f"cben: 0 <= a, 0 <= b and a + b < 1 are needed, got a={a} and b={b}.")
+  if a + b >= 1:
+    raise ConfigError(f"cben: a + b must be below 1, got a={a} and b={b}.")
   counts = _positive(class_counts)
   delta = np.log(counts.max() / counts)
   rarity = delta / delta.max() if delta.max() > 0 else delta
@@ -191,7 +191,7 @@ def cben(
 
 @ranged
 def progressive(class_counts: Real[np.ndarray, "c"], *, progress: Annotated[float, "[0, 1]"]) -> Float[np.ndarray, "c"]:
-  """From `instance` to `class_balanced` over a stage.
+  """Moves from `instance` to `class_balanced` over a stage.
 
   p_c = (1 - progress) n_c / N + progress / C
 
@@ -206,7 +206,7 @@ def progressive(class_counts: Real[np.ndarray, "c"], *, progress: Annotated[floa
     ConfigError: progress outside [0, 1].
 
   References:
-    Kang et al., 2020, with the authors' code going from 0 in the first epoch to 1 in the last.
+    Kang et al., 2020; in the authors' code, progress is 0 in the first epoch and 1 in the last.
 
   >>> progressive(np.array([3, 1]), progress=0.5).tolist()
   [0.625, 0.375]
@@ -215,13 +215,13 @@ def progressive(class_counts: Real[np.ndarray, "c"], *, progress: Annotated[floa
 
 
 def reverse(class_counts: Real[np.ndarray, "c"]) -> Float[np.ndarray, "c"]:
-  """The rarer the class, the likelier: p_c proportional to 1 / n_c.
+  """Draws rare classes most often: p_c is proportional to 1 / n_c.
 
   Args:
     class_counts: n, [c].
 
   Returns:
-    Class probabilities, [c]. This is the class's probability, not the example's: that one goes with 1 / n_c^2.
+    Class probabilities, [c]. The probability of a single example is proportional to 1 / n_c^2.
 
   References:
     Zhou et al., `BBN: Bilateral-Branch Network <https://arxiv.org/abs/1912.02413>`_, 2020.
@@ -232,50 +232,51 @@ def reverse(class_counts: Real[np.ndarray, "c"]) -> Float[np.ndarray, "c"]:
   return power(class_counts, q=-1.0)
 
 
-# (name, counter, size) -> the places 0 ... size - 1 in a random order, a pure function of its arguments.
+# (name, counter, size) -> the indices 0 ... size - 1 in a random order, a pure function of its arguments.
 Permutation = Callable[[str, int, int], Int[np.ndarray, "size"]]
 
 
 class Cycle(NamedTuple):
-  """An endless sequence of examples that goes round the classes; what is where in it is computed, never remembered.
+  """An endless sequence of examples that visits the classes in turn. Computing an entry needs no state.
 
-  In every round each class has its turn, in a fresh order, and shows its next `samples_per_class` examples; when a
-  class has shown all it has, they come again in a fresh order.
+  Every round visits each class once, in a new order, and takes its next `samples_per_class` examples. When a class has
+  no examples left, it starts again with all of them in a new order.
   """
 
   class_counts: Int[np.ndarray, "c"]
   samples_per_class: int
 
-  def at(self, places: Int[np.ndarray, "b"], permutation: Permutation) -> tuple[
+  def at(self, indices: Int[np.ndarray, "b"], permutation: Permutation) -> tuple[
       Int[np.ndarray, "b"], Int[np.ndarray, "b"]]:
-    """The classes at `places` of the sequence, and which of its class each example is (0 to n_c - 1)."""
-    turn, shown = np.divmod(places, self.samples_per_class)
-    rounds, place = np.divmod(turn, len(self.class_counts))
-    classes = np.empty(len(places), np.int64)
+    """Returns the class at each index of the sequence, and the example's index in its class (0 to n_c - 1)."""
+    turn, shown = np.divmod(indices, self.samples_per_class)
+    rounds, position = np.divmod(turn, len(self.class_counts))
+    classes = np.empty(len(indices), np.int64)
     for number in np.unique(rounds):
       inside = rounds == number
-      classes[inside] = permutation("classes", int(number), len(self.class_counts))[place[inside]]
-    # A class has had its turn once in each earlier round.
-    lap, place = np.divmod(rounds * self.samples_per_class + shown, self.class_counts[classes])
-    within = np.zeros(len(places), np.int64)
+      classes[inside] = permutation("classes", int(number), len(self.class_counts))[position[inside]]
+    # Each earlier round has visited the class once.
+    lap, position = np.divmod(rounds * self.samples_per_class + shown, self.class_counts[classes])
+    within = np.zeros(len(indices), np.int64)
     laps, members = np.unique(np.stack([classes, lap]), axis=1, return_inverse=True)
     by_lap, sizes = np.argsort(members.ravel(), kind="stable"), np.bincount(members.ravel())
     for (c, number), inside in zip(laps.T.tolist(), np.split(by_lap, np.cumsum(sizes)[:-1]), strict=True):
       if self.class_counts[c] > 1:
-        within[inside] = permutation(f"class{c}", number, int(self.class_counts[c]))[place[inside]]
+        within[inside] = permutation(f"class{c}", number, int(self.class_counts[c]))[position[inside]]
     return classes, within
 
 
 @ranged
 def class_aware(class_counts: Real[np.ndarray, "c"], *, samples_per_class: Annotated[int, "[1, inf)"] = 4) -> Cycle:
-  """The class-aware sampler of cRT: the classes in turn, some examples of one class after the other.
+  """The class-aware sampler of cRT: visits the classes in turn and takes some examples of each.
 
-  Every class alike, as `class_balanced`, but without replacement: no example comes again before all of its class came,
-  and no class before all others. The released code drops the rest of a turn at the end of an epoch; here it goes on.
+  It draws every class equally often, as `class_balanced` does, but without replacement: no example repeats before its
+  class is exhausted, and no class before all others had their turn. The released code drops an unfinished turn at the
+  end of an epoch; here the next epoch continues it.
 
   Args:
     class_counts: n, [c].
-    samples_per_class: how many examples of a class come in a row.
+    samples_per_class: examples of one class in a row, >= 1.
 
   Returns:
     The `Cycle`.

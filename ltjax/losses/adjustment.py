@@ -11,6 +11,7 @@ from ltjax.losses.arguments import (
   Number,
   at_least_float32,
   class_indices,
+  class_prior,
   computed_once,
   is_label,
   positive_counts,
@@ -22,7 +23,7 @@ from ltjax.losses.traits import has, stateful
 
 __all__ = ["fbl", "logit_adjustment", "seesaw", "softmax_equalization"]
 
-# Finite, so that sums and gradients stay so, and zero in every softmax.
+# Finite, so that sums and gradients stay finite, and 0 in every softmax.
 _OUT_OF_THE_SOFTMAX = -1e30
 
 
@@ -42,33 +43,35 @@ def logit_adjustment(
   Args:
     logits: z, [b, c].
     labels: not used.
-    class_counts: training images n of each class, positive, in any order, [c].
+    class_counts: training images n of each class, positive, in any order, [c]; a traced 0 has the prior 0.
     tau: >= 0.
-    epsilon: >= 0. 1e-12 is the released code's, 1e-9 the one of LADE's PriorCE, 0 the equation of the paper.
+    epsilon: >= 0. The released code uses 1e-12, LADE's PriorCE 1e-9; 0 is the equation of the paper.
 
   Returns:
     Logits for a cross entropy, [b, c], float32 or better. Predictions use the raw z.
 
   Raises:
-    ConfigError: tau or epsilon below 0.
-    DataError: counts that are not one positive number a class.
+    ConfigError: tau or epsilon outside its range.
+    DataError: counts that are not one positive number per class.
 
   References:
     Menon et al., `Long-tail learning via logit adjustment <https://arxiv.org/abs/2007.07314>`_, 2021, the loss. Ren
-    et al., `Balanced Meta-Softmax <https://arxiv.org/abs/2007.10740>`_, 2020, add log n instead, which is a
-    constant more in every logit. `ltjax.posthoc.adjust_logits` is the form for a model that is already trained.
+    et al., `Balanced Meta-Softmax <https://arxiv.org/abs/2007.10740>`_, 2020, add log n instead, which adds the same
+    constant to every logit. For a trained model use `ltjax.posthoc.adjust_logits`.
 
   >>> logit_adjustment(jnp.zeros((1, 2)), jnp.array([0]), jnp.array([3, 1])).round(4).tolist()
   [[-0.28769999742507935, -1.386299967765808]]
   """
   del labels
   logits = at_least_float32(logits)
-  return logits + computed_once(log_prior(positive_counts(class_counts, logits), tau, epsilon))
+  return logits + computed_once(log_power(class_prior(class_counts, logits), tau, epsilon))
 
 
-def log_prior(counts: Float[Array, "c"], tau: float | Float[Array, ""], epsilon: float) -> Float[Array, "c"]:
-  """log(pi^tau + epsilon), also where pi^tau has no float."""
-  return jnp.logaddexp(tau * jnp.log(counts / counts.sum()), jnp.log(jnp.asarray(epsilon, counts.dtype)))
+def log_power(prior: Float[Array, "c"], tau: Number, epsilon: float) -> Float[Array, "c"]:
+  """Returns log(prior^tau + epsilon), also where prior^tau underflows."""
+  # A prior of 0, which only traced counts can give, must stay finite with epsilon = 0, and be 1 with tau = 0.
+  log_pi = jnp.log(jnp.where(prior == 0, 1e-30, prior))
+  return jnp.logaddexp(tau * log_pi, jnp.log(jnp.asarray(epsilon, prior.dtype)))
 
 
 @ranged
@@ -81,26 +84,26 @@ def fbl(
     alpha: Annotated[Number, "[0, inf)"],
     normalize: bool = True,
 ) -> Float[Array, "b c"]:
-  """Feature-balanced logits: the rarer a class and the shorter the feature, the more is taken from the logit.
+  """Feature-balanced logits: subtracts more from the logits of rare classes and of short features.
 
   logit_ij = z_ij - alpha lambda_j / |f_i| with lambda_j = log n_max - log n_j, divided by its maximum if `normalize`
 
-  The gradient also goes through |f|: that is how the features of rare classes grow.
+  The gradient flows through |f| too, which makes the features of rare classes grow.
 
   Args:
     logits: z of a linear classifier, [b, c].
     labels: not used.
-    class_counts: training images n of each class, positive, in any order, [c].
-    features: f, what the classifier saw, [b, d]. |f| is sqrt(sum f^2 + 1e-24), so that f = 0 has a gradient.
-    alpha: >= 0; a schedule in the paper: `parabolic` with end=60 (CIFAR) or 150, shorten=10 is the released one.
-    normalize: divide lambda by its maximum, as the released code does and the paper does not.
+    class_counts: training images n of each class, positive, in any order, [c]; a traced 0 counts as the rarest.
+    features: f, the classifier's input, [b, d]. |f| is sqrt(sum f^2 + 1e-24), so that f = 0 has a gradient.
+    alpha: >= 0; a schedule in the paper. The released code uses `parabolic` with end=60 (CIFAR) or 150, shorten=10.
+    normalize: divide lambda by its maximum, as the released code does; the paper does not.
 
   Returns:
     Logits for a cross entropy, [b, c], float32 or better. Predictions use the raw z.
 
   Raises:
     ConfigError: alpha below 0.
-    DataError: counts that are not one positive number a class.
+    DataError: counts that are not one positive number per class.
 
   References:
     Li et al., `Feature-Balanced Loss for Long-Tailed Visual Recognition <https://arxiv.org/abs/2305.10772>`_, 2022,
@@ -131,7 +134,7 @@ def softmax_equalization(
     threshold: Annotated[Number, "[0, 1]"] = 0.005,
     keep: Annotated[Number, "[0, 1]"] = 0.9,
 ) -> Float[Array, "b c"]:
-  """Softmax equalisation: at random, rare classes are left out of the softmax of the examples of other classes.
+  """Softmax equalisation: drops rare classes at random from the softmax of the examples of other classes.
 
   softmax(logit_i)_j = exp(z_ij) / sum_k w_ik exp(z_ik) for every j with w_ij = 1
   w_ik = 1 - beta_ik [n_k / N < threshold] [k != y_i] with beta ~ Bernoulli(keep)
@@ -139,22 +142,22 @@ def softmax_equalization(
   Args:
     logits: z, [b, c].
     labels: class indices in [0, c), [b].
-    class_counts: training images n of each class, positive, in any order, [c].
-    key: draws beta, fresh for each element. Give `key` or `mask`.
+    class_counts: training images n of each class, positive, in any order, [c]; a traced 0 has the prior 0.
+    key: for drawing beta, a new one for each element. Give `key` or `mask`.
     mask: beta itself, [b, c].
-    threshold: the share of the training images below which a class is rare, in [0, 1].
-    keep: the probability that a rare class is left out, in [0, 1]; the paper's gamma.
+    threshold: a class is rare if its fraction of the training images is below this, in [0, 1].
+    keep: the probability of dropping a rare class, in [0, 1]; the paper's gamma.
 
   Returns:
     Logits for a cross entropy without label smoothing, [b, c], float32 or better: z, and -1e30 where w is 0.
 
   Raises:
     ConfigError: both or neither of `key` and `mask`, or threshold or keep outside [0, 1].
-    DataError: counts that are not one positive number a class, or labels outside [0, c).
+    DataError: counts that are not one positive number per class, or labels outside [0, c).
 
   References:
     Tan et al., `Equalization Loss for Long-Tailed Object Recognition <https://arxiv.org/abs/2003.05176>`_, 2020,
-    the softmax form. Its authors published no code; the numbers are those of `SEQL` of BagofTricks-LT.
+    the softmax form. Its authors published no code; the defaults are those of `SEQL` of BagofTricks-LT.
 
   >>> softmax_equalization(jnp.zeros((1, 3)), jnp.array([2]), jnp.array([998, 1, 1]), mask=jnp.ones((1, 3))).tolist()
   [[0.0, -1.0000000150474662e+30, 0.0]]
@@ -163,16 +166,16 @@ def softmax_equalization(
     raise ConfigError(f"softmax_equalization draws its mask from `key` or takes it as `mask`: give exactly one of "
                       f"them, got {'neither' if key is None else 'both'}.")
   logits = at_least_float32(logits)
-  counts = positive_counts(class_counts, logits)
+  prior = class_prior(class_counts, logits)
   if mask is None:
     mask = jax.random.bernoulli(key, keep, logits.shape)
-  rare = computed_once(counts / counts.sum() < threshold)
-  # A sum needs no mask for its gradient, which is zero here anyhow, as the softmax is.
+  rare = computed_once(prior < threshold)
+  # The gradient of a sum needs no mask: it is zero where the softmax is.
   return logits + jnp.where(mask.astype(bool) & rare & ~is_label(labels, logits), _OUT_OF_THE_SOFTMAX, 0)
 
 
 def _count(seen, logits, labels, weight):
-  """The examples of each class drawn so far; mixed labels count with their weight."""
+  """Adds the labels of a batch to the examples of each class drawn so far, with the weight that mixup gives them."""
   del logits
   return seen.at[labels].add(weight)
 
@@ -187,7 +190,7 @@ def seesaw(
     p: Annotated[Number, "[0, inf)"] = 0.8,
     q: Annotated[Number, "[0, inf)"] = 2.0,
 ) -> Float[Array, "b c"]:
-  """Seesaw logits: a rarer class is pushed down less, and more where it is mistaken for the label.
+  """Seesaw logits: push a class down less if it is rarer than the label, and more if it is confused with the label.
 
   logit_ij = z_ij + p min(0, log N_j - log N_y) + q max(0, log s_ij - log max(s_iy, 0.01)), z_iy unchanged,
   with s = softmax(z), constant for the gradient: the logarithms of the mitigation and the compensation factor
@@ -195,7 +198,7 @@ def seesaw(
   Args:
     logits: z, [b, c].
     labels: class indices in [0, c), [b].
-    seen_counts: images N of each class that training has met, this batch included, [c]; 0 counts as 1.
+    seen_counts: N, the images of each class drawn so far, this batch included, [c]; 0 counts as 1.
     p: strength of the mitigation, >= 0.
     q: strength of the compensation, >= 0.
 
@@ -204,7 +207,7 @@ def seesaw(
 
   Raises:
     ConfigError: p or q below 0.
-    DataError: seen_counts that are not one number a class, zero or positive, or labels outside [0, c).
+    DataError: seen_counts that are not one number per class, zero or positive, or labels outside [0, c).
 
   References:
     Wang et al., `Seesaw Loss for Long-Tailed Instance Segmentation <https://arxiv.org/abs/2008.10032>`_, 2021;

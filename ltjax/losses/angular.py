@@ -1,4 +1,4 @@
-"""Margins and clouds on the angle: un-scaled cosines in, adjusted and scaled logits out; a loss follows."""
+"""Margins and clouds on the angle: unscaled cosines in, adjusted and scaled logits out; a loss follows."""
 
 import functools
 from typing import Annotated
@@ -45,8 +45,8 @@ def arcface(
     labels: class indices in [0, c), [b].
     margin: m in [0, pi].
     scale: s > 0.
-    fallback: where theta + m > pi, cos(theta) - m sin(m) in place of cos(theta + m), which grows again there.
-    straight_through: the gradient of `scale * cosines`, as insightface has it by computing the margin without one.
+    fallback: where theta + m > pi, use cos(theta) - m sin(m) instead of cos(theta + m), which rises again there.
+    straight_through: use the gradient of `scale * cosines`, as insightface does: it adds the margin without a gradient.
 
   Returns:
     Logits for a cross entropy, [b, c], float32 or better. Predictions use the raw cosines.
@@ -69,12 +69,12 @@ def arcface(
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _turned_at_label(fallback: bool, cosines, margin, labels):
-  """cos(theta + m) at the label, cos(theta) elsewhere."""
+  """Returns cos(theta + m) at the label, cos(theta) elsewhere."""
   turned = _turned(fallback, at_label(cosines, labels), margin)
   return jnp.where(is_label(labels, cosines), turned[..., None], cosines)
 
 
-# What autodiff finds too, but with the square root once a row in place of once an element, forwards and backwards.
+# The derivative is that of autodiff, but takes one square root per row instead of one per element.
 @_turned_at_label.defjvp
 def _turned_at_label_jvp(fallback, primals, tangents):
   (cosines, margin, labels), (d_cosines, d_margin, _) = primals, tangents
@@ -105,20 +105,20 @@ def kps_angular(
     scale: Annotated[Number, "(0, inf)"] = 15.0,
     adjust: Annotated[Number, "[0, 1]"] = 0.0,
 ) -> Float[Array, "b c"]:
-  """Key point sensitive logits with radius and margin also on the angle.
+  """Key point sensitive logits with a radius and a margin on the angle as well.
 
   logit_ij = s_i (r_j phi(r^_j theta_ij + m^_j [j = y_i]) - m_j [j = y_i]) with r, m, m' and s_i as in `kps`
   r^_j = (m'_j / max_k m'_k)^angle_power; m^_j = max_angle m'_j / max_k m'_k
-  phi(t) = cos t up to pi and -2 - cos t beyond, so that it never grows
+  phi(t) = cos t up to pi and -2 - cos t beyond, so that it never rises
 
-  `angle_power` = `max_angle` = 0 is `kps`.
+  With `angle_power` = `max_angle` = 0 this is `kps`.
 
   Args:
     cosines: cosines between features and class vectors, in [-1, 1], [b, c].
     labels: class indices in [0, c), [b].
-    class_counts: training images n of each class, positive, in any order, [c].
-    max_angle: the angle that is added for the rarest class, in [0, pi].
-    angle_power: >= 0; the larger, the shorter the angles to frequent classes count.
+    class_counts: training images n of each class, positive, in any order, [c]; a traced 0 counts as the rarest.
+    max_angle: the angle added for the rarest class, in [0, pi].
+    angle_power: >= 0; large values shrink the angles to frequent classes.
     max_margin: the margin on the cosine for the rarest class, >= 0.
     base: > 1.
     scale: s_base > 0.
@@ -129,22 +129,22 @@ def kps_angular(
 
   Raises:
     ConfigError: a hyper-parameter outside its range.
-    DataError: counts that are not one positive number a class, or labels outside [0, c).
+    DataError: counts that are not one positive number per class, or labels outside [0, c).
 
   References:
     Li et al., `Key Point Sensitive Loss for Long-Tailed Visual Recognition
-    <https://doi.org/10.1109/TPAMI.2022.3196044>`_, 2022: the thesis's equation 3.20. It names r^ and m^ and gives
-    neither values nor a rule, and its experiments have none of them: what r^ and m^ are here is ours.
+    <https://doi.org/10.1109/TPAMI.2022.3196044>`_, 2022: the thesis's equation 3.20. It names r^ and m^ but gives
+    neither values nor a rule, and no experiment uses them. The definitions here are ours.
 
   >>> kps_angular(jnp.zeros((1, 2)), jnp.array([1]), jnp.array([50, 1]), max_angle=0.5, scale=1.0).round(4).tolist()
   [[1.414199948310852, -0.47939997911453247]]
   """
   cosines = at_least_float32(cosines)
   radii, rarity = radii_and_rarity(positive_counts(class_counts, cosines), base)
-  share, margins = rarity / rarity.max(), label_margins(rarity, max_margin)
+  relative, margins = rarity / rarity.max(), label_margins(rarity, max_margin)
   own = class_indices(labels, cosines)
-  added = only_at_label(max_angle * share[own], labels, cosines)
-  angles = share**angle_power * jnp.arctan2(_sine(cosines), cosines) + added
+  added = only_at_label(max_angle * relative[own], labels, cosines)
+  angles = relative**angle_power * jnp.arctan2(_sine(cosines), cosines) + added
   moved = jnp.cos(angles)
   logits = radii * jnp.where(angles > jnp.pi, -2 - moved, moved) - only_at_label(margins[own], labels, cosines)
   scales = scale * (1 + adjust * (rarity - 1))[own]
@@ -165,7 +165,7 @@ def gcl_angular(
     noise_scale: Annotated[Number, "[0, 1]"] = 0.1,
     cloud_size: str = "log",
 ) -> Float[Array, "b c"]:
-  """Gaussian clouds on the angle: the rarer a class, the larger the random angle that is added to its own.
+  """Gaussian clouds on the angle: adds a random angle to each, on average a larger one for rare classes.
 
   logit_ij = s cos(theta_ij + t_ij) with t_ij = (pi / 2) a delta_j |clip(eps_ij, -1, 1)| + m [j = y_i]
   and s (cos_ij - sin t_ij) where theta + t >= pi; delta and eps as in `gcl`, sin(theta) as in `arcface`
@@ -173,12 +173,12 @@ def gcl_angular(
   Args:
     cosines: cosines between features and class vectors, in [-1, 1], [b, c].
     labels: class indices in [0, c), [b].
-    class_counts: training images n of each class, positive, in any order, [c].
-    key: draws eps, fresh for each element. Give `key` or `noise`.
+    class_counts: training images n of each class, positive, in any order, [c]; a traced 0 counts as the rarest.
+    key: for drawing eps, a new one for each element. Give `key` or `noise`.
     noise: eps itself, before the clip and the absolute value, [b, c].
     scale: s > 0.
-    margin: m in [0, pi / 2], on the label's angle.
-    noise_scale: a in [0, 1]; eps_0 of the paper.
+    margin: m in [0, pi / 2], added to the label's angle.
+    noise_scale: a in [0, 1]; the paper's eps_0.
     cloud_size: as in `gcl`.
 
   Returns:
@@ -187,7 +187,7 @@ def gcl_angular(
   Raises:
     ConfigError: both or neither of `key` and `noise`, an unknown `cloud_size`, or scale, margin or noise_scale outside
       its range.
-    DataError: counts that are not one positive number a class, or labels outside [0, c).
+    DataError: counts that are not one positive number per class, or labels outside [0, c).
 
   References:
     Li et al., `Adjusting Logit in Gaussian Form for Long-Tailed Visual Recognition
@@ -204,12 +204,12 @@ def gcl_angular(
 
 @jax.custom_jvp
 def _moved(cosines, angles):
-  """cos(theta + t), and cos(theta) - sin(t) where theta + t >= pi."""
+  """Returns cos(theta + t), or cos(theta) - sin(t) where theta + t >= pi."""
   sin_t, cos_t = _sine_and_cosine(angles)
   return jnp.where(cosines > -cos_t, cosines * cos_t - _sine(cosines) * sin_t, cosines - sin_t)
 
 
-# What autodiff finds too, from the arguments alone: nothing of the size of the logits is kept for the backward pass.
+# The derivative is that of autodiff, but computed from the arguments: the backward pass stores no further [b c] array.
 @_moved.defjvp
 def _moved_jvp(primals, tangents):
   (cosines, angles), (d_cosines, d_angles) = primals, tangents
@@ -221,9 +221,9 @@ def _moved_jvp(primals, tangents):
 
 
 def _sine_and_cosine(angles):
-  """(sin t, cos t) of angles t in [0, pi], from the Taylor series of half of it; XLA's own are not vectorised on CPUs.
+  """Returns (sin t, cos t) of angles t in [0, pi] from Taylor series at t / 2; XLA does not vectorise its own on CPUs.
 
-  The terms that are left out are below the rounding error: (pi/4)^2 / (2k (2k + 1)) of the one before for term k.
+  The omitted terms are below the rounding error: term k is at most (pi/2)^2 / (2k (2k + 1)) of term k - 1.
   """
   half, terms = angles / 2, 12 if angles.dtype == jnp.float64 else 7
   square, sine, cosine = half**2, 1.0, 1.0
@@ -235,5 +235,5 @@ def _sine_and_cosine(angles):
 
 
 def _sine(cosines):
-  """sin(theta), with a finite derivative also at theta = 0."""
+  """Returns sin(theta), with a finite derivative even at theta = 0."""
   return jnp.sqrt(jnp.maximum(1 - cosines**2, 1e-7))

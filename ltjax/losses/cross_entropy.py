@@ -22,7 +22,7 @@ def cross_entropy(
 
   loss_i = -sum_c t'_ic log softmax(z_i)_c with t' = (1 - e) t + e / C
 
-  A logit of -inf takes its class out of the softmax.
+  A logit of -inf excludes its class from the softmax.
 
   Args:
     logits: z, [b, c].
@@ -38,7 +38,7 @@ def cross_entropy(
 
   References:
     Szegedy et al., `Rethinking the Inception Architecture <https://arxiv.org/abs/1512.00567>`_, 2016, for the
-    smoothing. Same numbers as `torch.nn.functional.cross_entropy(reduction="none")`.
+    smoothing. The values are those of `torch.nn.functional.cross_entropy(reduction="none")`.
 
   >>> cross_entropy(jnp.array([[0.0, 0.0], [200.0, 0.0]]), jnp.array([0, 1])).tolist()
   [0.6931471824645996, 200.0]
@@ -48,7 +48,7 @@ def cross_entropy(
   if jnp.ndim(labels) == logits.ndim:
     t = probabilities(labels, logits)
     shifted = logits - most[..., None]
-    # 0 log 0 = 0: an excluded class (logit -inf) with no target must not make a NaN.
+    # 0 log 0 = 0: an excluded class (logit -inf) without a target must not produce a NaN.
     possible = jnp.where((t == 0) & jnp.isneginf(shifted), 0.0, shifted)
     target = log_sum * jnp.sum(t, axis=-1) - jnp.sum(t * possible, axis=-1)
   else:
@@ -59,19 +59,19 @@ def cross_entropy(
 
 
 def log_normalizer(logits: Float[Array, "b c"], axis: int = -1) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
-  """(max z, log sum exp(z - max z)): what to take from a row of z for its log softmax, in this order."""
-  # Nothing of the size of z is kept for the backward pass: XLA reads z again, and whatever z is made of.
+  """Returns (max z, log sum exp(z - max z)); z minus both, in this order, is the log softmax."""
+  # The backward pass stores nothing of the size of z: XLA recomputes it from z.
   most = jax.lax.stop_gradient(jnp.max(logits, axis=axis))
   return most, jnp.log(jnp.sum(jnp.exp(logits - jnp.expand_dims(most, axis)), axis=axis))
 
 
 @jax.custom_jvp
 def at_label(x: Float[Array, "b c"], labels: Int[Array, "b"]) -> Float[Array, "b"]:
-  """Each row's entry at its label; NaN for a label outside [0, c)."""
+  """Returns each row's entry at its label, NaN for a label outside [0, c)."""
   return jnp.take_along_axis(x, labels[..., None], axis=-1)[..., 0]
 
 
-# Written so that its transpose is a mask, which XLA fuses with what else the gradient is made of, where a gather's is a
+# The transpose of this form is a mask, which XLA fuses into the rest of the gradient. The transpose of a gather is a
 # scatter into an array of the size of x.
 @at_label.defjvp
 def _at_label_jvp(primals, tangents):
@@ -96,8 +96,8 @@ def focal(
     logits: z, [b, c].
     labels: class indices in [0, c), [b].
     gamma: focusing parameter, >= 0; 0 is cross entropy.
-    detach: stop the gradient through the modulator (1 - p)^gamma. True is what the GCL, KPS and FBL codes do, False
-      what the LDAM-DRW code does.
+    detach: stop the gradient through the modulator (1 - p)^gamma. The GCL, KPS and FBL codes do; the LDAM-DRW code
+      does not.
 
   Returns:
     One loss per example, [b], float32 or better.
@@ -107,9 +107,9 @@ def focal(
     DataError: labels outside [0, c).
 
   References:
-    Lin et al., `Focal Loss for Dense Object Detection <https://arxiv.org/abs/1708.02002>`_, 2017, on the
-    softmax probability of the label. With class weights w, the released codes compute p = exp(-w l), so the weight
-    leaks into the modulator, and divide by the batch size; here a weight multiplies the result (`weighted_mean`).
+    Lin et al., `Focal Loss for Dense Object Detection <https://arxiv.org/abs/1708.02002>`_, 2017, on the softmax
+    probability of the label. With class weights w, the released codes compute p = exp(-w l), so that the weight enters
+    the modulator, and divide by the batch size; here a weight multiplies the result (`weighted_mean`).
 
   >>> focal(jnp.zeros((1, 2)), jnp.array([0]), gamma=2.0).tolist()
   [0.1732867956161499]

@@ -1,4 +1,4 @@
-"""LADE: losses in which the examples of a batch meet; logits and labels in, one value per example out."""
+"""LADE: losses that compare the examples of a batch; logits and labels in, one value per example out."""
 
 from typing import Annotated
 
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Real
 
 from ltjax.losses.adjustment import logit_adjustment
-from ltjax.losses.arguments import Number, at_least_float32, class_indices, positive_counts, ranged
+from ltjax.losses.arguments import Number, at_least_float32, class_indices, class_prior, ranged
 from ltjax.losses.cross_entropy import at_label, cross_entropy, log_normalizer
 from ltjax.losses.traits import has
 
@@ -22,20 +22,20 @@ def lade(
     *,
     remine: Annotated[Number, "[0, inf)"] = 0.1,
 ) -> Float[Array, "b"]:
-  """LADE's estimate of the label distribution that a batch's logits imply, to be made free of the training one.
+  """LADE's regulariser, which removes the training label distribution from the logits.
 
-  mean_i loss_i = -sum_c pi_c (a_c - r_c - remine r_c^2)
-  a_c = mean of z_ic over the batch's examples of class c, 0 without any
-  r_c = log mean_i exp(z_ic - log(pi_c + 1e-9) + log(1 / C + 1e-9)) over the whole batch
-  loss_i = -B pi_y z_iy / (B_y + 1e-8) + sum_c pi_c (r_c + remine r_c^2) with B_y the batch's examples of class y
+  mean_i loss_i = -sum_c pi_c (a_c - r_c - remine r_c^2) with pi = n / N
+  a_c = mean of z_ic over the batch's examples of class c, 0 if there are none
+  r_c = log mean_i exp(z_ic - log(pi_c + 1e-9) + log(1 / C + 1e-9)) over the complete batch
+  loss_i = -B pi_y z_iy / (B_y + 1e-8) + sum_c pi_c (r_c + remine r_c^2), where B_y counts the examples of class y
 
-  The second part belongs to the batch and stands in full at every example, so only `mean` gives the loss of the paper;
-  weights that differ between examples have no meaning here.
+  Every example carries the full second term, which belongs to the batch, so only `mean` gives the loss of the paper;
+  different weights per example have no meaning here.
 
   Args:
     logits: z, [b, c].
     labels: class indices in [0, c), [b].
-    class_counts: training images n of each class, positive, in any order, [c]; pi = n / N.
+    class_counts: training images n of each class, positive, in any order, [c]; a traced 0 has the prior pi = 0.
     remine: strength of the regulariser, >= 0.
 
   Returns:
@@ -43,20 +43,19 @@ def lade(
 
   Raises:
     ConfigError: remine below 0.
-    DataError: counts that are not one positive number a class, or labels outside [0, c).
+    DataError: counts that are not one positive number per class, or labels outside [0, c).
 
   References:
     Hong et al., `Disentangling Label Distribution for Long-tailed Visual Recognition
-    <https://arxiv.org/abs/2012.00321>`_, 2021; `LADELoss` of hyperconnect/LADE, to which 1e-8 and 1e-9 belong.
+    <https://arxiv.org/abs/2012.00321>`_, 2021; `LADELoss` of hyperconnect/LADE, the source of 1e-8 and 1e-9.
 
   >>> lade(jnp.zeros((2, 2)), jnp.array([0, 1]), jnp.array([1, 1])).tolist()
   [0.0, 0.0]
   """
   logits = at_least_float32(logits)
-  counts = positive_counts(class_counts, logits)
+  prior = class_prior(class_counts, logits)
   labels = class_indices(labels, logits)
   batch, classes = logits.shape
-  prior = counts / counts.sum()
   to_uniform = jnp.log(1 / classes + 1e-9) - jnp.log(prior + 1e-9)
   most, log_sum = log_normalizer(logits, axis=0)
   r = most + log_sum + to_uniform - jnp.log(jnp.asarray(batch, logits.dtype))
@@ -74,24 +73,24 @@ def prior_lade(
     weight: Annotated[Number, "[0, inf)"] = 0.1,
     remine: Annotated[Number, "[0, inf)"] = 0.1,
 ) -> Float[Array, "b"]:
-  """The loss that LADE trains with: cross entropy under the training prior, and `lade`.
+  """The loss that LADE trains with: cross entropy under the training prior, plus `lade`.
 
-  loss_i = CE(z_i + log(pi + 1e-9), y_i) + weight lade_i
+  loss_i = CE(z_i + log(pi + 1e-9), y_i) + weight lade_i with pi = n / N
 
   Args:
     logits: z, [b, c].
     labels: class indices in [0, c), [b].
-    class_counts: training images n of each class, positive, in any order, [c]; pi = n / N.
-    weight: of the second part, >= 0; 0 is PriorCE, a balanced softmax.
+    class_counts: training images n of each class, positive, in any order, [c]; a traced 0 has the prior pi = 0.
+    weight: of the second term, >= 0; 0 is PriorCE, a balanced softmax.
     remine: strength of LADE's regulariser, >= 0.
 
   Returns:
-    One value per example, [b], float32 or better. Reduce with `mean`; see `lade`. Predictions for test data with
-    another prior use z plus its logarithm, so the raw z for a balanced test set.
+    One value per example, [b], float32 or better. Reduce with `mean`; see `lade`. For test data with another prior,
+    predict with z plus the logarithm of that prior; for a balanced test set, with z itself.
 
   Raises:
     ConfigError: weight or remine below 0.
-    DataError: counts that are not one positive number a class, or labels outside [0, c).
+    DataError: counts that are not one positive number per class, or labels outside [0, c).
 
   References:
     Hong et al., `Disentangling Label Distribution for Long-tailed Visual Recognition

@@ -1,4 +1,4 @@
-"""Margins and clouds on cosine logits: un-scaled cosines in, adjusted and scaled logits out; a loss follows."""
+"""Margins and clouds on cosine logits: unscaled cosines in, adjusted and scaled logits out; a loss follows."""
 
 from typing import Annotated
 
@@ -20,9 +20,9 @@ from ltjax.losses.arguments import (
 
 __all__ = ["cosface", "gcl", "kps", "ldam"]
 
-# In all of them the margin is scaled by itself: XLA makes faster code of that than of a scaled difference.
+# All of them scale the margin separately, for which XLA compiles faster code than for a scaled difference.
 
-# Written so that the most frequent class gets exactly zero in every precision: cos(pi/2) is 6e-17, sin(0) is 0.
+# These forms give the most frequent class exactly zero in every precision: sin(0) is 0, but cos(pi/2) is 6e-17.
 _CLOUD_SIZES = {
   "log": lambda n, n_max: jnp.log(n_max / n),
   "cosine": lambda n, n_max: jnp.sin((1 - n / n_max) * (jnp.pi / 2)),
@@ -40,14 +40,14 @@ def ldam(
     max_margin: Annotated[Number, "[0, inf)"] = 0.5,
     scale: Annotated[Number, "(0, inf)"] = 30.0,
 ) -> Float[Array, "b c"]:
-  """Label-distribution-aware margins: the rarer the label, the larger the margin.
+  """Label-distribution-aware margins, which grow with the rarity of the label.
 
   logit_ij = s (cos_ij - m_j [j = y_i]) with m_j = max_margin (n_min / n_j)^(1/4)
 
   Args:
     cosines: cosines between features and class vectors, in [-1, 1], [b, c].
     labels: class indices in [0, c), [b].
-    class_counts: training images n of each class, positive, in any order, [c].
+    class_counts: training images n of each class, positive, in any order, [c]; a traced 0 counts as the rarest.
     max_margin: the margin of the rarest class, >= 0.
     scale: s > 0.
 
@@ -56,12 +56,12 @@ def ldam(
 
   Raises:
     ConfigError: max_margin or scale outside its range.
-    DataError: counts that are not one positive number a class, or labels outside [0, c).
+    DataError: counts that are not one positive number per class, or labels outside [0, c).
 
   References:
     Cao et al., `Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss
-    <https://arxiv.org/abs/1906.07413>`_, 2019, equation 13; `LDAMLoss` of kaidic/LDAM-DRW. Its deferred re-weighting
-    is `effective_number` with a beta that switches from 0 to 0.9999.
+    <https://arxiv.org/abs/1906.07413>`_, 2019, equation 13; `LDAMLoss` of kaidic/LDAM-DRW. For its deferred
+    re-weighting use `effective_number` with a beta that switches from 0 to 0.9999.
 
   >>> ldam(jnp.zeros((1, 2)), jnp.array([0]), jnp.array([16, 1]), max_margin=0.5, scale=4.0).tolist()
   [[-1.0, 0.0]]
@@ -120,7 +120,7 @@ def kps(
     adjust: Annotated[Number, "[0, 1]"] = 0.0,
     flip: bool = False,
 ) -> Float[Array, "b c"]:
-  """Key point sensitive logits: frequent classes have a larger radius, rare ones a larger margin.
+  """Key point sensitive logits: frequent classes get a larger radius, rare classes a larger margin.
 
   logit_ij = s_i (r_j cos_ij - m_j [j = y_i])
   r_j = log(base n_j / n_min) / log(base); m'_j = max_k r_k + 1 - r_j; m_j = max_margin m'_j / max_k m'_k
@@ -129,20 +129,20 @@ def kps(
   Args:
     cosines: cosines between features and class vectors, in [-1, 1], [b, c].
     labels: class indices in [0, c), [b].
-    class_counts: training images n of each class, positive, in any order, [c].
-    max_margin: the margin of the rarest class, >= 0. 0.2 is the released code's on CIFAR, 0.5 the paper's.
+    class_counts: training images n of each class, positive, in any order, [c]; a traced 0 counts as the rarest.
+    max_margin: the margin of the rarest class, >= 0. The released code uses 0.2 on CIFAR, the paper 0.5.
     base: > 1.
     scale: s_base > 0.
     adjust: in [0, 1], 0 before GA begins and 1 after: a `switch` schedule, at epoch 120 of 200 in the released code.
-    flip: what the released code does: m' is r read backwards and s_i, with GA, at most 50. Only for classes in the
-      order of their counts, the most frequent first.
+    flip: follow the released code, in which m' is r in reverse order and s_i, with GA, at most 50. The classes must
+      be sorted by their counts, the most frequent first.
 
   Returns:
     Logits for a cross entropy, [b, c], float32 or better. Predictions use the raw cosines.
 
   Raises:
     ConfigError: max_margin, base, scale or adjust outside its range.
-    DataError: counts that are not one positive number a class, or not in order where `flip` needs it, or labels
+    DataError: counts that are not one positive number per class, or not sorted although `flip` needs it, or labels
       outside [0, c).
 
   References:
@@ -168,13 +168,13 @@ def kps(
 
 
 def radii_and_rarity(counts: Float[Array, "c"], base: float | Float[Array, ""]) -> tuple[Float[Array, "c"], ...]:
-  """KPS's r, 1 for the rarest class, and m', 1 for the most frequent."""
+  """Returns KPS's r, which is 1 for the rarest class, and m', which is 1 for the most frequent."""
   radii = 1 + jnp.log(counts / counts.min()) / jnp.log(jnp.asarray(base, counts.dtype))
   return radii, radii.max() + 1 - radii
 
 
 def label_margins(rarity: Float[Array, "c"], max_margin: float | Float[Array, ""]) -> Float[Array, "c"]:
-  """KPS's m: `max_margin` for the rarest class."""
+  """Returns KPS's m, which is `max_margin` for the rarest class."""
   return rarity * (max_margin / rarity.max())
 
 
@@ -184,7 +184,7 @@ def _check_order(class_counts) -> None:
   rises = np.flatnonzero(np.diff(np.asarray(class_counts, np.float64)) > 0)
   if rises.size:
     raise DataError(f"kps: flip=True needs class_counts from the most frequent class to the rarest, but class "
-                    f"{rises[0] + 1} has more than class {rises[0]}; without flip any order is right.")
+                    f"{rises[0] + 1} has more than class {rises[0]}; sort the classes, or use flip=False.")
 
 
 @ranged
@@ -200,7 +200,7 @@ def gcl(
     noise_scale: Annotated[Number, "[0, inf)"] = 0.5,
     cloud_size: str = "log",
 ) -> Float[Array, "b c"]:
-  """Gaussian clouded logits: the rarer a class, the larger the random amount taken from its cosine.
+  """Gaussian clouded logits: subtracts a random amount from each cosine, on average more for rare classes.
 
   logit_ij = s (cos_ij - a delta_j |clip(eps_ij, -1, 1)| - m [j = y_i]) with eps ~ N(0, 1/9)
   delta_j = d_j / max_k d_k, with d_j by `cloud_size`:
@@ -209,11 +209,11 @@ def gcl(
   Args:
     cosines: cosines between features and class vectors, in [-1, 1], [b, c].
     labels: class indices in [0, c), [b].
-    class_counts: training images n of each class, positive, in any order, [c].
-    key: draws eps, fresh for each element. Give `key` or `noise`.
+    class_counts: training images n of each class, positive, in any order, [c]; a traced 0 counts as the rarest.
+    key: for drawing eps, a new one for each element. Give `key` or `noise`.
     noise: eps itself, before the clip and the absolute value, [b, c].
     scale: s > 0.
-    margin: m >= 0, on the label's cosine.
+    margin: m >= 0, subtracted from the label's cosine.
     noise_scale: a >= 0.
     cloud_size: "log", "cosine", "power_1_3" or "power_1_4".
 
@@ -223,12 +223,12 @@ def gcl(
   Raises:
     ConfigError: both or neither of `key` and `noise`, an unknown `cloud_size`, or scale, margin or noise_scale outside
       its range.
-    DataError: counts that are not one positive number a class, or labels outside [0, c).
+    DataError: counts that are not one positive number per class, or labels outside [0, c).
 
   References:
     Li et al., `Long-tailed Visual Recognition via Gaussian Clouded Logit Adjustment
-    <https://arxiv.org/abs/2305.11733>`_, 2022: the thesis's equations 5.9, 5.11 and 5.12. The factor a = 0.5 is in the
-    authors' code only; a = 1 is the paper. Equal counts give no cloud here, where the code divides by zero.
+    <https://arxiv.org/abs/2305.11733>`_, 2022: the thesis's equations 5.9, 5.11 and 5.12. The factor a = 0.5 is only in
+    the authors' code; the paper has a = 1. Equal counts give no cloud here; the authors' code divides by zero.
 
   >>> gcl(jnp.zeros((1, 2)), jnp.array([0]), jnp.array([100, 1]), noise=jnp.ones((1, 2))).round().tolist()
   [[0.0, -15.0]]
@@ -239,7 +239,7 @@ def gcl(
 
 
 def clouds(function: str, cosines, class_counts, key, noise, noise_scale, cloud_size: str) -> Float[Array, "b c"]:
-  """GCL's a delta |clip(eps, -1, 1)|."""
+  """Returns GCL's a delta |clip(eps, -1, 1)|."""
   if (key is None) == (noise is None):
     raise ConfigError(f"{function} draws its noise from `key` or takes it as `noise`: give exactly one of them, "
                       f"got {'neither' if key is None else 'both'}.")

@@ -38,11 +38,11 @@ def weighted_mean(losses: Float[Array, "b"], weights: Float[Array, "b"]) -> Floa
     weights: one weight per example, not negative and not all zero, [b]: `class_weights[labels]`.
 
   Returns:
-    A scalar, float32 or better. A common factor of the weights has no effect.
+    A scalar, float32 or better. A common factor of all weights cancels.
 
   References:
-    PyTorch's weighted cross entropy, and so every PyTorch code of the field. The TensorFlow code of Cui et al. divides
-    by B instead: `mean(weights * losses)`.
+    PyTorch's weighted cross entropy, which all PyTorch code of the field uses. The TensorFlow code of Cui et al.
+    divides by B instead: `mean(weights * losses)`.
 
   >>> weighted_mean(jnp.array([1.0, 3.0]), jnp.array([3.0, 1.0])).tolist()
   1.5

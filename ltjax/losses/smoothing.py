@@ -11,7 +11,7 @@ from ltjax.losses.cross_entropy import at_label, log_normalizer
 
 __all__ = ["label_aware_smoothing"]
 
-# The way from tail (u = 0) to head (u = 1), as a function that goes from 0 to 1.
+# Each rises from 0 at the tail (u = 0) to 1 at the head (u = 1).
 _SHAPES = {
   "concave": lambda u, power: jnp.sin(u * (jnp.pi / 2)),
   "linear": lambda u, power: u,
@@ -31,7 +31,7 @@ def label_aware_smoothing(
     shape: str = "concave",
     power: Annotated[float, "(0, inf)"] = 2.0,
 ) -> Float[Array, "b"]:
-  """Cross entropy with the more label smoothing, the more frequent the label.
+  """Cross entropy that smooths frequent labels more than rare ones.
 
   loss_i = (1 - e_y) (-log p_iy) + e_y mean_c(-log p_ic)
   e_y = tail + (head - tail) g(u_y) with u = (n - n_min) / (n_max - n_min) and g by `shape`:
@@ -40,23 +40,23 @@ def label_aware_smoothing(
   Args:
     logits: z, [b, c].
     labels: class indices in [0, c), [b].
-    class_counts: training images n of each class, positive, in any order, [c].
-    head: smoothing of the most frequent class, in [0, 1]; where all counts are equal, of every class.
+    class_counts: training images n of each class, positive, in any order, [c]; a traced 0 counts as the rarest.
+    head: smoothing of the most frequent class, in [0, 1]; of every class if all counts are equal.
     tail: smoothing of the rarest class, in [0, 1].
     shape: "concave", "linear", "convex" or "exp".
-    power: of shape "exp", > 0.
+    power: the exponent of shape "exp", > 0.
 
   Returns:
     One loss per example, [b], float32 or better.
 
   Raises:
     ConfigError: head, tail or power outside its range, or an unknown shape.
-    DataError: counts that are not one positive number a class, or labels outside [0, c).
+    DataError: counts that are not one positive number per class, or labels outside [0, c).
 
   References:
     Zhong et al., `Improving Calibration for Long-Tailed Recognition <https://arxiv.org/abs/2104.00466>`_ (MiSLAS),
-    2021; `LabelAwareSmoothing` of dvlab-research/MiSLAS. The mean over classes includes the label. The released convex
-    shape starts its sine at `head`, as here. The released code rounds e to float32 and gives NaN for equal counts.
+    2021; `LabelAwareSmoothing` of dvlab-research/MiSLAS. The mean over classes includes the label. As in the released
+    code, the sine of the convex shape starts at `head`. That code rounds e to float32 and returns NaN for equal counts.
 
   >>> label_aware_smoothing(jnp.array([[2.0, 0.0]]), jnp.array([0]), jnp.array([9, 1]), head=0.5, tail=0.0).tolist()
   [0.6269280314445496]

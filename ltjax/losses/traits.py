@@ -1,7 +1,8 @@
-"""What a loss or an adjustment asks for beyond its arguments, declared where it is defined.
+"""Traits: what a loss or an adjustment needs beyond its arguments, declared on the function itself.
 
-`of_batch`: the loss of a complete batch, whose rows cannot be left out or weighted one by one. `drops_columns`: columns
-of the logits are removed at random. `needs_angles`: the cosines must lie in [-1, 1]. `state`: see `stateful`.
+`of_batch`: the loss belongs to a complete batch, so its rows cannot be left out or weighted differently.
+`drops_columns`: the function removes columns of the logits at random, which no loss with `of_batch` can follow.
+`needs_angles`: the cosines must lie in [-1, 1]. `state`: see `stateful`.
 """
 
 from collections.abc import Callable
@@ -9,13 +10,14 @@ from typing import Any, NamedTuple
 
 
 class State(NamedTuple):
-  """What a loss remembers from step to step.
+  """The state that a loss carries from step to step.
 
   Args:
-    argument: the keyword that receives it.
-    init: num_classes -> a pytree of arrays, before the first step.
-    update: (state, logits [b c], labels [b], weight) -> the state that the loss of this very step reads. It runs inside
-      jit, once for each set of labels; `weight` is the labels' weight in the batch, 1 without mixup.
+    argument: the keyword argument that receives the state.
+    init: num_classes -> a pytree of arrays, the state before the first step.
+    update: (state, logits [b c], labels [b], weight) -> the new state. It runs inside jit, once per step and set of
+      labels, before the loss of that step reads the state; `weight` is the labels' weight in the batch, 1 without
+      mixup.
   """
 
   argument: str
@@ -35,5 +37,5 @@ def has(**traits) -> Callable[[Callable], Callable]:
 
 
 def stateful(argument: str, init: Callable[[int], Any], update: Callable[..., Any]) -> Callable[[Callable], Callable]:
-  """Declares the `State` of a loss; a run holds and checkpoints it only where a stage uses the loss."""
+  """Declares the `State` of a loss; a run allocates and saves it only for stages that use the loss."""
   return has(state=State(argument, init, update))

@@ -16,14 +16,14 @@ def _sum_to_classes(weights: Float[Array, "c"]) -> Float[Array, "c"]:
 
 @ranged
 def effective_number(class_counts: Real[Array, "c"], *, beta: Annotated[Number, "[0, 1)"]) -> Float[Array, "c"]:
-  """Class-balanced weights: the inverse of a class's effective number of examples.
+  """Class-balanced weights: the inverse of each class's effective number of examples.
 
-  w_c proportional to (1 - beta) / (1 - beta^n_c), sum_c w_c = C
+  w_c is proportional to (1 - beta) / (1 - beta^n_c), sum_c w_c = C
 
   Args:
-    class_counts: training images n of each class, positive, in any order, [c].
-    beta: in [0, 1); 0 gives ones, and towards 1 it becomes `inverse_frequency`. A Python number keeps 1 - beta exact
-      in float32; an array that is already float32 has lost it near 1 (1.7e-4 relative at 0.9999).
+    class_counts: training images n of each class, positive, in any order, [c]; a traced 0 counts as the rarest.
+    beta: in [0, 1); 0 gives ones, and the limit 1 is `inverse_frequency`. Pass a Python number if you can: a float32
+      array near 1 has already lost digits of 1 - beta (a relative error of 1.7e-4 at 0.9999).
 
   Returns:
     Weights that sum to C, [c], float32 or better.
@@ -47,10 +47,10 @@ def effective_number(class_counts: Real[Array, "c"], *, beta: Annotated[Number, 
 def inverse_frequency(class_counts: Real[Array, "c"]) -> Float[Array, "c"]:
   """Weights inversely proportional to the class counts.
 
-  w_c proportional to 1 / n_c, sum_c w_c = C
+  w_c is proportional to 1 / n_c, sum_c w_c = C
 
   Args:
-    class_counts: training images n of each class, positive, in any order, [c].
+    class_counts: training images n of each class, positive, in any order, [c]; a traced 0 counts as the rarest.
 
   Returns:
     Weights that sum to C, [c], float32 or better.

@@ -1,7 +1,7 @@
-"""Attentive feature augmentation (AFA): maps split into a class-related and a variation-related part.
+"""Attentive feature augmentation (AFA): splits maps into a class-related and a variation-related part.
 
-The modules here stand between two stages of a backbone, `insert=dict(name="AFA")`: maps in, maps out, and in training
-with `Generating` images the generated rows after them.
+A backbone applies one of these modules between two of its stages, `insert=dict(name="AFA")`. It takes maps and returns
+maps, followed by the generated rows if the backbone was called with `Generating` images.
 """
 
 import math
@@ -34,13 +34,13 @@ def decompose(
 
   Args:
     maps: X, [b h w d].
-    w_query: W_q [hw hw], places in rows of the image; the same for every example (algorithm 1 of the paper gives it a
-      leading B, which can only mean that it is broadcast).
+    w_query: W_q [hw hw], positions in row-major order; the same for every example (algorithm 1 of the paper gives it
+      a leading B, which can only mean broadcasting).
     w_key: W_k [hw hw].
     w_value: W_v [hw hw].
     se: (w1 [d r], b1 [r], w2 [r d], b2 [d]) of the squeeze-and-excitation block.
-    mask_axis: over what M sums to 1, on which the paper is silent: "channel" (the mask weighs channels against each
-      other, as the attention does), or "spatial".
+    mask_axis: the axis over which M sums to 1, "channel" (the mask compares channels, as the attention does) or
+      "spatial"; the paper does not say which.
 
   Returns:
     (X_class, X_var), each [b h w d], float32 whatever the precision of the maps (float64 for float64).
@@ -68,19 +68,19 @@ def decompose(
 
 
 class _Insert(nn.Module):
-  """What the modules have in common: `split` (maps) gives (X_class, X_var); enhancement and generation follow.
+  """The common part of the modules: `split` returns (X_class, X_var); enhancement and generation follow.
 
-  X_enh = X + X_class (equation 6; X without `addition`), and rows X_class[i] + X_var[j] where a plan asks for them
+  X_enh = X + X_class (equation 6; X without `addition`), and rows X_class[i] + X_var[j] as a plan requests them
 
   Args:
-    addition: whether the class-related part is added to the maps.
-    stop_gradient: whether the generated rows leave X_class and X_var alone; the paper is silent.
+    addition: whether to add the class-related part to the maps.
+    stop_gradient: whether to stop the gradient from the generated rows to X_class and X_var; the paper does not say.
   """
   addition: bool = True
   stop_gradient: bool = False
 
   def __call__(self, maps: Float[Array, "b h w d"], plan: Plan | None = None) -> Float[Array, "b+m h w d"]:
-    """Returns the enhanced maps, then a row for each slot of `plan`, in the precision of `maps`.
+    """Returns the enhanced maps, then a row per slot of `plan`, in the precision of `maps`.
 
     Raises:
       ConfigError: maps of another size than the module was built for.
@@ -94,20 +94,20 @@ class _Insert(nn.Module):
     return jnp.concatenate([enhanced, combine(class_related, variation_related, plan).astype(maps.dtype)])
 
   def split(self, maps: Float[Array, "b h w d"]) -> tuple[Any, Any]:
-    """(class-related, variation-related), each [b h w d]."""
+    """Returns (class-related, variation-related), each [b h w d]."""
     raise NotImplementedError
 
 
 class AFA(_Insert):
   """The module of the AFA paper: `decompose`, addition of the class-related part, generation.
 
-  `query`, `key` and `value` [h w h w] start as N(0, 1/hw); so the module fits one size of maps. There are no biases
-  (equation 1). The squeeze-and-excitation block has max(d // reduction, 4) hidden units. None of the three is in the
-  paper; a reduction of 16 is the block's own.
+  `query`, `key` and `value` [h w h w] start as N(0, 1/hw); their shape ties the module to one size of maps. There are
+  no biases (equation 1). The squeeze-and-excitation block has max(d // reduction, 4) hidden units. The paper specifies
+  none of these; a reduction of 16 is the default of that block.
 
   Args:
-    addition: whether the class-related part is added to the maps (table VII).
-    stop_gradient: whether the generated rows leave X_class and X_var alone; the paper is silent.
+    addition: whether to add the class-related part to the maps (table VII).
+    stop_gradient: whether to stop the gradient from the generated rows to X_class and X_var; the paper does not say.
     mask_axis: as in `decompose`.
     reduction: of the squeeze-and-excitation block.
 
@@ -126,13 +126,13 @@ class AFA(_Insert):
 
   @nn.compact
   def split(self, maps):
-    """Equations 1 to 5."""
+    """Applies equations 1 to 5."""
     b, h, w, d = maps.shape
     if self.has_variable("params", "query"):
       height, width, _, _ = self.get_variable("params", "query").shape
       if (h, w) != (height, width):
-        raise ConfigError(f"AFA was built for maps of {height} x {width}, got {h} x {w}; its matrices belong to one "
-                          "size, so train and evaluate with images of the same")
+        raise ConfigError(f"AFA was built for maps of {height} x {width}, got {h} x {w}; its matrices fit one size, so "
+                          "train and evaluate with images of equal size")
     normal = nn.initializers.normal((h * w) ** -0.5)
     matrices = [self.param(name, normal, (h, w, h, w), jnp.float32).reshape(h * w, h * w)
                 for name in ("query", "key", "value")]
@@ -145,17 +145,17 @@ class AFA(_Insert):
 
 
 class CBAM(_Insert):
-  """AFA with a convolutional block attention module in the place of its decomposition (table V of the AFA paper).
+  """AFA with a convolutional block attention module instead of its decomposition (table V of the AFA paper).
 
   X' = M_c X, M_c = sigmoid(MLP(avg_p X) + MLP(max_p X)); X_class = M_s X', M_s = sigmoid(conv7x7([avg_d X'; max_d X']))
 
-  X_var = X - X_class, the paper's equation 5 with X for V; how it takes the two parts from the block is not said. The
-  BatchNorm that follows the 7x7 convolution in the block's released code is left out.
+  X_var = X - X_class is the paper's equation 5 with X for V; the paper does not say how it splits the output of the
+  block. The released code of the block has a BatchNorm after the 7x7 convolution; we omit it.
 
   Args:
-    addition: whether the class-related part is added to the maps.
-    stop_gradient: whether the generated rows leave X_class and X_var alone.
-    reduction: of the channels' MLP.
+    addition: whether to add the class-related part to the maps.
+    stop_gradient: whether to stop the gradient from the generated rows to X_class and X_var.
+    reduction: of the channel MLP.
 
   References:
     Woo et al., `CBAM: Convolutional Block Attention Module <https://arxiv.org/abs/1807.06521>`_, 2018, equations 2, 3.
@@ -168,7 +168,7 @@ class CBAM(_Insert):
 
   @nn.compact
   def split(self, maps):
-    """(the block's output, what it takes out)."""
+    """Returns (the output of the block, the maps minus that output)."""
     x, d = full_precision(maps), maps.shape[-1]
     first = nn.Dense(_hidden(d, self.reduction), kernel_init=kaiming_normal, name="channel1")
     second = nn.Dense(d, kernel_init=kaiming_normal, name="channel2")
@@ -181,15 +181,16 @@ class CBAM(_Insert):
 
 
 class GlobalContext(_Insert):
-  """AFA with a global context block in the place of its decomposition (table V of the AFA paper).
+  """AFA with a global context block instead of its decomposition (table V of the AFA paper).
 
-  X_class = t at every place, t = W_2 ReLU(LayerNorm(W_1 sum_p a_p x_p)), a = softmax_p(<w, x_p>); X_var = X - X_class
+  X_class = t at every position, t = W_2 ReLU(LayerNorm(W_1 sum_p a_p x_p)), a = softmax_p(<w, x_p>)
+  X_var = X - X_class
 
-  So X + X_class is what the block gives. How the paper takes its two parts from the block is not said.
+  So X + X_class is the output of the block. The paper does not say how it splits that output.
 
   Args:
-    addition: whether the class-related part is added to the maps.
-    stop_gradient: whether the generated rows leave X_class and X_var alone.
+    addition: whether to add the class-related part to the maps.
+    stop_gradient: whether to stop the gradient from the generated rows to X_class and X_var.
     reduction: of the bottleneck W_1, W_2.
 
   References:
@@ -204,14 +205,14 @@ class GlobalContext(_Insert):
 
   @nn.compact
   def split(self, maps):
-    """(the context, the maps without it)."""
+    """Returns (the context, the maps minus the context)."""
     x, (b, h, w, d) = full_precision(maps), maps.shape
     flat = x.reshape(b, h * w, d)
     attention = jax.nn.softmax(nn.Dense(1, kernel_init=kaiming_normal, name="where")(flat), axis=1)
     context = jnp.sum(attention * flat, axis=1)
     hidden = nn.Dense(_hidden(d, self.reduction), kernel_init=kaiming_normal, name="transform1")(context)
     hidden = nn.relu(nn.LayerNorm(epsilon=1e-5, name="transform_norm")(hidden))
-    # Zero, as in the released code: at the start the block changes nothing.
+    # Starts at zero, as in the released code, so that the block is the identity at first.
     context = nn.Dense(d, kernel_init=nn.initializers.zeros, name="transform2")(hidden)
     class_related = jnp.broadcast_to(context[:, None, None], x.shape)
     return class_related, x - class_related

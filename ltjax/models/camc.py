@@ -1,4 +1,4 @@
-"""Class activation maps, and their calibration by prototypes of the tail classes: CAMC and CAMC++ (Zhang et al.)."""
+"""Class activation maps and their calibration with prototypes of the tail classes: CAMC and CAMC++ (Zhang et al.)."""
 
 from typing import Annotated
 
@@ -20,16 +20,16 @@ _normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")  # N(0, 1) /
 
 
 def class_activation_maps(maps: Float[Array, "b h w d"], kernel: Float[Array, "d c"]) -> Float[Array, "b h w c"]:
-  """How much each place speaks for each class.
+  """Returns the evidence for each class at each position.
 
   M_c(x, y) = <w_c, F(x, y)>
 
   Args:
     maps: feature maps F before pooling, [b h w d].
-    kernel: class vectors w in the columns, [d, c]; a bias plays no part.
+    kernel: class vectors w in the columns, [d, c]; a bias is ignored.
 
   Returns:
-    The maps of all classes, [b h w c], float32 or better; their means over h, w are the logits of a linear classifier
+    The maps of all classes, [b h w c], float32 or better. Their means over h, w are the logits of a linear classifier
     without bias.
 
   References:
@@ -51,24 +51,24 @@ def reinforcement(
     hidden: tuple[Float[Array, "t n n k k"], Float[Array, "t k"]] | None = None,
     normalize_prototypes: bool = False,
 ) -> Float[Array, "b h w t"]:
-  """How much CAMC strengthens each place for each tail class, between 1 and 2.
+  """Returns the factor between 1 and 2 by which CAMC strengthens each position for each tail class.
 
   a_c = 1 + sigmoid(conv(F * Phi^c)), where F * Phi^c are the k response maps <F(x, y), phi>
 
   Args:
     maps: feature maps F, [b h w d].
     prototypes: Phi, k vectors for each of t tail classes, [t k d].
-    fuse_kernel: n x n convolution (n odd, the outside zero) from k response maps to one, for each class, [t n n k], or
-      [1 n n k] for all.
+    fuse_kernel: n x n convolution (n odd, zero padding) from k response maps to one, [t n n k], or [1 n n k] for one
+      that all classes share.
     fuse_bias: its bias, [t] or [1].
-    hidden: kernel and bias of a convolution from k to k maps and a ReLU before that.
-    normalize_prototypes: respond with the cosines of F(x, y) and phi in place of their products.
+    hidden: kernel and bias of a convolution from k to k maps, which a ReLU follows, before the fusion.
+    normalize_prototypes: respond with the cosines of F(x, y) and phi instead of their products.
 
   Returns:
     a, [b h w t], float32 or better.
 
   References:
-    CAMC, equations 4 and 5. "Fused by convolutions" does not say which: one of 3 x 3 for each class is our reading.
+    CAMC, equations 4 and 5. The paper only says "fused by convolutions"; we read it as one 3 x 3 convolution per class.
 
   >>> ones, zeros = jnp.ones((1, 2, 2, 3)), jnp.zeros((1, 3, 3, 4))
   >>> reinforcement(ones, jnp.ones((1, 4, 3)), zeros, jnp.zeros(1))[0, :, :, 0].tolist()
@@ -77,7 +77,7 @@ def reinforcement(
   maps, prototypes = full_precision(maps), full_precision(prototypes)
   if normalize_prototypes:
     maps, prototypes = normalize(maps, axis=-1), normalize(prototypes, axis=-1)
-  # These are nearly all of the work, and a sigmoid follows: accelerators may round their operands.
+  # Nearly all of the work is here, and a sigmoid follows, so accelerators may round the operands.
   responses = jnp.einsum("bhwd,tkd->bhwkt", maps, prototypes)
   if hidden is not None:
     responses = nn.relu(_fuse(responses, *hidden))
@@ -85,13 +85,13 @@ def reinforcement(
 
 
 def _fuse(responses, kernel, bias):
-  """A convolution [t n n k j] of each class's maps [b h w k t] to [b h w j t]."""
-  # As shifted sums: XLA on a CPU is slow at convolutions in t groups, and slower at their derivatives.
+  """Convolves each class's maps [b h w k t] with [t n n k j] to [b h w j t]."""
+  # Shifted sums, because XLA on a CPU is slow at convolutions in t groups, and slower at their derivatives.
   (_, h, w, _, t), n = responses.shape, kernel.shape[1]
   kernel = jnp.broadcast_to(kernel, (t, *kernel.shape[1:]))
   fused = bias.T
   for y, x in np.ndindex(n, n):
-    # Shifted after the sum over k, which leaves less to keep for the derivative than before it.
+    # The shift follows the sum over k, so that the backward pass stores less.
     part = jnp.einsum("bhwkt,tkj->bhwjt", responses, kernel[:, y, x])
     framed = jnp.pad(part, ((0, 0), (n // 2, n // 2), (n // 2, n // 2), (0, 0), (0, 0)))
     fused = fused + framed[:, y:y + h, x:x + w]
@@ -110,12 +110,12 @@ def calibrated_scores(
     hidden: tuple[Float[Array, "t n n k k"], Float[Array, "t k"]] | None = None,
     normalize_prototypes: bool = False,
 ) -> Float[Array, "b c"]:
-  """The scores of CAMC: every tail class sees the image through its own calibrated map.
+  """Returns the scores of CAMC, in which every tail class weights the positions with its own calibrated map.
 
-  s_c = g <x_c / |x_c|, w_c / |w_c|>, x_c = mean over places p of a_cp F_p; a_cp = 1 where c is not in the tail
+  s_c = g <x_c / |x_c|, w_c / |w_c|>, x_c = mean over positions p of a_cp F_p; a_cp = 1 if c is not in the tail
 
-  The embeddings x_c [b t d] are never made: <x_c, w> = sum_p a_cp <F_p, w> and |x_c|^2 = a_c^T G a_c with the Gram
-  matrix G = F F^T of the image's places, so the memory is that of the response maps, b t k h w.
+  The code never forms the embeddings x_c [b t d]: <x_c, w> = sum_p a_cp <F_p, w> and |x_c|^2 = a_c^T G a_c, where
+  G = F F^T is the Gram matrix of the positions. So the memory is that of the response maps, b t k h w.
 
   Args:
     maps: feature maps F, [b h w d].
@@ -123,16 +123,16 @@ def calibrated_scores(
     prototypes: as in `reinforcement`, which gives a, [t k d].
     fuse_kernel: likewise, [t n n k].
     fuse_bias: likewise, [t].
-    tail: the classes of these t rows, each once, [t]; none is the plain normalised classifier.
+    tail: the classes of these t rows, each once, [t]; with t = 0 this is the plain normalised classifier.
     scale: g > 0.
     hidden: as in `reinforcement`.
     normalize_prototypes: as in `reinforcement`.
 
   Returns:
-    Scores, [b, c], float32 or better. Maps of zeros give zeros, and a finite gradient.
+    Scores, [b, c], float32 or better. Zero maps give zero scores and a finite gradient.
 
   References:
-    CAMC, equations 5 and 8; equation 6 without the norm of w_c is superseded by 8.
+    CAMC, equations 5 and 8; equation 8 supersedes equation 6, which lacks the norm of w_c.
 
   >>> rng = np.random.default_rng(0)
   >>> maps, kernel, prototypes = (rng.standard_normal(shape) for shape in ((2, 3, 3, 8), (8, 5), (2, 4, 8)))
@@ -144,23 +144,23 @@ def calibrated_scores(
   maps, kernel = full_precision(maps), normalize(full_precision(kernel), axis=0)
   weights = reinforcement(maps, prototypes, fuse_kernel, fuse_bias, hidden=hidden,
                           normalize_prototypes=normalize_prototypes)
-  places = maps.reshape(len(maps), -1, maps.shape[-1])
-  weights = weights.reshape(*places.shape[:2], -1) / places.shape[1]
-  plain = matmul(normalize(jnp.mean(places, axis=1), axis=-1), kernel)
-  gram = jnp.einsum("bpd,bqd->bpq", places, places, precision=_HIGHEST)
+  rows = maps.reshape(len(maps), -1, maps.shape[-1])
+  weights = weights.reshape(*rows.shape[:2], -1) / rows.shape[1]
+  plain = matmul(normalize(jnp.mean(rows, axis=1), axis=-1), kernel)
+  gram = jnp.einsum("bpd,bqd->bpq", rows, rows, precision=_HIGHEST)
   squares = jnp.sum(weights * jnp.einsum("bpq,bqt->bpt", gram, weights, precision=_HIGHEST), axis=1)
-  products = jnp.sum(weights * matmul(places, kernel[:, tail]), axis=1)
+  products = jnp.sum(weights * matmul(rows, kernel[:, tail]), axis=1)
   return scale * plain.at[:, tail].set(products * inverse_length(squares))
 
 
 def crop_boxes(size: int, grid: int) -> np.ndarray:
-  """The windows of CAMC++: as large as the image, around the centres of a grid of cells, cut off at its edges.
+  """Returns the windows of CAMC++: of the size of the image, centred on a grid of cells, clipped at the edges.
 
   y0 = round(max(0, c - size/2)), y1 = round(min(size, c + size/2)) with c = (i + 1/2) size / grid, halves upwards
 
   Args:
     size: side of the image in pixels.
-    grid: M >= 1 cells a side.
+    grid: M >= 1 cells per side.
 
   Returns:
     int [grid grid 4]: y0, y1, x0, x1 of each cell's window.
@@ -169,13 +169,13 @@ def crop_boxes(size: int, grid: int) -> np.ndarray:
     ConfigError: a grid below 1.
 
   References:
-    CAMC, section III-B; where the centres lie is not said.
+    CAMC, section III-B, which does not say where the centres lie.
 
   >>> crop_boxes(32, 2)[0].tolist()
   [[0, 24, 0, 24], [0, 24, 8, 32]]
   """
   if grid < 1:
-    raise ConfigError(f"crop_boxes: the grid of crops has at least one cell a side, got {grid}")
+    raise ConfigError(f"crop_boxes: grid must be at least 1, got {grid}")
   centres = (np.arange(grid) + 0.5) * size / grid
   first = np.floor(np.maximum(0, centres - size / 2) + 0.5).astype(int)
   last = np.floor(np.minimum(size, centres + size / 2) + 0.5).astype(int)
@@ -184,25 +184,25 @@ def crop_boxes(size: int, grid: int) -> np.ndarray:
 
 
 def crop_windows(size: int, grid: int) -> np.ndarray:
-  """Cropping and resizing along one axis as matrices: `windows[i] @ image` is window i of `crop_boxes`, enlarged.
+  """Returns matrices that crop and resize along one axis: `windows[i] @ image` is window i of `crop_boxes`, enlarged.
 
-  Bilinear, pixel centres at halves, as torch's interpolate without align_corners. Matrices, because windows of
-  different lengths are different shapes, which no loop over the crops could have.
+  The interpolation is bilinear with pixel centres at halves, as in torch's interpolate without align_corners. Windows
+  differ in length, but the matrices have one shape, so a loop over the crops compiles once.
 
   Args:
     size: side of the image in pixels.
-    grid: M >= 1 cells a side.
+    grid: M >= 1 cells per side.
 
   Returns:
     float32 [grid size size].
   """
   windows = np.zeros((grid, size, size), np.float32)
   for window, (first, last) in zip(windows, crop_boxes(size, grid)[:, 0, :2], strict=True):
-    places = np.clip((np.arange(size) + 0.5) * (last - first) / size - 0.5, 0, last - first - 1)
-    below = np.floor(places).astype(int)
+    positions = np.clip((np.arange(size) + 0.5) * (last - first) / size - 0.5, 0, last - first - 1)
+    below = np.floor(positions).astype(int)
     above = np.minimum(below + 1, last - first - 1)
-    np.add.at(window, (np.arange(size), first + below), 1 - (places - below))
-    np.add.at(window, (np.arange(size), first + above), places - below)
+    np.add.at(window, (np.arange(size), first + below), 1 - (positions - below))
+    np.add.at(window, (np.arange(size), first + above), positions - below)
   return windows
 
 
@@ -210,23 +210,23 @@ class CAMC(nn.Module):
   """The normalised classifier with calibrated class activation maps for the tail: `calibrated_scores`.
 
   The parameters are `kernel` [d, c] as in `NormalizedLinear`, `prototypes` [t k d], `fuse_kernel` [t n n k] from
-  N(0, 0.01^2) and `fuse_bias` [t] from 0, so that the first scores are nearly those of the plain classifier. The
-  prototypes are features of training images, which the stage takes from the one before it; they start as zeros where
-  nothing puts those in. What the paper leaves open is an argument here, its default our reading.
+  N(0, 0.01^2) and `fuse_bias` [t] from 0, so that the first scores are close to those of the plain classifier. The
+  prototypes are features of training images, which the stage computes with the model of the stage before; until then
+  they are zeros. Choices that the paper leaves open are arguments; their defaults are our reading.
 
   Args:
     num_classes: c.
-    scale: g > 0; the paper's is 16.
-    threshold: classes with fewer training images are the tail; the paper's is 100, on CIFAR-10-LT 1000 or 200.
-    num_prototypes: k, at most what some tail class has; classes with fewer repeat theirs.
+    scale: g > 0; 16 in the paper.
+    threshold: classes with fewer training images form the tail; 100 in the paper, 1000 or 200 on CIFAR-10-LT.
+    num_prototypes: k >= 1, at most the images of the largest tail class; smaller classes repeat theirs.
     crops: M of CAMC++, whose maps are the M x M features of crops of the image; None for the backbone's own maps.
     shared_fusion: one fusion for all classes.
     fusion_size: n, odd.
-    fusion_layers: 2 puts a layer from k to k maps and a ReLU (`hidden_kernel`, `hidden_bias`) before the fusion.
-    normalize_prototypes: respond with cosines. Products grow with the features' length, which a small magnitude g in
-      the stage before makes large, and may leave the sigmoid at its ends, where it tells no place from another.
-    pick: which images of a class become prototypes: random ones, the first, or those nearest to the centres of k-means.
-    class_counts: training images of each class; None where they are not known yet, for the names of the parameters.
+    fusion_layers: 1, or 2 for a layer from k to k maps and a ReLU (`hidden_kernel`, `hidden_bias`) before the fusion.
+    normalize_prototypes: respond with cosines. Products grow with the length of the features, which is large after a
+      stage with a small magnitude g; they can saturate the sigmoid, which then treats all positions alike.
+    pick: the images of a class that become prototypes: "random", "first", or "kmeans", those nearest to its centres.
+    class_counts: training images of each class; None while they are unknown, for the names of the parameters.
 
   References:
     Zhang et al., `Calibrating Class Activation Maps for Long-Tailed Visual Recognition` (CAMC), 2021.
@@ -260,22 +260,22 @@ class CAMC(nn.Module):
   def _check_counts(self, counts) -> None:
     tail = counts[counts < self.threshold]
     if not len(tail):
-      raise ConfigError(f"CAMC: threshold {self.threshold:g} leaves no tail class, the smallest class has "
+      raise ConfigError(f"CAMC: threshold {self.threshold:g} leaves no tail class, as the smallest class has "
                         f"{counts.min()} images; raise it, or write head=dict(name='NormalizedLinear', "
                         f"scale={self.scale:g}, normalize_features=True)")
     if self.num_prototypes > tail.max():
-      raise ConfigError(f"CAMC: num_prototypes {self.num_prototypes} is more than the images of every tail class, the "
-                        f"largest has {tail.max()}; lower it, or raise threshold {self.threshold:g}")
+      raise ConfigError(f"CAMC: num_prototypes {self.num_prototypes} exceeds the images of every tail class, of which "
+                        f"the largest has {tail.max()}; lower it, or raise threshold {self.threshold:g}")
 
   @property
   def tail(self) -> np.ndarray:
-    """int [t]: the classes below the threshold, ascending."""
+    """The classes below the threshold, ascending, int [t]."""
     if self.class_counts is None:
       return np.array([self.num_classes - 1])
     return np.flatnonzero(np.asarray(self.class_counts) < self.threshold)
 
   def reinforcement(self, params: dict, maps: Float[Array, "b h w d"]) -> Float[Array, "b h w t"]:
-    """`reinforcement` with the head's parameters."""
+    """Applies `reinforcement` with the head's parameters."""
     return reinforcement(maps, *(params[name] for name in ("prototypes", "fuse_kernel", "fuse_bias")),
                          **self._options(params))
 

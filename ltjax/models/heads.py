@@ -1,9 +1,9 @@
 """Classifier heads: features in, logits out. A head is chosen by its name in this module.
 
-Every head is called as `head(features, train=train)`; most compute the same in training and in tests. What a head gives
-and needs is declared on it: `gives` "logits" (the default), "cosines" or "scaled_cosines"; `keeps_norm` is false where
-the length of the features does not reach the logits; a head with `takes_maps` gets the feature maps before pooling;
-one with `wants_prototypes` is filled with features of training images; one with `batch_statistics` keeps running ones.
+Call a head as `head(features, train=train)`; most compute the same in training and in evaluation. Each head declares
+what it returns and needs: `gives` is "logits" (the default), "cosines" or "scaled_cosines"; `keeps_norm` is False if
+the length of the features does not affect the logits; a head with `takes_maps` takes the feature maps before pooling;
+one with `wants_prototypes` holds features of training images; one with `batch_statistics` holds running statistics.
 """
 
 import math
@@ -29,12 +29,12 @@ class Linear(nn.Module):
   """The affine classifier: z = W^T x + b.
 
   The kernel starts as kaiming_normal (fan_in, gain sqrt 2), the bias as U(-1/sqrt(d), 1/sqrt(d)), as in the
-  `ResNet_s` of kaidic/LDAM-DRW; with `rare_start` the bias is -log(c - 1), where each class's sigmoid is 1/c.
+  `ResNet_s` of kaidic/LDAM-DRW; with `rare_start` the bias starts at -log(c - 1), where each class's sigmoid is 1/c.
 
   Args:
     num_classes: c; at least 2 with `rare_start`.
     rare_start: for sigmoid losses (Cui et al., `Class-Balanced Loss Based on Effective Number of Samples
-      <https://arxiv.org/abs/1901.05555>`_, 2019), whose first steps would else push all classes down.
+      <https://arxiv.org/abs/1901.05555>`_, 2019), whose first steps would otherwise push all classes down.
   """
   num_classes: int
   rare_start: bool = False
@@ -56,8 +56,8 @@ class Linear(nn.Module):
 class Cosine(nn.Module):
   """The cosine classifier, without bias and without scale: z_c = <x/|x|, w_c/|w_c|>.
 
-  The scale belongs to the adjustment or the loss that follows. A zero feature gives zero logits and a finite gradient.
-  Each class column of the kernel starts as U(-1, 1), scaled to unit norm.
+  The adjustment or loss that follows applies the scale. A zero feature gives zero logits and a finite gradient. Each
+  column of the kernel starts as U(-1, 1), scaled to unit norm.
 
   Args:
     num_classes: c.
@@ -79,17 +79,17 @@ class Cosine(nn.Module):
 
 
 class NormalizedLinear(nn.Module):
-  """NormFC, the linear classifier of unit class vectors with one fixed magnitude g, for both stages of CAMC.
+  """NormFC, the linear classifier with unit class vectors and one fixed magnitude g, for both stages of CAMC.
 
-  z_c = g <x, w_c/|w_c|> as it stands, for learning the representation (the paper's equation 7, g = 0.5)
+  z_c = g <x, w_c/|w_c|> by default, for learning the representation (the paper's equation 7, g = 0.5)
   z_c = g <x/|x|, w_c/|w_c|> with `normalize_features`, for re-training the classifier (equation 8, g = 16)
 
-  There is no bias. The kernel starts as N(0, 1)/sqrt(d); the paper does not say how, and only its direction counts.
+  There is no bias. The kernel starts as N(0, 1)/sqrt(d); the paper does not say how, but only the direction matters.
 
   Args:
     num_classes: c.
     scale: g > 0.
-    normalize_features: chooses the second equation; never inferred from g.
+    normalize_features: use the second equation.
 
   References:
     Zhang et al., `Calibrating Class Activation Maps for Long-Tailed Visual Recognition` (CAMC), 2021.
@@ -100,7 +100,7 @@ class NormalizedLinear(nn.Module):
 
   @property
   def keeps_norm(self) -> bool:
-    """Whether the length of the features reaches the logits."""
+    """Whether the length of the features affects the logits."""
     return not self.normalize_features
 
   def __post_init__(self):
@@ -121,8 +121,8 @@ class NormalizedLinear(nn.Module):
 class WeightNorm(nn.Module):
   """Weight normalisation, NormFC with learned magnitudes: z_c = g_c <x, w_c/|w_c|>, without bias.
 
-  The parameter `scale` is g [c], or one number for all classes where `shared` (WN-g); it starts at 1, which for classes
-  of their own the CAMC paper leaves open (1 is about the length of the kernel's columns, N(0, 1)/sqrt(d), too).
+  The parameter `scale` is g [c], or one number for all classes with `shared` (WN-g). It starts at 1, about the length
+  of the kernel's columns, which start as N(0, 1)/sqrt(d); the CAMC paper gives no start for g [c].
 
   Args:
     num_classes: c.
@@ -144,15 +144,15 @@ class WeightNorm(nn.Module):
 
 
 class LearnableScale(nn.Module):
-  """Learnable weight scaling (LWS): z'_c = f_c z_c, where z is what `Linear` (bias included) or `Cosine` gives.
+  """Learnable weight scaling (LWS): z'_c = f_c z_c, where z is the output of `Linear` (with its bias) or `Cosine`.
 
-  The parameter `scale` is f [c] and starts at 1, where the head equals the wrapped one. The wrapped head's parameters
-  keep their names and places (`kernel`, and `bias` if it is linear), so that a stage can take them over from the stage
-  before; whether they are frozen (Kang et al) or go on learning slowly (MiSLAS) is the stage's to say.
+  The parameter `scale` is f [c] and starts at 1, where the head equals the wrapped one. The parameters of the wrapped
+  head keep their names and paths (`kernel`, and `bias` if it is linear), so that a stage can load them from the stage
+  before. The stage decides whether they stay frozen (Kang et al.) or keep learning slowly (MiSLAS).
 
   Args:
     num_classes: c.
-    cosine: wrap `Cosine` in place of `Linear`.
+    cosine: wrap `Cosine` instead of `Linear`.
 
   References:
     Kang et al., `Decoupling Representation and Classifier for Long-Tailed Recognition
@@ -163,12 +163,12 @@ class LearnableScale(nn.Module):
 
   @property
   def gives(self) -> str:
-    """What kind of numbers the head puts out."""
+    """The kind of output."""
     return "scaled_cosines" if self.cosine else "logits"
 
   @property
   def keeps_norm(self) -> bool:
-    """Whether the length of the features reaches the logits."""
+    """Whether the length of the features affects the logits."""
     return not self.cosine
 
   @nn.compact
@@ -179,18 +179,18 @@ class LearnableScale(nn.Module):
 
 
 class DisAlign(nn.Module):
-  """Distribution alignment: a per-class affine map of the logits, mixed in by how much an example is trusted.
+  """Distribution alignment: applies a per-class affine map to the logits, weighted by a learned confidence.
 
-  z'_c = (1 + conf a_c) z_c + conf b_c, conf = sigmoid(<v, x> + b0), where z is what `Linear` or `Cosine` gives
+  z'_c = (1 + conf a_c) z_c + conf b_c, conf = sigmoid(<v, x> + b0), where z is the output of `Linear` or `Cosine`
 
   This is the released form. The paper writes conf (alpha_c z_c + beta_c) + (1 - conf) z_c, so alpha = a + 1, beta = b.
-  `logit_scale` a starts at 1 (the paper's alpha at 2), `logit_bias` b at 0, `confidence_kernel` v at 0.1 and
-  `confidence_bias` b0 as U(-1/sqrt(d), 1/sqrt(d)): at the start the logits are not the wrapped ones. The wrapped head's
-  parameters keep their names and places (`kernel`, and `bias` if it is linear); the method freezes them.
+  `logit_scale` a starts at 1 (so the paper's alpha starts at 2), `logit_bias` b at 0, `confidence_kernel` v at 0.1 and
+  `confidence_bias` b0 as U(-1/sqrt(d), 1/sqrt(d)), so the first logits differ from those of the wrapped head. Its
+  parameters keep their names and paths (`kernel`, and `bias` if it is linear); the method freezes them.
 
   Args:
     num_classes: c.
-    cosine: wrap `Cosine` in place of `Linear`.
+    cosine: wrap `Cosine` instead of `Linear`.
 
   References:
     Zhang et al., `Distribution Alignment: A Unified Framework for Long-tail Visual Recognition
@@ -201,12 +201,12 @@ class DisAlign(nn.Module):
 
   @property
   def gives(self) -> str:
-    """What kind of numbers the head puts out."""
+    """The kind of output."""
     return "scaled_cosines" if self.cosine else "logits"
 
   @property
   def keeps_norm(self) -> bool:
-    """Whether the length of the features reaches the logits."""
+    """Whether the length of the features affects the logits."""
     return not self.cosine
 
   @nn.compact
@@ -222,25 +222,25 @@ class DisAlign(nn.Module):
 
 
 class TDE(nn.Module):
-  """The de-confounded classifier: a multi-head cosine classifier that in tests takes out the direction of momentum.
+  """The de-confounded classifier: a multi-head cosine classifier that removes the momentum direction in evaluation.
 
-  Features and class vectors are cut into K pieces of d/K, x_k and w_kc; c_k is the running mean feature's.
+  Features and class vectors are cut into K pieces of length d/K, x_k and w_kc; c_k is that of the running mean feature.
 
   training: z_c = (tau/K) sum_k <x_k/|x_k|, w_kc / (|w_kc| + gamma)>
-  tests: the same, with x_k/|x_k| - alpha cos(x_k, c_k) c_k/|c_k| in the place of x_k/|x_k|
+  evaluation: the same with x_k/|x_k| - alpha cos(x_k, c_k) c_k/|c_k| instead of x_k/|x_k|
 
-  The mean is `mean` [d] of the collection `batch_stats`: c <- mu c + mean(x) in every step, without a factor 1 - mu,
-  because only its directions count. It starts at zero, where tests and training agree. `train` chooses the equation, so
-  a stage whose BatchNorm evaluates learns with the second one and leaves the mean alone. There is no bias; the kernel
-  starts as U(-1/sqrt(d), 1/sqrt(d)).
+  The running mean is `mean` [d] in the collection `batch_stats`. Every step sets c <- mu c + mean(x), without a factor
+  1 - mu, because only the direction matters. It starts at zero, where both equations agree. `train` selects the
+  equation, so a stage whose BatchNorm is in evaluation mode trains with the second one and leaves the mean unchanged.
+  There is no bias; the kernel starts as U(-1/sqrt(d), 1/sqrt(d)).
 
   Args:
     num_classes: c.
-    alpha: how much is taken out; 3 in the released ImageNet-LT runs, 1.5 on CIFAR.
-    tau: the scale.
-    gamma: keeps short class vectors short.
-    num_heads: K, which divides d.
-    momentum: mu.
+    alpha: strength of the removal, >= 0; 3 in the released ImageNet-LT runs, 1.5 on CIFAR.
+    tau: the scale, > 0.
+    gamma: shrinks short class vectors more than long ones, >= 0.
+    num_heads: K, a divisor of d.
+    momentum: mu in [0, 1).
 
   References:
     Tang et al., `Long-Tailed Classification by Keeping the Good and Removing the Bad Momentum Causal Effect
@@ -253,7 +253,7 @@ class TDE(nn.Module):
   num_heads: Annotated[int, "[1, inf)"] = 2
   momentum: Annotated[float, "[0, 1)"] = 0.9
 
-  keeps_norm, batch_statistics = False, True  # its running mean would take rows in that are no images
+  keeps_norm, batch_statistics = False, True
 
   def __post_init__(self):
     check_fields(self)
@@ -272,8 +272,8 @@ class TDE(nn.Module):
     """
     features, dim = full_precision(features), features.shape[-1]
     if dim % self.num_heads:
-      raise ConfigError(f"head: TDE cuts the features into num_heads equal pieces, but {dim} is not a multiple of "
-                        f"{self.num_heads}")
+      raise ConfigError(f"head: TDE splits the features into num_heads equal pieces, but {dim} is not a multiple of "
+                        f"{self.num_heads}; give a divisor")
     kernel = self.param("kernel", _symmetric_uniform(dim**-0.5), (dim, self.num_classes), jnp.float32)
     mean = self.variable("batch_stats", "mean", jnp.zeros, (dim,), jnp.float32)
     if train and not self.is_initializing():
@@ -289,7 +289,7 @@ class TDE(nn.Module):
 
 
 def _wrapped(head):
-  """The head around which `head` is built; its parameters lie among `head`'s own."""
+  """Returns the head that `head` wraps; the two share one scope of parameters."""
   inner = (Cosine if head.cosine else Linear)(head.num_classes)
   nn.share_scope(head, inner)
   return inner

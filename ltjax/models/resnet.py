@@ -1,4 +1,4 @@
-"""The ResNets and ResNeXts for photographs, with a stem for small images as well."""
+"""ResNets and ResNeXts for large images, with an optional stem for small ones."""
 
 from functools import partial
 from typing import Annotated, Any
@@ -23,32 +23,32 @@ STEMS = ("imagenet", "cifar")
 class ResNet(nn.Module):
   """ResNet (He et al.) or ResNeXt (Xie et al.), without pooling and classifier.
 
-  A stem, then four stages at strides 1, 2, 2, 2 of `width`, 2, 4 and 8 `width` channels: basic blocks for depth 10,
-  else bottlenecks of 4 times as many channels, with the stride in their 3x3 convolution. Where a stage changes the
+  A stem, then four stages at strides 1, 2, 2, 2 with `width`, 2, 4 and 8 `width` channels: basic blocks for depth 10,
+  otherwise bottlenecks with 4 times as many channels and the stride in their 3x3 convolution. Where a stage changes the
   shape, the shortcut is a 1x1 convolution. `groups=32, group_width=4` is ResNeXt 32x4d. Padding is PyTorch's. All
   convolutions start as N(0, 2 / fan_out), as in torchvision and in facebookresearch/classifier-balancing. Parameters
   and BatchNorm statistics are float32.
 
-  Layers are named as torchvision's, with `stage2_block1/conv3` for `layer2.0.conv3`, `norm` for `bn` and
+  Layers have torchvision's names, with `stage2_block1/conv3` for `layer2.0.conv3`, `norm` for `bn` and
   `shortcut_conv`, `shortcut_norm` for `downsample.0`, `downsample.1`.
 
   Args:
     depth: 10, 50, 101 or 152.
     width: channels of the stem, and of the first stage's blocks.
     groups: of the 3x3 convolutions in the bottlenecks.
-    group_width: channels of a group in the first stage; `width` where there is one group.
-    bn_groups: in training, each of so many equal parts of the batch is normalised by its own statistics, as on so many
-      devices of PyTorch's DataParallel; see `GroupedBatchNorm`.
-    stem: "imagenet", a 7x7 convolution at stride 2 and a 3x3 maximum at stride 2; or "cifar", a 3x3 convolution, with
-      which images of 32 x 32 have maps of 8 x 8 in the third stage and 4 x 4 in the last.
+    group_width: channels per group in the first stage; `width` if there is one group.
+    bn_groups: in training, the number of equal parts of the batch that have their own BatchNorm statistics, as on that
+      many devices of PyTorch's DataParallel; see `GroupedBatchNorm`.
+    stem: "imagenet", a 7x7 convolution at stride 2 and a 3x3 maximum at stride 2; or "cifar", a 3x3 convolution, which
+      turns images of 32 x 32 into maps of 8 x 8 in the third stage and 4 x 4 in the last.
     dtype: of the convolutions and the feature maps.
     insert: a module between the third and the fourth stage, `(maps, plan) -> maps`, such as `afa.AFA`.
 
   References:
     He et al., `Deep Residual Learning for Image Recognition <https://arxiv.org/abs/1512.03385>`_, 2016, table 1; Xie et
-    al, `Aggregated Residual Transformations <https://arxiv.org/abs/1611.05431>`_, 2017. Same functions as torchvision's
-    `resnet50`, `resnext50_32x4d`, ... and, for depth 10, as the ResNet-10 of facebookresearch/classifier-balancing,
-    except that flax keeps the biased running variance.
+    al., `Aggregated Residual Transformations <https://arxiv.org/abs/1611.05431>`_, 2017. The functions are those of
+    torchvision's `resnet50`, `resnext50_32x4d`, ... and, for depth 10, of the ResNet-10 of
+    facebookresearch/classifier-balancing, except that flax stores the biased running variance.
   """
   depth: int = 50
   width: Annotated[int, "[1, inf)"] = 64
@@ -59,7 +59,7 @@ class ResNet(nn.Module):
   dtype: Any = jnp.float32
   insert: nn.Module | None = None
 
-  families = dict(insert="ltjax.models.afa")  # where the name of a nested block is looked up
+  families = dict(insert="ltjax.models.afa")  # the module that resolves the name of a nested block
 
   def __post_init__(self):
     check_fields(self)
@@ -71,7 +71,7 @@ class ResNet(nn.Module):
     """Returns the feature maps before pooling: 1/32 of the images' height and width, 1/8 with the "cifar" stem.
 
     Args:
-      images: [b h w c], normalised; `Generating` of such, for m rows more, if there is an `insert`.
+      images: [b h w c], normalised; with an `insert` also `Generating`, which adds m rows.
       train: normalise with the statistics of the batch and update `batch_stats` (which must then be mutable).
     """
     conv = partial(_conv, dtype=self.dtype)
@@ -92,13 +92,13 @@ class ResNet(nn.Module):
       block = partial(_BasicBlock, width) if self.depth == 10 else partial(
           _Bottleneck, 4 * width, self.groups * group_width, self.groups)
       strides = (1 if stage == 1 else 2, *(1,) * (count - 1))
-      stages.append([block(stride, conv, norm, name=f"stage{stage}_block{place}")
-                     for place, stride in enumerate(strides, start=1)])
+      stages.append([block(stride, conv, norm, name=f"stage{stage}_block{index}")
+                     for index, stride in enumerate(strides, start=1)])
     return through(stages, self.insert, stem, images)
 
 
 def _conv(width, *, size=3, stride=1, groups=1, dtype, name):
-  pad = size // 2  # "SAME" pads less on the left at stride 2, PyTorch as much as on the right
+  pad = size // 2  # at stride 2, "SAME" pads less on the left than on the right; PyTorch pads both sides equally
   return nn.Conv(width, (size, size), strides=stride, padding=((pad, pad), (pad, pad)), feature_group_count=groups,
                  use_bias=False, kernel_init=kaiming_normal_fan_out, dtype=dtype, name=name)
 
@@ -150,7 +150,7 @@ def _check(module: ResNet) -> None:
   if module.stem not in STEMS:
     raise ConfigError(f"ResNet: stem must be one of {', '.join(STEMS)}, got {module.stem!r}")
   if module.depth == 10 and (module.groups, module.group_width) != (1, None):
-    raise ConfigError("ResNet: the basic blocks of depth 10 have no groups; take groups and group_width out")
+    raise ConfigError("ResNet: the basic blocks of depth 10 have no groups; remove groups and group_width")
   if module.groups > 1 and module.group_width is None:
     raise ConfigError(f"ResNet: groups={module.groups} needs group_width, the channels of a group in the first stage "
                       "(4 in ResNeXt 32x4d)")

@@ -1,4 +1,4 @@
-"""The CIFAR ResNets (6n+2 layers) that the long-tailed CIFAR benchmarks are run with, plain and two-branched."""
+"""The CIFAR ResNets (6n+2 layers) of the long-tailed CIFAR benchmarks, with one branch or two."""
 
 import itertools
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ class ResNetCIFAR(nn.Module):
   """ResNet for small images (He et al.), parameter-free shortcuts, without pooling and classifier.
 
   A 3x3 stem, then three stages of n = (depth - 2) / 6 basic blocks at strides 1, 2, 2. Where a stage changes the
-  shape, the shortcut keeps every second pixel and pads zero channels, (new - old) / 2 on each side ("option A"); so
-  a stage may widen by any even number of channels. Parameters and BatchNorm statistics are float32.
+  shape, the shortcut takes every second pixel and pads zero channels, (new - old) / 2 on each side ("option A"), so a
+  stage may add any even number of channels. Parameters and BatchNorm statistics are float32.
 
   Args:
     depth: 6n + 2, so 8, 14, 20, 26, 32, ...
@@ -34,14 +34,14 @@ class ResNetCIFAR(nn.Module):
 
   References:
     He et al., `Deep Residual Learning for Image Recognition <https://arxiv.org/abs/1512.03385>`_, 2016, section 4.2.
-    Same function as `ResNet_s` of kaidic/LDAM-DRW, except that flax keeps the biased running variance.
+    The function is that of `ResNet_s` of kaidic/LDAM-DRW, except that flax stores the biased running variance.
   """
   depth: int = 32
   widths: Sequence[int] = (16, 32, 64)
   dtype: Any = jnp.float32
   insert: nn.Module | None = None
 
-  families = dict(insert="ltjax.models.afa")  # where the name of a nested block is looked up
+  families = dict(insert="ltjax.models.afa")  # the module that resolves the name of a nested block
 
   def __post_init__(self):
     _check("ResNetCIFAR", 8, self.depth, self.widths)
@@ -52,7 +52,7 @@ class ResNetCIFAR(nn.Module):
     """Returns the feature maps before pooling, height and width a quarter of the images' (rounded up).
 
     Args:
-      images: [b h w c], normalised; `Generating` of such, for m rows more, if there is an `insert`.
+      images: [b h w c], normalised; with an `insert` also `Generating`, which adds m rows.
       train: normalise with the statistics of the batch and update `batch_stats` (which must then be mutable).
     """
     conv, norm = _layers(train, self.dtype)
@@ -61,15 +61,15 @@ class ResNetCIFAR(nn.Module):
 
 
 class ResNetBBN(nn.Module):
-  """`ResNetCIFAR` whose last block is doubled: a conventional branch f_c and a re-balancing branch f_r, side by side.
+  """`ResNetCIFAR` with two last blocks in parallel: a conventional branch f_c and a re-balancing branch f_r.
 
-  [f_c(x) ; f_r(x)] of images x, which is how BBN predicts, and what the CIFAR networks of TDE and LADE are
-  2 [a f_c(x) ; (1-a) f_r(x')] of `Branches` (x, x', a), which is how BBN learns
+  [f_c(x) ; f_r(x)] for images x: how BBN predicts, and the CIFAR network of TDE and LADE
+  2 [a f_c(x) ; (1-a) f_r(x')] for `Branches` (x, x', a): how BBN trains
 
-  A mean over h, w is linear, so a classifier of these maps computes BBN's z = W^T 2 [a f_c ; (1-a) f_r] + b; the loss
-  to follow is a CE(z, y) + (1-a) CE(z, y'). As in the released code the two batches pass the shared layers one after
-  the other: each is normalised by its own statistics, and the running ones move twice a step. In the place of stage 3's
-  last block are `cb_block` and `rb_block`; every other layer has its name in `ResNetCIFAR`.
+  A mean over h, w is linear, so a classifier of these maps computes BBN's z = W^T 2 [a f_c ; (1-a) f_r] + b; its loss
+  is a CE(z, y) + (1-a) CE(z, y'). As in the released code, the two batches pass through the shared layers one after
+  the other: BatchNorm normalises each by its own statistics and updates the running ones twice per step. `cb_block` and
+  `rb_block` replace the last block of stage 3; every other layer has the same name as in `ResNetCIFAR`.
 
   Args:
     depth: 6n + 2 from 14, so 14, 20, 26, 32, ...
@@ -95,7 +95,7 @@ class ResNetBBN(nn.Module):
     """Returns the feature maps before pooling, the conventional branch's channels first.
 
     Args:
-      images: [b h w c], normalised, or `Branches` of such.
+      images: [b h w c], normalised, or `Branches` of two such arrays.
       train: normalise with the statistics of the batch and update `batch_stats` (which must then be mutable).
     """
     conv, norm = _layers(train, self.dtype)
@@ -113,20 +113,20 @@ class ResNetBBN(nn.Module):
 def mix(
     conventional: Float[Array, "*b d"], rebalancing: Float[Array, "*b d"], share: float | Real[Array, ""],
 ) -> Float[Array, "*b 2d"]:
-  """2 [a f_c ; (1-a) f_r] in float32 (float64 for float64), so that a keeps its digits; a = 1/2 is concatenation."""
+  """Returns 2 [a f_c ; (1-a) f_r] in float32 (float64 for float64), which keeps the digits of a; 1/2 concatenates."""
   conventional, rebalancing = (x.astype(jnp.promote_types(x.dtype, jnp.float32)) for x in (conventional, rebalancing))
   return 2 * jnp.concatenate([share * conventional, (1 - share) * rebalancing], axis=-1)
 
 
 def _layers(train, dtype):
-  """Convolution and BatchNorm as all blocks have them."""
+  """Returns the convolution and the BatchNorm of all blocks."""
   conv = partial(
       nn.Conv, kernel_size=(3, 3), padding=_PADDING, use_bias=False, kernel_init=kaiming_normal, dtype=dtype)
   return conv, partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype)
 
 
 def _stages(blocks, widths, conv, norm, insert=None):
-  """The stem and three stages as a function; its layers belong to the module that is being called."""
+  """Returns the stem and three stages as a function; its layers belong to the calling module."""
   stem_conv, stem_norm, stages = conv(widths[0], name="stem_conv"), norm(name="stem_norm"), []
   for stage, (width, count) in enumerate(zip(widths, blocks, strict=True), start=1):
     strides = (1 if stage == 1 else 2, *(1,) * (count - 1))
@@ -136,9 +136,9 @@ def _stages(blocks, widths, conv, norm, insert=None):
 
 
 def through(stages, insert, stem, images):
-  """The maps of `images` after `stem` and all blocks of `stages`, with `insert` before the last stage.
+  """Returns the maps of `images` after `stem` and all blocks of `stages`, with `insert` before the last stage.
 
-  The rows that a plan leaves empty are outside the statistics of that stage.
+  BatchNorm of the last stage ignores the invalid rows of a plan.
   """
   images, plan = images if isinstance(images, Generating) else (images, None)
   x, mask = stem(images), None
@@ -180,5 +180,5 @@ def _check(name, least, depth, widths):
   grows = all(new >= old and (new - old) % 2 == 0 for old, new in zip(widths, widths[1:], strict=False))
   if len(widths) != 3 or widths[0] < 1 or not grows:
     raise ConfigError(
-        f"{name}: widths must be three channel counts, each equal to the one before or larger by an even number "
-        f"(zeros are padded evenly on both sides), got {tuple(widths)}")
+        f"{name}: widths must be three channel counts, each equal to the previous one or larger by an even number "
+        f"(the shortcut pads zeros equally on both sides), got {tuple(widths)}")

@@ -142,7 +142,7 @@ def test_without_a_tail_or_without_fusion_it_is_the_normalised_classifier(tail):
   given = dict(arrays())
   if tail == "none":
     given |= {name: given[name][:0] for name in ("prototypes", "fuse_kernel", "fuse_bias", "tail")}
-  else:  # every place gets the same weight, which leaves the direction
+  else:  # every position has the same weight, which preserves the direction
     given["fuse_kernel"] = np.zeros_like(given["fuse_kernel"])
   with jax.enable_x64(True):
     head = heads.NormalizedLinear(7, scale=16.0, normalize_features=True)
@@ -300,7 +300,7 @@ def test_the_head_sees_the_features_of_the_crops(images, variables, grid):
       scores, model.head.apply({"params": variables["params"]["head"]}, maps), rtol=1e-4, atol=1e-3)
 
 
-def test_one_crop_is_the_whole_image(images, variables):
+def test_one_crop_is_the_full_image(images, variables):
   (scores, features), (_, expected) = (
       classifier(grid).apply(variables, images, train=False) for grid in (1, None))
   np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""One contract over every head, then the golden values, the identities and what each one starts with."""
+"""One contract for every head, then golden values, identities and initial values."""
 
 import functools
 import inspect
@@ -14,7 +14,7 @@ from ltjax.models import heads
 from tests import goldens
 
 FLOAT32 = jnp.dtype("float32")
-# A new head needs one row for each form that it has.
+# A new head needs one row per form.
 ROWS = [
   ("Linear", {}),
   ("Linear", {"rare_start": True}),
@@ -38,7 +38,7 @@ both_precisions = pytest.mark.parametrize("precision", ["float64", "float32"])
 
 
 def _random(tree, seed=2):
-  """Standard normal values in the place of all leaves."""
+  """Replaces all leaves by standard normal values."""
   leaves, structure = jax.tree.flatten(tree)
   keys = jax.random.split(jax.random.key(seed), len(leaves))
   return jax.tree.unflatten(
@@ -52,7 +52,7 @@ def _init(head, dim=64):
 
 @functools.cache
 def _variables(head, dim=64):
-  """Random parameters and statistics: what a head starts with may hide a term."""
+  """Random parameters and statistics, because initial values may hide a term."""
   return _random(jax.eval_shape(head.init, jax.random.key(0), jnp.zeros((1, dim))))
 
 

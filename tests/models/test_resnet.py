@@ -193,7 +193,8 @@ def test_evaluation_generates_nothing_and_sizes_are_checked(make, forward):
 @pytest.mark.parametrize(("kwargs", "message"), [
     (dict(depth=34), "depth must be one of 10, 50, 101, 152, got 34"),
     (dict(stem="cifr"), "stem must be one of imagenet, cifar, got 'cifr'"),
-    (dict(width=0), "width must be at least 1, got 0"), (dict(bn_groups=0), "bn_groups must be at least 1, got 0"),
+    (dict(width=0), r"width must be in \[1, inf\), got 0"),
+    (dict(bn_groups=0), r"bn_groups must be in \[1, inf\), got 0"),
     (dict(depth=10, groups=2, group_width=4), "basic blocks of depth 10 have no groups"),
     (dict(groups=32), "groups=32 needs group_width")])
 def test_wrong_options(kwargs, message):
