@@ -244,9 +244,9 @@ def test_a_scheduled_hyper_parameter_reaches_the_loss_without_another_compilatio
   made = make(head=dict(name="Cosine"), representation__adjust=blocks["adjust"], representation__loss=blocks["loss"],
               **{f"representation__{block}__{key}": value})
   indices, first = made.batches(0, 1)
-  sums = [float(made.train_steps[1](start(made), made.data, indices, dict(scalars, step=first["step"]))[0].window["loss"])
-          for scalars in (first, made.batches(9, 1)[1])]
-  assert sums[0] != sums[1]
+  after = [made.train_steps[1](start(made), made.data, indices, dict(scalars, step=first["step"]))[0]
+           for scalars in (first, made.batches(9, 1)[1])]
+  assert float(after[0].window["loss"]) != float(after[1].window["loss"])
   assert made.train_steps[1]._cache_size() == 1
 
 
@@ -461,7 +461,7 @@ def test_the_compiled_steps_of_a_cpu_are_unrolled():
 
 
 def _chunked(workdir, steps_per_call: int, stop_after: int | None = None):
-  """(log, last state) of a run with boundaries at steps 5, 7, 10: calls of 2 and 3 steps fit, and leave single steps over."""
+  """(log, last state) of a run with boundaries at steps 5, 7 and 10, which calls of 2 and 3 steps do not all meet."""
   config = tiny.config("ce_digits", backbone=tiny.ONE_CONV, log_every_steps=7, steps_per_call=steps_per_call,
                        representation__lr=dict(name="constant", value=0.01))
   if stop_after:

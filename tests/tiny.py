@@ -1,8 +1,10 @@
 """Runs small enough for a test: real digits, a network of a few hundred parameters, a handful of steps."""
 
+import contextlib
 import importlib
 import json
 import pathlib
+from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -66,6 +68,31 @@ def run(config, workdir: pathlib.Path, *, stop_after: int | None = None) -> dict
   """`main.run`; with `stop_after`, asked to stop after that many training steps of this call."""
   calls = iter(range(10**9))
   return main.run(config, workdir, (lambda: False) if stop_after is None else lambda: next(calls) + 1 >= stop_after)
+
+
+@contextlib.contextmanager
+def shared_compilations():
+  """Compiles the functions of equal stages once; everything else of a stage is still built anew for each run.
+
+  A resumed run so pays neither for tracing nor for compiling; what it restores and which batches it takes is its own.
+  """
+  built, train_steps, evaluators, kept = stage.Stage.__init__, stage.Stage.train_steps, stage.Stage.evaluators, {}
+
+  def init(self, spec, run, dataset, mesh):
+    built(self, spec, run, dataset, mesh)
+    self.key = run.config.to_json(), spec.name
+
+  def shared(made):
+    def get(self):
+      if (made.attrname, self.key) not in kept:
+        kept[made.attrname, self.key] = made.func(self)
+      return kept[made.attrname, self.key]
+
+    return property(get)
+
+  with mock.patch.multiple(stage.Stage, __init__=init, train_steps=shared(train_steps),
+                           evaluators=shared(evaluators)):
+    yield
 
 
 def saved(made: stage.Stage, workdir: pathlib.Path) -> stage.TrainState:
