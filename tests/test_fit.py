@@ -1,22 +1,24 @@
-"""F12: a checkpoint of another model is refused, with the arrays in which it differs, before anything is read."""
+"""A checkpoint of another model is refused, with the arrays in which it differs, before anything is read."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ltjax import train
 from ltjax.errors import WorkdirError
-from ltjax.step import TrainState
+from ltjax.stage import TrainState
 from ltjax.workdir.checkpoint import Checkpoints, check_fit
 from tests import tiny
 
 
+@functools.cache
 def shapes(classes: int = 10, depth: int = 8) -> TrainState:
   """The state of a CIFAR ResNet, without values."""
-  config = tiny.config("ce_digits", backbone__depth=depth)
-  make_state, init, _, _ = train.state_makers(config, "representation", np.ones(classes, int), (1, 8, 8, 1))
-  return jax.eval_shape(lambda: make_state(init()))
+  config = tiny.config("ce_digits", backbone=dict(name="ResNetCIFAR", depth=depth, widths=(4, 4, 8)))
+  data = tiny.dataset(config)._replace(class_names=tuple(map(str, range(classes))))
+  return tiny.stages(config, data)["representation"].like
 
 
 def items(state: TrainState) -> dict:
@@ -50,7 +52,7 @@ CASES = dict(
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_refused(folder, case):
+def test_a_checkpoint_of_another_model_is_refused(folder, case):
   make, words = CASES[case]
   with pytest.raises(WorkdirError, match="does not fit the config's model") as info:
     check_fit(make(), folder)
@@ -59,5 +61,5 @@ def test_refused(folder, case):
   assert "\n" not in str(info.value) and len(str(info.value)) < 700
 
 
-def test_what_fits_is_not_refused(folder):
+def test_a_checkpoint_that_fits_is_accepted(folder):
   check_fit(items(shapes(depth=32)), folder)

@@ -1,4 +1,7 @@
+"""What each module imports: only what lies below it, and nothing heavy where it is not needed."""
+
 import ast
+import graphlib
 import json
 import subprocess
 import sys
@@ -7,7 +10,27 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted((ROOT / "ltjax").rglob("*.py"))
+SOURCES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+           for path in sorted((ROOT / "ltjax").rglob("*.py"))}
+
+# From the lowest level to the highest. A module belongs to the longest of these names that its own starts with, and may
+# import from lower levels and from its own package.
+LEVELS = (
+    ("ltjax.commands.moved",),
+    ("ltjax", "ltjax.errors"),
+    ("ltjax.losses", "ltjax.schedules", "ltjax.distributed", "ltjax.optim", "ltjax.recipes"),
+    ("ltjax.augment", "ltjax.workdir"),
+    ("ltjax.models", "ltjax.data", "ltjax.step"),
+    ("ltjax.metrics",),
+    ("ltjax.posthoc", "ltjax.report"),
+    ("ltjax.config",),
+    ("ltjax.stage",),
+    ("ltjax.bridge",),
+    ("ltjax.train",),
+    ("ltjax.main",),
+    ("ltjax.commands",),
+    ("ltjax.__main__",))
+LEVEL = {family: level for level, families in enumerate(LEVELS) for family in families}
 
 # TensorFlow can be found, as libraries like to check, but to import it fails and is remembered: a library may catch the
 # error.
@@ -32,11 +55,9 @@ sys.meta_path.insert(0, Refuse())
 """
 TINY_RUN = """
 import pathlib, tempfile
-from ltjax.config import bind as build
 from tests import tiny
 
-build.model = tiny.one_conv  # compiles faster, imports the same
-config = tiny.config("gcl_digits", epochs=1, representation__mixup=0.0, classifier__mixup=0.0)
+config = tiny.config("gcl_digits", backbone=tiny.ONE_CONV, epochs=1, representation__mixup=0.0)
 with tempfile.TemporaryDirectory() as folder:
   results = tiny.run(config, pathlib.Path(folder) / "run")
   assert (pathlib.Path(folder) / "run" / "results.json").is_file()
@@ -67,6 +88,51 @@ def imports(path: Path) -> list[tuple[str, bool]]:
   return found
 
 
+def family(module: str) -> str:
+  """The longest name in `LEVELS` that `module` is or is inside of."""
+  return max((name for name in LEVEL if f"{module}.".startswith(f"{name}.")), key=len)
+
+
+def below(module: str) -> set[str]:
+  """The modules of ltjax that `module` imports. A package whose submodule is imported is not counted beside it."""
+  found = {name if name in SOURCES else name.rpartition(".")[0] for name, _ in imports(SOURCES[module])
+           if name.split(".")[0] == "ltjax"}
+  return {name for name in found if not any(other.startswith(f"{name}.") for other in found)}
+
+
+# -- levels ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_imports_point_downwards(module):
+  own = family(module)
+  for name in below(module):
+    other = family(name)
+    assert other == own or LEVEL[other] < LEVEL[own], f"{module} imports {name}, which is not below it"
+
+
+def test_every_module_has_a_level_of_its_own_and_no_level_names_what_is_not_there():
+  assert set(LEVEL) <= set(SOURCES)
+  assert {module for module in SOURCES if family(module) == "ltjax"} == {"ltjax"}, "a module without a level"
+
+
+def test_no_modules_import_each_other():
+  graphlib.TopologicalSorter({module: below(module) for module in SOURCES}).prepare()  # raises for a cycle
+
+
+@pytest.mark.parametrize("module", ["ltjax.train", "ltjax.main"])
+def test_the_loop_and_the_program_import_few_modules(module):
+  assert len(below(module)) <= 8, sorted(below(module))
+
+
+def test_the_package_can_be_read_at_a_glance():
+  entries = sorted(path.name for path in (ROOT / "ltjax").iterdir() if path.name != "__pycache__")
+  assert len(entries) <= 22, entries
+
+
+# -- heavy libraries -------------------------------------------------------------------------------------------------
+
+
 def test_the_refusal_refuses():
   code = WITHOUT_TENSORFLOW + """
 import importlib.util, json
@@ -95,7 +161,7 @@ def test_the_command_line_loads_no_tensorflow():
   assert not {"tensorflow", "tensorflow_datasets"} & loaded
 
 
-def test_a_whole_run_on_digits_needs_no_tensorflow():
+def test_a_complete_run_on_digits_needs_no_tensorflow():
   assert python(WITHOUT_TENSORFLOW + TINY_RUN + "import json\nprint(json.dumps(Refuse.asked))") == []
 
 
@@ -105,8 +171,9 @@ def test_the_reader_of_imports_sees_them(tmp_path):
   assert imports(path) == [("a.b", True), ("flax.linen", True), ("tensorflow", False)]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_heavy_imports_stay_in_their_places(path):
+@pytest.mark.parametrize("name", SOURCES)
+def test_heavy_imports_stay_in_their_places(name):
+  path = SOURCES[name]
   for module, with_the_file in imports(path):
     if module == "flax.linen" or module.startswith("flax.linen."):
       assert path.is_relative_to(ROOT / "ltjax" / "models"), f"linen outside models: {module}"

@@ -1,4 +1,4 @@
-"""F13: a NaN that comes from an input, the loss or a gradient, in a certain step; what the run does, and its replay."""
+"""A NaN that comes from an input, the loss or a gradient in a certain step: what the run does, and its replay."""
 
 import json
 
@@ -8,70 +8,70 @@ import numpy as np
 import pytest
 
 from ltjax.commands import debug_step
-from ltjax.config import bind as build
-from ltjax.data import resident
+from ltjax.data import feed
 from ltjax.errors import ConfigError, TrainingError, WorkdirError
-from ltjax.workdir.checkpoint import Checkpoints
+from ltjax.losses.objective import Objective
+from ltjax.report import plots
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 STEP, CALLS = 7, (1, 3)  # the step; how many steps are one call
 
 
 @pytest.fixture
 def broken(monkeypatch):
-  """broken(where): the small network, with a NaN in step 7."""
-  monkeypatch.setattr(build, "model", tiny.one_conv)
-  make_load, objective = resident.make_load, build.Objective.__call__
+  """broken(where): a NaN in step 7."""
+  make_transform, objective = feed.make_transform, Objective.__call__
 
-  def loading(**options):
-    load = make_load(**options)
+  def loading(*options):
+    transform = make_transform(*options)
 
     def call(data, batch, key, scalars):
-      images, targets = load(data, batch, key, scalars)
-      return jnp.where(scalars["step"] == STEP, jnp.nan, images), targets
+      made = transform(data, batch, key, scalars)
+      return made._replace(inputs=jnp.where(scalars["step"] == STEP, jnp.nan, made.inputs))
 
     return call
 
   def losing(self, logits, labels, *, scalars, **options):
     value = objective(self, logits, labels, scalars=scalars, **options)
-    return jnp.where(scalars.get("step", -1) == STEP, jnp.nan, value)
+    return jnp.where(scalars["step"] == STEP, jnp.nan, value)
 
   def differentiating(self, logits, labels, *, scalars, **options):
     # Zero, but the derivative of a square root at zero is infinite, and that times zero is not a number.
-    value, here = objective(self, logits, labels, scalars=scalars, **options), scalars.get("step", -1) == STEP
+    value, here = objective(self, logits, labels, scalars=scalars, **options), scalars["step"] == STEP
     return value + jnp.sqrt(jnp.where(here, 0.0 * logits.sum(), 1.0)) - jnp.where(here, 0.0, 1.0)
 
   def break_(where: str):
     if where == "input":
-      monkeypatch.setattr(resident, "make_load", loading)
+      monkeypatch.setattr(feed, "make_transform", loading)
     else:
-      monkeypatch.setattr(build.Objective, "__call__", dict(loss=losing, gradient=differentiating)[where])
+      monkeypatch.setattr(Objective, "__call__", dict(loss=losing, gradient=differentiating)[where])
 
   return break_
 
 
 def config(calls: int, **overrides):
-  return tiny.config("ce_digits", steps_per_call=calls, **overrides)
+  return tiny.config("ce_digits", backbone=tiny.ONE_CONV, head=dict(name="Cosine"), steps_per_call=calls, **overrides)
 
 
 def restored(found, workdir):
-  with Checkpoints(workdir / "representation" / "checkpoints") as checkpoints:
-    return checkpoints.restore(tiny.parts(found, "representation", tiny.one_conv).stage.like)
+  return tiny.saved(tiny.stages(found)["representation"], workdir)
 
 
+CURVES = plots.training_curves
 FIRST = dict(input="images", loss="loss", gradient="gradient of head/kernel")
 
 
 @pytest.mark.parametrize("calls", CALLS)
 @pytest.mark.parametrize("where", FIRST)
-def test_stop(broken, tmp_path, capsys, where, calls):
+def test_the_run_stops_before_the_step_and_its_replay_names_the_cause(broken, tmp_path, capsys, where, calls):
   broken(where)
   found = config(calls)
   with pytest.raises(TrainingError, match=f"representation: .* in step {STEP} .*python -m ltjax debug_step"):
     tiny.run(found, tmp_path)
   state = restored(found, tmp_path)
   assert int(state.step) == STEP
-  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state)))
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
   assert json.loads((tmp_path / "not_finite.json").read_text())["step"] == STEP
   files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
@@ -83,47 +83,42 @@ def test_stop(broken, tmp_path, capsys, where, calls):
   assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
 
 
-@pytest.mark.parametrize("calls", CALLS)
 @pytest.mark.parametrize("where", FIRST)
-def test_skip(broken, tmp_path, capsys, where, calls):
+def test_the_step_is_skipped_as_if_it_had_been_left_out_in_calls_of_any_length(broken, tmp_path, capsys, where):
   broken(where)
-  results = tiny.run(config(calls, on_nonfinite="skip"), tmp_path)
-  assert results["counts"]["skipped_steps"] == results["stages"]["representation"]["skipped_steps"] == 1
-  lines = [line for line in tiny.log(tmp_path, "representation") if "skipped" in line]
-  assert [line["step"] for line in lines] == [STEP + 1] and len(lines[0]["skipped"]) == 128
-  assert f"in step {STEP} " in capsys.readouterr().err
-  assert not (tmp_path / "not_finite.json").exists()
-
-
-def test_skipping_goes_as_if_the_step_had_been_left_out_in_calls_of_any_length(broken, tmp_path):
-  broken("gradient")
+  states = []
   for calls in CALLS:
-    tiny.run(config(calls, on_nonfinite="skip"), tmp_path / str(calls))
-  one, three = (restored(config(calls, on_nonfinite="skip"), tmp_path / str(calls)) for calls in CALLS)
-  for left, right in zip(jax.tree.leaves(one), jax.tree.leaves(three), strict=True):
+    found, workdir = config(calls, on_nonfinite="skip"), tmp_path / str(calls)
+    results = tiny.run(found, workdir)
+    assert results["counts"]["skipped_steps"] == results["stages"]["representation"]["skipped_steps"] == 1
+    lines = [line for line in tiny.log(workdir, "representation") if "skipped" in line]
+    assert [line["step"] for line in lines] == [STEP + 1] and len(lines[0]["skipped"]) == 128
+    assert f"in step {STEP} " in capsys.readouterr().err
+    assert not (workdir / "not_finite.json").exists()
+    states.append(restored(found, workdir))
+  for left, right in zip(*map(jax.tree.leaves, states), strict=True):
     np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
 
 
-def test_skipping_gives_up(monkeypatch, tmp_path):
-  monkeypatch.setattr(build, "model", tiny.one_conv)
+def test_skipping_gives_up(tmp_path):
   found = config(1, on_nonfinite="skip", skip_limit=2, representation__lr=dict(name="constant", value=1e38))
   with pytest.raises(TrainingError, match="more than the 2 steps that skip_limit allows"):
     tiny.run(found, tmp_path)
 
 
-def test_a_run_of_which_every_step_was_skipped_says_so(monkeypatch, tmp_path):
-  monkeypatch.setattr(build, "model", tiny.one_conv)
-  found = config(1, on_nonfinite="skip", representation__weight_decay=1e10, representation__lr=dict(
-      name="constant", value=1e30))
+def test_a_run_whose_every_step_is_skipped_says_so_and_is_drawn(tmp_path, monkeypatch):
+  drawn = []
+  monkeypatch.setattr(plots, "training_curves", lambda *args: drawn.append(CURVES(*args)))
+  found = config(1, on_nonfinite="skip", representation__lr=dict(name="constant", value=1e30),
+                 representation__optimizer__weight_decay=1e10)
   assert tiny.run(found, tmp_path)["counts"]["skipped_steps"] == 10
-  assert (tmp_path / "report" / "training_curves.png").is_file()
+  assert drawn and (tmp_path / "report" / "training_curves.png").is_file()
 
 
 # -- any step, replayed ------------------------------------------------------------------------------------------------
 
 
-def test_a_step_that_was_well_and_what_there_is_not(monkeypatch, tmp_path, capsys):
-  monkeypatch.setattr(build, "model", tiny.one_conv)
+def test_any_step_can_be_replayed_and_what_there_is_not_is_one_error(tmp_path, capsys):
   tiny.run(config(1), tmp_path)
   # From the checkpoint of step 5, over two steps that are done again.
   known, tensors = debug_step.replay(tmp_path, "representation", STEP)

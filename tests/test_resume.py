@@ -7,46 +7,50 @@ from typing import NamedTuple
 import jax
 import pytest
 
-from ltjax import main, models, recipes, train
-from ltjax.config import bind as build
+from ltjax import main, recipes
 from ltjax.data import samplers
-from ltjax.report import plots
+from ltjax.stage import Stage
 from ltjax.train import Interrupted
 from ltjax.workdir import lock, manifest
-from ltjax.workdir.checkpoint import Checkpoints
 from tests import tiny
 
-pytestmark = pytest.mark.skipif(
-    jax.default_backend() != "cpu", reason="bits are compared, and accelerators may add in another order every time")
+pytestmark = [pytest.mark.usefixtures("no_pictures"), pytest.mark.skipif(
+    jax.default_backend() != "cpu", reason="bits are compared, and accelerators may add in another order every time")]
 
-MODEL = build.model
+
+def ce_digits(backbone=tiny.ONE_CONV, **overrides):
+  return tiny.config("ce_digits", backbone=backbone, steps_per_call=1, **overrides)
+
+
 # Two stages of 10 steps each: a log line every 3 steps, an evaluation and a checkpoint every 5.
 CONFIGS = dict(
     # instance sampling, then cben with a frozen backbone; noisy logits and mixup in both stages
-    gcl=lambda: tiny.config("gcl_digits", steps_per_call=1, classifier__mixup=1.0),
+    gcl=lambda: tiny.config(backbone=tiny.ONE_CONV, steps_per_call=1, classifier__mixup=1.0),
     # no mixup; all parameters trained in both samplings, one without decay
-    balanced=lambda: tiny.config("ce_digits", steps_per_call=1, representation__sampler=dict(name="class_balanced"),
-                                 representation__no_decay=("head/bias",)),
+    balanced=lambda: ce_digits(representation__sampler=dict(name="class_balanced"),
+                               representation__optimizer__no_decay=("head/bias",)),
     # turns of a class cut by batches and by epochs
-    aware=lambda: tiny.config("ce_digits", steps_per_call=1,
-                              representation__sampler=dict(name="class_aware", samples_per_class=3)),
+    aware=lambda: ce_digits(representation__sampler=dict(name="class_aware", samples_per_class=3)),
     # two batches a step, and a share that moves with the epochs
-    bbn=lambda: tiny.config(
-        "ce_digits", steps_per_call=1, backbone__name="ResNetBBN", backbone__depth=14,
-        representation__branches=dict(sampler=dict(name="reverse"), share=dict(name="parabolic", start=1.0, end=0.0))),
+    bbn=lambda: ce_digits(
+        backbone=dict(name="ResNetBBN", depth=14, widths=(4, 4, 8)), representation__transforms=(dict(
+            name="two_branches", sampler=dict(name="reverse"), share=dict(name="parabolic", start=1.0, end=0.0)),)),
     # looked at on held-out images wherever it is saved
-    held_out=lambda: tiny.config("ce_digits", steps_per_call=1, dataset__holdout=0.1, keep_checkpoints=1),
+    held_out=lambda: ce_digits(dataset__holdout=0.1, keep_checkpoints=1),
     # features generated from the second epoch on, by a compiled step of its own
-    generating=lambda: tiny.config(
-        "ce_digits", steps_per_call=1, backbone__insert=dict(name="AFA"),
-        representation__generation=dict(gamma=1.0, alpha=4.0, weight=dict(name="switch", at=1, after=2.0))))
+    generating=lambda: ce_digits(
+        backbone=dict(name="ResNetCIFAR", depth=8, widths=(4, 4, 8), insert=dict(name="AFA")),
+        representation__transforms=(dict(name="generate_features", weight=dict(name="switch", at=1, after=2.0)),)),
+    # counts of a loss, moments of an optimiser and a moving average; a batch in two parts
+    stateful=lambda: ce_digits(
+        representation__adjust=dict(name="seesaw"), representation__lr=0.01, representation__optimizer=dict(
+            name="adamw", weight_decay=0.05, clip_norm=1.0, accumulate=2, ema=0.9)))
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-  """The report's pictures are a third of the time of a tiny run and say nothing about resuming."""
-  for name in ("training_curves", "accuracy_by_class_size", "confusion_matrix"):
-    monkeypatch.setattr(plots, name, lambda *args: None)
+@pytest.fixture(scope="module", autouse=True)
+def shared_compilations():
+  with tiny.shared_compilations():
+    yield
 
 
 class Killed(Exception):
@@ -59,15 +63,9 @@ class Straight(NamedTuple):
   config: object
   workdir: pathlib.Path
   results: dict
-  likes: dict  # the shapes of each stage's state
+  stages: dict[str, Stage]
   states: dict
   loop_iterations: int
-
-
-def saved(workdir: pathlib.Path, stage: str, like):
-  """The newest state that `stage` has saved."""
-  with Checkpoints(workdir / stage / "checkpoints") as checkpoints:
-    return checkpoints.restore(like)
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +77,9 @@ def straight(tmp_path_factory):
     if name not in runs:
       config, workdir, calls = CONFIGS[name](), tmp_path_factory.mktemp(name), []
       results = main.run(config, workdir, lambda: calls.append(1))
-      likes = {stage: tiny.parts(config, stage).stage.like for stage in config.stages}
-      states = {stage: saved(workdir, stage, like) for stage, like in likes.items()}
-      runs[name] = Straight(config, workdir, results, likes, states, len(calls))
+      stages = tiny.stages(config)
+      states = {name: tiny.saved(stage, workdir) for name, stage in stages.items()}
+      runs[name] = Straight(config, workdir, results, stages, states, len(calls))
     return runs[name]
 
   return get
@@ -108,7 +106,7 @@ def newest(config, workdir) -> tuple[str, int] | None:
 def assert_same_run(expected: Straight, workdir: pathlib.Path, results: dict) -> None:
   for stage in expected.config.stages:
     assert tiny.log(workdir, stage) == tiny.log(expected.workdir, stage)
-    tiny.assert_trees_equal(saved(workdir, stage, expected.likes[stage]), expected.states[stage])
+    tiny.assert_trees_equal(tiny.saved(expected.stages[stage], workdir), expected.states[stage])
     for key in ("test", "per_class", "best_selected_on_test", "best_on_held_out", "steps"):
       assert results["stages"][stage][key] == expected.results["stages"][stage][key], key
   assert results["final"] == expected.results["final"]
@@ -130,6 +128,7 @@ STOPS = [
     ("held_out", (3, 2), ("representation", 5)),
     ("bbn", (4, 3), ("representation", 7)),  # in both epochs
     ("generating", (4, 3), ("representation", 7)),  # before generation begins, and after
+    ("stateful", (4, 3), ("representation", 7)),
 ]
 
 
@@ -151,6 +150,7 @@ KILLS = [
     ("gcl", 19, ("classifier", 5)),
     ("balanced", 9, ("representation", 5)),
     ("bbn", 7, ("representation", 5)),
+    ("stateful", 7, ("representation", 5)),
 ]
 
 
@@ -169,7 +169,7 @@ def test_killed_and_rerun_is_the_straight_run(straight, tmp_path, name, step, wh
   assert_same_run(expected, tmp_path, tiny.run(expected.config, tmp_path))
 
 
-def test_the_straight_run_says_what_the_tests_here_rely_on(straight):
+def test_the_straight_run_is_what_the_tests_here_rely_on(straight):
   run = straight("gcl")
   assert run.loop_iterations == 20  # stop() is asked once a step
   assert [(line["step"], "test" in line) for line in tiny.log(run.workdir, "classifier")] == [
@@ -186,11 +186,12 @@ def test_a_finished_run_rerun_changes_nothing_and_trains_no_step(straight, monke
     raise AssertionError("a step was trained")
 
   run = straight("gcl")
+
   def contents():  # but who holds the folder, and since when
     return {path: path.read_bytes() for path in run.workdir.rglob("*") if path.is_file() and path.name != lock.NAME}
 
   files = contents()
-  monkeypatch.setattr(train.steps, "make_train_step", lambda *args, **kwargs: refuse)
+  monkeypatch.setattr(Stage, "train_steps", property(refuse))
   results = main.run(run.config, run.workdir, refuse)
   assert results == run.results
   assert contents() == files
@@ -202,36 +203,30 @@ def test_a_finished_run_rerun_changes_nothing_and_trains_no_step(straight, monke
 def sampled(name: str):
   """One stage of ten steps with a sampler."""
   given = dict(power=dict(q=0.3), class_aware=dict(samples_per_class=3), progressive=dict(progress=dict(name="linear")))
-  return tiny.config("ce_digits", steps_per_call=1, representation__sampler=dict(name=name, **given.get(name, {})))
+  return ce_digits(representation__sampler=dict(name=name, **given.get(name, {})))
 
 
 def camc():
   """Ten steps, and ten of a head with prototypes of the images that the first stage knows."""
-  config = tiny.config("ce_digits", steps_per_call=1)
-  with config.unlocked():
-    config.stages = ("representation", "classifier")
-    config.classifier = recipes.stage(
-        epochs=2, batch_size=128, lr=0.1, weight_decay=2e-4, train=("head/.*",), loss=dict(name="cross_entropy"),
-        sampler=dict(name="class_balanced"), head=dict(name="CAMC", scale=16.0, threshold=100))
-  return config
+  return ce_digits(stages=("representation", "classifier"), classifier=recipes.stage(
+      epochs=2, batch_size=128, lr=0.1, optimizer=recipes.sgd(2e-4), train=("head/.*",),
+      loss=dict(name="cross_entropy"), sampler=dict(name="class_balanced"),
+      head=dict(name="CAMC", scale=16.0, threshold=100)))
 
 
-def with_head(config, class_counts, stage: str = "") -> models.Classifier:
-  """Stands in for `build.model`: one convolution, but the head of the config."""
-  return models.Classifier(backbone=tiny.OneConv(), head=MODEL(config, class_counts, stage).head)
-
-
-@pytest.mark.parametrize("name", [*samplers.__all__, "camc"])
-def test_every_sampler_and_prototypes_resumed_are_those_of_the_straight_run(tmp_path, monkeypatch, name):
-  monkeypatch.setattr(build, "model", with_head)
+@pytest.mark.parametrize(("name", "stops"), [
+    *((name, (4, 3)) for name in samplers.__all__),  # inside an epoch, and inside the next
+    ("camc", (4, 9))])  # in each stage
+def test_every_sampler_and_prototypes_resumed_are_those_of_the_straight_run(tmp_path, name, stops):
   config = camc() if name == "camc" else sampled(name)
-  whole = tiny.run(config, tmp_path / "whole")
-  for stop_after in (4, 3) if name != "camc" else (4, 9):  # inside an epoch, and inside the next; of each stage
+  straight = tiny.run(config, tmp_path / "straight")
+  for stop_after in stops:
     with pytest.raises(Interrupted):
-      tiny.run(config, tmp_path / "parts", stop_after=stop_after)
-  parts = tiny.run(config, tmp_path / "parts")
-  assert parts["final"] == whole["final"]
+      tiny.run(config, tmp_path / "stopped", stop_after=stop_after)
+  stopped = tiny.run(config, tmp_path / "stopped")
+  assert stopped["final"] == straight["final"]
   for stage in config.stages:
-    assert tiny.log(tmp_path / "parts", stage) == tiny.log(tmp_path / "whole", stage)
-    found, wanted = (manifest.read(tmp_path / folder / stage / "checkpoints" / "10") for folder in ("parts", "whole"))
+    assert tiny.log(tmp_path / "stopped", stage) == tiny.log(tmp_path / "straight", stage)
+    found, wanted = (manifest.read(tmp_path / folder / stage / "checkpoints" / "10")
+                     for folder in ("stopped", "straight"))
     assert found["values_sha256"] == wanted["values_sha256"]

@@ -3,6 +3,7 @@
 The number of devices is fixed when JAX starts, so the runs are processes of their own: `python -m tests.test_sharding`.
 """
 
+import itertools
 import json
 import os
 import pathlib
@@ -13,8 +14,7 @@ import sys
 import numpy as np
 import pytest
 
-from ltjax import train
-from ltjax.config import bind as build
+from ltjax.config import check, parse
 from ltjax.distributed import sharding
 from ltjax.errors import ConfigError
 from tests import tiny
@@ -26,25 +26,28 @@ def small_run(workdir: pathlib.Path) -> dict:
   """A stage of five steps on whatever devices there are: its losses, its examples, its confusion matrix."""
   import jax
 
-  # The rate is low: at 0.1 BatchNorm lets a difference of 1e-7 grow to 1e-3 within four steps.
-  config = tiny.config("gcl_digits", epochs=1, log_every_steps=1, eval_batch_size=100,
-                       representation__lr=dict(name="constant", value=1e-4))
-  dataset = build.dataset(config)()
-  dataset = dataset._replace(test=(dataset.test[0][:397], dataset.test[1][:397]))
-  placed, batches = [], train.Stage.batches
+  from ltjax import train
 
-  def recorded(stage, first, count):
-    indices, scalars = batches(stage, first, count)
+  # The rate is low: at 0.1 BatchNorm lets a difference of 1e-7 grow to 1e-3 within four steps.
+  config = tiny.config("gcl_digits", backbone=tiny.ONE_CONV, epochs=1, log_every_steps=1, eval_batch_size=100,
+                       representation__lr=dict(name="constant", value=1e-4))
+  dataset = tiny.dataset(config)
+  dataset = dataset._replace(test=(dataset.test[0][:397], dataset.test[1][:397]))
+  placed, stage = [], tiny.stages(config, dataset)["representation"]
+  batches = stage.batches
+
+  def recorded(first, count):
+    indices, scalars = batches(first, count)
     placed.append((np.asarray(indices).tolist(), sorted(shard.data.shape for shard in indices.addressable_shards)))
     return indices, scalars
 
-  train.Stage.batches, build.model = recorded, tiny.one_conv
+  stage.batches = recorded
   with jax.transfer_guard("allow"):
-    result = train.run_stage(config, "representation", dataset, workdir, before=None, stop=lambda: False)
-  lines = tiny.log(workdir, "representation")
-  return dict(devices=jax.device_count(), placed=placed, confusion=result.confusion.tolist(), lines=lines,
-              kernel=np.asarray(result.state.params["head"]["kernel"]).tolist(),
-              placements=len(result.state.params["head"]["kernel"].addressable_shards))
+    result = train.run_stage(stage, workdir)
+  kernel = result.variables["params"]["head"]["kernel"]
+  return dict(devices=jax.device_count(), placed=placed, confusion=result.confusion.tolist(),
+              lines=tiny.log(workdir, "representation"), kernel=np.asarray(kernel).tolist(),
+              placements=len(kernel.addressable_shards))
 
 
 @pytest.fixture(scope="module")
@@ -90,25 +93,32 @@ def test_every_test_image_is_counted_once(runs):
   np.testing.assert_array_equal(one, eight)
 
 
-@pytest.mark.parametrize("examples", [1, 7, 8, 100])
 @pytest.mark.parametrize("devices", [1, 2, 3, 8])
-@pytest.mark.parametrize("batch_size", [0, 1, 3, 8, 12, 99, 100, 101])
-def test_check_batch(batch_size, devices, examples):
-  if 1 <= batch_size <= examples and batch_size % devices == 0:
-    sharding.check_batch("stage", batch_size, devices, examples)
-    return
-  with pytest.raises(ConfigError, match=rf"^stage\.batch_size: {batch_size} ") as info:
-    sharding.check_batch("stage", batch_size, devices, examples)
-  if not 1 <= batch_size <= examples:
-    assert f"give 1 to {examples}" in str(info.value)
-    return
-  offered = [int(number) for number in re.findall(r"\d+", str(info.value).split("nearest")[1])]
-  for size in offered:
-    sharding.check_batch("stage", size, devices, examples)
-  valid = [size for size in range(1, examples + 1) if size % devices == 0]
-  assert bool(offered) == bool(valid)
-  if valid:
-    assert min(abs(size - batch_size) for size in offered) == min(abs(size - batch_size) for size in valid)
+def test_a_batch_fits_the_devices_and_the_data_or_the_nearest_that_do_are_offered(devices):
+  spec = parse(tiny.config("ce_digits", backbone=tiny.ONE_CONV)).stages[0]
+  for examples, batch_size in itertools.product((1, 7, 8, 100), (1, 3, 8, 12, 99, 100, 101)):
+    stage = spec._replace(batch_size=batch_size)
+    if batch_size <= examples and batch_size % devices == 0:
+      check.check_batch(stage, devices, examples)
+      continue
+    with pytest.raises(ConfigError, match=rf"^representation\.batch_size: {batch_size} ") as info:
+      check.check_batch(stage, devices, examples)
+    if batch_size > examples:
+      assert f"give 1 to {examples}" in str(info.value)
+      continue
+    offered = [int(number) for number in re.findall(r"\d+", str(info.value).split("nearest")[1])]
+    for size in offered:
+      check.check_batch(spec._replace(batch_size=size), devices, examples)
+    valid = [size for size in range(1, examples + 1) if size % devices == 0]
+    assert bool(offered) == bool(valid)
+    if valid:
+      assert min(abs(size - batch_size) for size in offered) == min(abs(size - batch_size) for size in valid)
+
+
+@pytest.mark.parametrize("batch_size", [0, -8])
+def test_a_batch_without_examples_is_refused(batch_size):
+  with pytest.raises(ConfigError, match=r"^representation\.batch_size: expected an integer of at least 1, got"):
+    parse(tiny.config("ce_digits", backbone=tiny.ONE_CONV, representation__batch_size=batch_size))
 
 
 def test_a_batch_that_does_not_fit_the_devices_stops_the_run_before_it_writes(monkeypatch, tmp_path):
@@ -117,7 +127,7 @@ def test_a_batch_that_does_not_fit_the_devices_stops_the_run_before_it_writes(mo
 
   monkeypatch.setattr(sharding, "data_mesh", Mesh)
   with pytest.raises(ConfigError, match=r"classifier\.batch_size: 100 is not divisible by 8 devices.* 96 and 104"):
-    tiny.run(tiny.config("gcl_digits", classifier__batch_size=100), tmp_path / "run")
+    tiny.run(tiny.config("gcl_digits", backbone=tiny.ONE_CONV, classifier__batch_size=100), tmp_path / "run")
   assert not (tmp_path / "run").exists()
 
 
