@@ -18,6 +18,7 @@ from absl import app, flags
 from etils import epath
 from tqdm import tqdm
 
+from ltjax.data import quiet
 from ltjax.data.cache import load_arrays, store_arrays
 from ltjax.data.listing import Listing
 from ltjax.errors import ConfigError, DataError, LtjaxError, nearest
