@@ -7,8 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from ltjax import train
-from ltjax.config import bind as build
+from ltjax import bridge, train
 from ltjax.distributed import sharding
 from ltjax.errors import ConfigError, TrainingError, WorkdirError
 from ltjax.workdir.checkpoint import Checkpoints
@@ -17,20 +16,13 @@ from tests import tiny
 
 @pytest.fixture(scope="module")
 def stages():
-  """The parts of both stages of GCL: everything trained, then only the head."""
-  config = tiny.config("gcl_digits")
-  return {stage: tiny.parts(config, stage, tiny.one_conv) for stage in config.stages}
+  """Both stages of GCL: everything trained, then only the head."""
+  return tiny.stages(tiny.config("gcl_digits", backbone=tiny.ONE_CONV))
 
 
-@pytest.fixture
-def small(monkeypatch):
-  """Makes every run use the small network."""
-  monkeypatch.setattr(build, "model", tiny.one_conv)
-
-
-def filled(parts, *, step: int = 0):
+def filled(stage, *, step: int = 0):
   """A state in which no two leaves are alike, on the devices."""
-  leaves, structure = jax.tree.flatten(parts.state())
+  leaves, structure = jax.tree.flatten(stage.make_state(stage.init()))
   rng = np.random.default_rng(0)
   leaves = [rng.normal(size=leaf.shape).astype(leaf.dtype) if leaf.ndim else np.asarray(n, leaf.dtype)
             for n, leaf in enumerate(leaves)]
@@ -40,7 +32,7 @@ def filled(parts, *, step: int = 0):
 
 @pytest.mark.parametrize("stage", ["representation", "classifier"])
 def test_round_trip(stages, tmp_path, stage):
-  state, like = filled(stages[stage], step=7), stages[stage].stage.like
+  state, like = filled(stages[stage], step=7), stages[stage].like
   with Checkpoints(tmp_path / "checkpoints") as checkpoints:
     assert checkpoints.latest() is None
     checkpoints.save(state, wait=True)
@@ -53,9 +45,9 @@ def test_round_trip(stages, tmp_path, stage):
 
 
 def test_a_frozen_backbone_has_no_optimiser_state(stages):
-  sizes = {stage: sum(leaf.size for leaf in jax.tree.leaves(parts.state().opt_state))
-           for stage, parts in stages.items()}
-  state = stages["classifier"].state()
+  sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(stage.make_state(stage.init()).opt_state))
+           for name, stage in stages.items()}
+  state = stages["classifier"].make_state(stages["classifier"].init())
   assert sizes["classifier"] == state.params["head"]["kernel"].size
   assert sizes["representation"] == sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
@@ -158,9 +150,9 @@ def test_the_bridge_reads_the_model_whatever_the_optimiser(stages, tmp_path):
                "backbone/norm/bias"}),
 ])
 def test_reset_draws_afresh_what_its_patterns_name_and_nothing_else(stages, patterns, drawn):
-  parts = stages["classifier"]
-  earlier, fresh = filled(parts), parts.stage.init()
-  variables = train.take_over(model_of(earlier), parts.stage.init, patterns)
+  stage = stages["classifier"]
+  earlier, fresh = filled(stage), stage.init()
+  variables = bridge.take_over(model_of(earlier), stage.init, patterns)
   tiny.assert_trees_equal(variables["batch_stats"], earlier.batch_stats)
   assert jax.tree.structure(variables["params"]) == jax.tree.structure(earlier.params)
   for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]):
@@ -174,8 +166,8 @@ def test_reset_draws_afresh_what_its_patterns_name_and_nothing_else(stages, patt
 
 
 @pytest.mark.parametrize("pattern", ["haed/.*", "head", "kernel"])
-def test_a_reset_pattern_that_names_nothing_is_an_error_before_the_first_stage(small, tmp_path, pattern):
-  config = tiny.config("gcl_digits", classifier__reset=("head/.*", pattern))
+def test_a_reset_pattern_that_names_nothing_is_an_error_before_the_first_stage(tmp_path, pattern):
+  config = tiny.config("gcl_digits", backbone=tiny.ONE_CONV, classifier__reset=("head/.*", pattern))
   with pytest.raises(ConfigError, match=re.escape(f"classifier.reset: {pattern!r} matches no parameter")):
     tiny.run(config, tmp_path / "run")
   assert not (tmp_path / "run").exists()
@@ -188,8 +180,9 @@ def assert_one_sentence(error: Exception) -> None:
 def test_a_checkpoint_of_other_classes_is_refused_in_one_sentence(stages, tmp_path):
   with Checkpoints(tmp_path / "checkpoints") as checkpoints:
     checkpoints.save(filled(stages["representation"], step=4), wait=True)
-    config = tiny.config("gcl_digits")
-    like = tiny.parts(config, "representation", lambda *args: tiny.one_conv(class_counts=(1,) * 7)).stage.like
+    data = stages["representation"].dataset
+    seven = data._replace(class_names=data.class_names[:7], train=tuple(part[data.train[1] < 7] for part in data.train))
+    like = tiny.stages(tiny.config("gcl_digits", backbone=tiny.ONE_CONV), seven)["representation"].like
     for restore, wanted in ((checkpoints.restore, like), (checkpoints.restore_model, model_of(like))):
       with pytest.raises(WorkdirError, match=r"head/kernel is float32\[4,10\], expected float32\[4,7\]") as info:
         restore(wanted)
@@ -199,7 +192,7 @@ def test_a_checkpoint_of_other_classes_is_refused_in_one_sentence(stages, tmp_pa
 def test_a_checkpoint_of_another_network_is_refused_in_one_sentence(stages, tmp_path):
   with Checkpoints(tmp_path / "checkpoints") as checkpoints:
     checkpoints.save(filled(stages["representation"], step=4), wait=True)
-    like = tiny.parts(tiny.config("gcl_digits"), "representation").stage.like
+    like = tiny.stages(tiny.config("gcl_digits"))["representation"].like
     with pytest.raises(WorkdirError, match="backbone/norm/mean is .*, expected absent;.*; and .* more;") as info:
       checkpoints.restore(like)
     assert_one_sentence(info.value)
@@ -211,7 +204,7 @@ def test_a_checkpoint_without_its_model_is_refused_in_one_sentence(stages, tmp_p
     checkpoints.save(filled(stages["representation"], step=4), wait=True)
   (folder / "4" / "model").rename(tmp_path / "elsewhere")
   with Checkpoints(folder) as checkpoints, pytest.raises(WorkdirError, match="damaged: model.* cannot be read") as info:
-    checkpoints.restore(stages["representation"].stage.like)
+    checkpoints.restore(stages["representation"].like)
   assert_one_sentence(info.value)
 
 
@@ -224,10 +217,10 @@ def all_finite(tree) -> bool:
 @pytest.mark.parametrize(("weight_decay", "stop_after"), [(0.0, None), (0.0, 1), (1e10, None), (1e10, 1)])
 @pytest.mark.parametrize("log_every", [1, 1000])
 def test_numbers_that_are_not_finite_end_the_run_and_are_never_saved(
-    small, tmp_path, weight_decay, stop_after, log_every):
+    tmp_path, weight_decay, stop_after, log_every):
   config = tiny.config(
-      "ce_digits", representation__lr=dict(name="constant", value=1e30), log_every_steps=log_every, steps_per_call=1,
-      representation__weight_decay=weight_decay)
+      "ce_digits", backbone=tiny.ONE_CONV, representation__lr=dict(name="constant", value=1e30),
+      log_every_steps=log_every, steps_per_call=1, representation__optimizer__weight_decay=weight_decay)
   bad = 0 if weight_decay else 1  # the step in which it happens
   first = train.Interrupted if (weight_decay, stop_after) == (0.0, 1) else TrainingError
   with pytest.raises(first):
@@ -237,8 +230,8 @@ def test_numbers_that_are_not_finite_end_the_run_and_are_never_saved(
   assert_one_sentence(info.value)
   assert tiny.saved_steps(tmp_path, "representation") == [bad]
   with Checkpoints(tmp_path / "representation" / "checkpoints") as checkpoints:
-    assert all_finite(checkpoints.restore(tiny.parts(config, "representation", tiny.one_conv).stage.like))
+    assert all_finite(checkpoints.restore(tiny.stages(config)["representation"].like))
   record = json.loads((tmp_path / "not_finite.json").read_text())
-  order = tiny.parts(config, "representation", tiny.one_conv).stage.order
+  order = tiny.stages(config)["representation"].order
   assert (record["stage"], record["step"], record["examples"]) == (
       "representation", bad, order.batch(bad).tolist())

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from ltjax import main, train
-from ltjax.config import bind as build
 from ltjax.distributed import processes
+from ltjax.stage import Stage
 from tests import tiny
 from tests.processes import Processes
 
@@ -26,8 +26,8 @@ PARTS = ((1, 3, 0), (4, 1, 2), (1, 3, 0), (2, None, 0))
 def config():
   """Two stages, at rates that let no difference in the last digit grow."""
   slow = dict(name="constant", value=1e-4)
-  return tiny.config("gcl_digits", epochs=1, log_every_steps=1, eval_batch_size=100, steps_per_call=1,
-                     representation__lr=slow, classifier__lr=slow)
+  return tiny.config("gcl_digits", epochs=1, backbone=tiny.ONE_CONV, log_every_steps=1, eval_batch_size=100,
+                     steps_per_call=1, representation__lr=slow, classifier__lr=slow)
 
 
 def work(workdir: pathlib.Path, stop_after: int | None, who: int) -> None:
@@ -35,10 +35,10 @@ def work(workdir: pathlib.Path, stop_after: int | None, who: int) -> None:
   processes.start()
   import jax
 
-  seen, batches = [], train.Stage.batches
+  seen, batches = [], Stage.batches
 
-  def recorded(stage, first, count):
-    indices, scalars = batches(stage, first, count)
+  def recorded(self, first, count):
+    indices, scalars = batches(self, first, count)
     seen.append((first, np.concatenate([np.asarray(shard.data) for shard in indices.addressable_shards]).tolist()))
     return indices, scalars
 
@@ -47,7 +47,7 @@ def work(workdir: pathlib.Path, stop_after: int | None, who: int) -> None:
   def stop():
     return next(calls) >= (stop_after or 10**9) and jax.process_index() == who
 
-  train.Stage.batches, build.model, ended = recorded, tiny.one_conv, "finished"
+  Stage.batches, ended = recorded, "finished"
   try:
     main.run(config(), workdir, stop)
   except train.Interrupted:

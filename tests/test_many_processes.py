@@ -3,25 +3,23 @@
 import json
 import pathlib
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 
-from ltjax import evaluate, models, prototypes, recipes, selection, train
-from ltjax.config import bind as build
-from ltjax.data import resident
+from ltjax import bridge, posthoc, recipes, stage
+from ltjax.config import parse
+from ltjax.data.evaluate import Evaluator
 from ltjax.distributed import processes, sharding
-from ltjax.report import activation_maps as cams
+from ltjax.report import activation_maps
 from tests import tiny
 from tests.processes import Processes
-
-HEADS = build.model
 
 
 def config():
   """Two stages on digits, of which the second is CAMC's, and what is done after training."""
-  found = tiny.config("ce_digits", epochs=1, dataset__imbalance=50.0, dataset__holdout=0.2, eval_batch_size=102)
-  common = dict(epochs=1, batch_size=128, lr=0.1, weight_decay=2e-4, loss=dict(name="cross_entropy"))
+  found = tiny.config("ce_digits", epochs=1, backbone=tiny.ONE_CONV, dataset__imbalance=50.0, dataset__holdout=0.2,
+                      eval_batch_size=102)
+  common = dict(epochs=1, batch_size=128, lr=0.1, optimizer=recipes.sgd(2e-4), loss=dict(name="cross_entropy"))
   with found.unlocked():
     found.stages = ("representation", "classifier")
     found.representation = recipes.stage(**common)
@@ -32,37 +30,23 @@ def config():
   return found
 
 
-def small_model(config, class_counts, stage: str) -> models.Classifier:
-  """Stands in for `build.model`: one convolution, but the head of the config."""
-  return models.Classifier(backbone=tiny.OneConv(), head=HEADS(config, class_counts, stage).head)
-
-
 def work(folder: pathlib.Path) -> dict:
-  """Everything that `main.run` asks of a model after training."""
+  """Everything that a run asks of a model after training."""
   processes.start(init_timeout=30)
   import jax
 
-  found, build.model = config(), small_model
-  dataset, mesh = build.dataset(found)(), sharding.data_mesh()
+  spec = parse(config())
+  dataset, _ = spec.read()
   dataset = dataset._replace(test=(dataset.test[0][:397], dataset.test[1][:397]))
-  counts, shape = dataset.class_counts, dataset.train[0][:1].shape
-  _, init, _, _ = train.state_makers(found, "representation", counts, shape)
-  variables = sharding.replicate(jax.device_get(init()), mesh)
-  model = small_model(found, counts, "representation")
-  common = dict(batch_size=found.eval_batch_size, mesh=mesh)
-  test, constants = (sharding.replicate(part, mesh) for part in (
-      resident.arrays(dataset, "test"), resident.constants(dataset)))
-  stream = evaluate.stream(*dataset.test, **common, size=0)
-  confusions = [evaluate.Evaluator(model, test, len(counts), **common),
-                evaluate.Evaluator(model, constants, len(counts), **common, stream=stream)]
-  state = SimpleNamespace(**variables)
-  _, init, _, _ = train.state_makers(found, "classifier", counts, shape)
-  after = prototypes.fill(found, "classifier", "representation", dataset, train.take_over(variables, init, ()),
-                          variables, folder)
-  maps = cams.of_run(found, dataset, "classifier", after)
-  return dict(count=jax.process_count(), devices=len(mesh.local_devices), rows=list(
-      sharding.local_rows(mesh, 8).indices(8)), confusions=[make(state).tolist() for make in confusions],
-      posthoc=selection.run(found, dataset, dict(representation=variables)),
+  first, second = stage.build(spec, dataset)
+  variables = sharding.replicate(jax.device_get(first.init()), first.mesh)
+  evaluators = [Evaluator(first.model, dataset, "test", first.augmentation, batch_size=102, mesh=first.mesh,
+                          streamed=streamed) for streamed in (False, True)]
+  after = bridge.with_prototypes(second, first, bridge.take_over(variables, second.init, ()), variables, folder)
+  maps = activation_maps.of_stage(second, after)
+  return dict(count=jax.process_count(), devices=len(first.mesh.local_devices), rows=list(
+      sharding.local_rows(first.mesh, 8).indices(8)), confusions=[make(variables).tolist() for make in evaluators],
+      posthoc=posthoc.run(first.posthoc, first, variables),
       prototypes=np.asarray(after["params"]["head"]["prototypes"]).tolist(), predictions=maps.predictions.tolist(),
       maps={name: values.tolist() for name, values in maps.maps.items()})
 

@@ -147,3 +147,7 @@ def main(arguments=None) -> None:
   bad = [tensor for tensor in tensors if tensor.bad]
   print("\n".join((*known, "", *map(str, tensors), "",
                    f"the first that is not finite: {bad[0].name}" if bad else "all numbers of this step are finite")))
+
+
+if __name__ == "__main__":
+  main(sys.argv[1:])

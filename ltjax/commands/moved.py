@@ -2,6 +2,7 @@
 
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import sys
 from collections.abc import Sequence
 
@@ -26,7 +27,8 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
   def get_code(self, name):
     """The code that `python -m` runs in the place of an old path."""
     print(f"note: {_sentence(name)}", file=sys.stderr)
-    return compile(f"import sys\nfrom ltjax.commands.{COMMANDS[name]} import main\nmain(sys.argv[1:])", name, "exec")
+    spec = importlib.util.find_spec(f"ltjax.commands.{COMMANDS[name]}")
+    return spec.loader.get_code(spec.name)
 
 
 def refuse(arguments: Sequence[str]) -> None:
@@ -35,15 +37,15 @@ def refuse(arguments: Sequence[str]) -> None:
   `arguments` are those of the interpreter.
   """
   name = arguments[arguments.index("-m") + 1] if "-m" in arguments[:-1] else ""
-  if name.split(".")[0] != "ltjax" or name in _PROGRAMS or name in COMMANDS:
+  if name.split(".")[0] != "ltjax" or name in _PROGRAMS or name in COMMANDS or name.startswith(
+      "ltjax.commands."):
     return
   print(f"error: {_sentence(name)}", file=sys.stderr)
   sys.exit(2)
 
 
 def _sentence(name: str) -> str:
-  command = COMMANDS.get(name) or (name.rsplit(".", 1)[1] if name.startswith("ltjax.commands.") else "")
-  if command:
+  if command := COMMANDS.get(name):
     return (f"{name} is a command: run `python -m ltjax {command}` or `ltjax {command}`; in code, import "
             f"ltjax.commands.{command}")
   return (f"{name} is a module to import, not a program; `python -m ltjax` lists the commands, and training is "

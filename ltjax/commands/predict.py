@@ -166,3 +166,7 @@ def _write_file(predictions: Iterator[Prediction], path: pathlib.Path) -> None:
   finally:
     partial.unlink(missing_ok=True)
   print(f"written: {path}")
+
+
+if __name__ == "__main__":
+  main(sys.argv[1:])

@@ -249,3 +249,7 @@ def main(arguments: Sequence[str]) -> None:
   if wrong:
     sys.exit(EXIT_WRONG_DATA)
   print(f"all is well{'' if given['decode'] else ', as far as files show that are not decoded (--decode)'}")
+
+
+if __name__ == "__main__":
+  main(sys.argv[1:])

@@ -4,7 +4,7 @@ import hashlib
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,13 @@ _CIFAR_ARCHIVES = {
     10: ("cifar-10-binary.tar.gz", 170_052_171, "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"),
     100: ("cifar-100-binary.tar.gz", 168_513_733, "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec")}
 _CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+# Hyper-parameters of sources, with their ranges.
+Imbalance = Annotated[float, "[1, inf)"]
+Share = Annotated[float, "[0, 1)"]
+OpenUnit = Annotated[float, "(0, 1)"]
+Seed = Annotated[int, "[0, 4294967295]"]
 
 
 class Dataset(NamedTuple):
@@ -170,7 +177,7 @@ def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray
   return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def digits(*, imbalance: float, profile: str, subset_seed: int, holdout: float = 0.0) -> Dataset:
+def digits(*, imbalance: Imbalance, profile: str, subset_seed: Seed, holdout: Share = 0.0) -> Dataset:
   """scikit-learn's handwritten digits (1,797 real 8x8 scans), made long-tailed; the test set is 40 images a class."""
   from sklearn.datasets import load_digits
 
@@ -186,12 +193,12 @@ def digits(*, imbalance: float, profile: str, subset_seed: int, holdout: float =
                  (float(unit.mean()),), (float(unit.std()),), (images[held_out], labels[held_out]) if holdout else None)
 
 
-def cifar10(*, imbalance: float, profile: str, subset_seed: int, dir: str, holdout: float = 0.0) -> Dataset:
+def cifar10(*, imbalance: Imbalance, profile: str, subset_seed: Seed, dir: str, holdout: Share = 0.0) -> Dataset:
   """CIFAR-10-LT from the official binary files in `dir`, or from TFDS where `dir` is empty."""
   return _cifar_lt(10, imbalance, profile, subset_seed, dir, holdout)
 
 
-def cifar100(*, imbalance: float, profile: str, subset_seed: int, dir: str, holdout: float = 0.0) -> Dataset:
+def cifar100(*, imbalance: Imbalance, profile: str, subset_seed: Seed, dir: str, holdout: Share = 0.0) -> Dataset:
   """CIFAR-100-LT (fine labels) from the official binary files in `dir`, or from TFDS where `dir` is empty."""
   return _cifar_lt(100, imbalance, profile, subset_seed, dir, holdout)
 

@@ -4,6 +4,8 @@ import base64
 import zlib
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+
 _NAMED = 3  # examples of a kind that are named
 _SPLITS = dict(train="training", held_out="held-out", test="test")
 
@@ -14,12 +16,13 @@ def describe(dataset) -> dict:
   "examples" holds the example lines of every split, packed: a million paths take some megabytes and seconds. They name
   what differs; whether anything does, the fingerprint says. Of files, the path, the length and the class count: a file
   that is replaced by other bytes of the same length is not noticed, as that would take reading all of them at each
-  start. Of arrays, every byte counts.
+  start. Of arrays every byte counts, but they have no names, so none are stored.
   """
   lines = {split: list(dataset.example_lines(split)) for split in dataset.splits}
   return dict(class_names=list(dataset.class_names), class_counts=dataset.class_counts.tolist(),
               fingerprint=dataset.fingerprint_of(lines),
-              examples={split: _packed(part) for split, part in lines.items()})
+              examples={split: _packed(part) for split, part in lines.items()
+                        if not isinstance(getattr(dataset, split)[0], np.ndarray)})
 
 
 def differences(old: Mapping, new: Mapping) -> list[str]:
@@ -48,7 +51,10 @@ def differences(old: Mapping, new: Mapping) -> list[str]:
     are = "1 image is" if len(moved) == 1 else f"{len(moved):,} images are"
     lines.append(f"{are} in another set, because a set that is drawn from the images changes with them: "
                  f"{_first([*moved])}; the first was a {_SPLITS[was]} image and is a {_SPLITS[now]} image")
-  return lines or ["the images are the same, but their fingerprint is another: the identity was changed by hand"]
+  if not lines:
+    lines.append(f"the images or their order differ: {sum(old['class_counts']):,} training images then, "
+                 f"{sum(new['class_counts']):,} now")
+  return lines
 
 
 class _Examples:

@@ -3,7 +3,8 @@ import time
 import numpy as np
 import pytest
 
-from ltjax.config import bind as build
+from ltjax import stage as stages
+from ltjax.config import spec
 from ltjax.data import prng, samplers
 from ltjax.data.order import Order
 from ltjax.schedules import Clock
@@ -12,10 +13,14 @@ COUNTS = np.array([30, 400, 1, 250, 7])  # in no order, one class with a single 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(5), COUNTS))
 
 
+def sampler(block, counts):
+  return stages.sampler(spec.sampler(block, "test.sampler"), "test", counts)
+
+
 def order(name="instance", *, labels=LABELS, classes=5, batch_size=64, epochs=4, seed=0, stage="representation",
           **hyper):
-  sampler = build.sampler(dict(name=name, **hyper), "test", np.bincount(labels, minlength=classes))
-  return Order(labels, classes, batch_size=batch_size, epochs=epochs, seed=seed, stage=stage, samplers=[sampler])
+  draws = sampler(dict(name=name, **hyper), np.bincount(labels, minlength=classes))
+  return Order(labels, classes, batch_size=batch_size, epochs=epochs, seed=seed, stage=stage, samplers=[draws])
 
 
 def epoch_of(found, epoch):
@@ -105,7 +110,7 @@ def test_draws_are_independent_of_their_place_and_their_neighbour():
 def test_a_progressive_sampler_goes_from_the_data_to_balance_with_the_epochs():
   found = order("progressive", batch_size=344, epochs=201, progress=dict(name="linear"))
   assert found.steps_per_epoch == 2
-  probabilities = build.sampler(dict(name="progressive", progress=dict(name="linear")), "test", COUNTS)
+  probabilities = sampler(dict(name="progressive", progress=dict(name="linear")), COUNTS)
   for epoch, progress in ((0, 0.0), (100, 0.5), (200, 1.0)):
     expected = samplers.progressive(COUNTS, progress=progress)
     np.testing.assert_allclose(probabilities(Clock(epoch * 2 + 1, 2, 201)), expected, rtol=1e-12)
@@ -116,7 +121,7 @@ def test_a_progressive_sampler_goes_from_the_data_to_balance_with_the_epochs():
 
 
 def test_instance_sampling_is_the_permutation():
-  assert build.sampler(dict(name="instance"), "test", COUNTS) is None
+  assert sampler(dict(name="instance"), COUNTS) is None
 
 
 @pytest.mark.parametrize("draw", [0.0, 1 - 2.0**-53])
@@ -202,7 +207,7 @@ def test_the_order_of_a_cycle_does_not_change_from_one_version_to_the_next():
 
 def branched(first="instance", second="reverse", **overrides):
   counts = np.bincount(LABELS)
-  samplers = [build.sampler(dict(name=name), "test", counts) for name in (first, second)]
+  samplers = [sampler(dict(name=name), counts) for name in (first, second)]
   return Order(LABELS, 5, **(dict(batch_size=64, epochs=40, seed=0, stage="representation", samplers=samplers)
                              | overrides))
 

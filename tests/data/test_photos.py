@@ -1,3 +1,4 @@
+import importlib
 import lzma
 import os
 import re
@@ -5,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
-from ltjax.config import bind as build
+from ltjax.config import spec
 from ltjax.data import listing, photos, tables
 from ltjax.data.official import OFFICIAL
 from ltjax.errors import ConfigError, DataError
@@ -203,7 +203,7 @@ def test_the_fingerprint_is_of_the_examples_wherever_they_are(tmp_path):
 @pytest.mark.parametrize("background", ["white", "black"])
 def test_the_background_is_that_of_the_config(tmp_path, background):
   write_tree(tmp_path, COUNTS)
-  read = build.dataset(config(name="folder", root=str(tmp_path), background=background, pipeline="tf_data"))
+  read, _ = spec.dataset(dict(name="folder", root=str(tmp_path), background=background, pipeline="tf_data"))
   assert read().background == background
   with pytest.raises(ConfigError, match=r"dataset\.background: expected 'white' or 'black', got 'grey'"):
     photos.folder(root=str(tmp_path), background="grey")
@@ -396,15 +396,17 @@ def test_the_real_lists_of_places_lt(real_lists):
 # -- from a config ----------------------------------------------------------------------------------------------------
 
 
-def config(**dataset):
-  return ConfigDict(dict(dataset=dataset))
+def run(**dataset):
+  config = importlib.import_module("configs.gcl_folder").get_config()
+  config.dataset = dataset
+  return spec.parse(config)
 
 
-def test_build_finds_the_sources_and_gives_them_the_cache(tmp_path):
+def test_a_config_finds_the_sources_and_gives_them_the_cache(tmp_path):
   write_tree(tmp_path / "root", COUNTS)
-  read = build.dataset(config(name="folder", root=str(tmp_path / "root"), pipeline="tf_data"))
-  assert read().class_names == ("bee", "cat", "dog") and not (tmp_path / "cache").exists()
-  assert read(tmp_path / "cache").class_names == ("bee", "cat", "dog")
+  read = run(name="folder", root=str(tmp_path / "root"), pipeline="tf_data").read
+  assert read()[0].class_names == ("bee", "cat", "dog") and not (tmp_path / "cache").exists()
+  assert read(tmp_path / "cache")[0].class_names == ("bee", "cat", "dog")
   assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".npz"]
 
 
@@ -418,7 +420,7 @@ def test_build_finds_the_sources_and_gives_them_the_cache(tmp_path):
 ])
 def test_a_wrong_block_is_named_before_anything_is_read(block, message):
   with pytest.raises(ConfigError, match=message):
-    build.dataset(config(**block))
+    spec.dataset(block)
 
 
 def test_a_folder_that_may_not_be_read_is_one_error(tmp_path, monkeypatch):
@@ -429,4 +431,4 @@ def test_a_folder_that_may_not_be_read_is_one_error(tmp_path, monkeypatch):
 
   monkeypatch.setattr(listing.os, "scandir", refused)
   with pytest.raises(DataError, match=rf"dataset: {re.escape(str(tmp_path))} cannot be read \(Permission denied\)"):
-    build.dataset(config(name="folder", root=str(tmp_path)))()
+    run(name="folder", root=str(tmp_path)).read()

@@ -170,4 +170,4 @@ def _child(folder: pathlib.Path, seed: int, count: int, pipe) -> None:
 def _tree() -> dict:
   content = state(2)
   return dict(params=content.params, batch_stats=content.batch_stats, opt_state=content.opt_state,
-              step=np.asarray(content.step), seen_counts=content.seen_counts)
+              step=np.asarray(content.step), loss_state=content.loss_state)

@@ -18,9 +18,9 @@ import time
 PHASES = ("import", "start", "compile", "train", "evaluate", "save", "stage change", "report")
 # The first whose file and function, if it is given, are on a stack is the phase.
 _SEEN = (
-    ("report", "ltjax/report.py", "write"), ("evaluate", "ltjax/evaluate.py", "__call__"),
-    ("save", "ltjax/checkpoint.py", "_write"), ("save", "ltjax/checkpoint.py", "save"),
-    ("stage change", "ltjax/checkpoint.py", "restore_model"), ("stage change", "ltjax/train.py", "take_over"),
+    ("report", "ltjax/report/page.py", "write"), ("evaluate", "ltjax/data/evaluate.py", "__call__"),
+    ("save", "ltjax/workdir/checkpoint.py", "_write"), ("save", "ltjax/workdir/checkpoint.py", "save"),
+    ("stage change", "ltjax/workdir/checkpoint.py", "restore_model"), ("stage change", "ltjax/bridge.py", "take_over"),
     ("compile", "jax/_src/compiler.py", "compile_or_get_cached"), ("train", "ltjax/train.py", "run_stage"),
     ("start", "ltjax/main.py", "run"))
 
@@ -33,7 +33,7 @@ def where() -> dict:
       frames.append((frame.f_code.co_filename, frame.f_code.co_name))
       if frames[-1][1] == "run_stage":
         known = frame.f_locals
-        found = dict(stage=known["name"], done=int(known.get("done", 0)), start=int(known.get("start", 0)))
+        found = dict(stage=known["stage"].name, done=int(known.get("done", 0)), start=int(known.get("start", 0)))
         looping = "flight" in known
       frame = frame.f_back
   phase = next((phase for phase, file, name in _SEEN if any(

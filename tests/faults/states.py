@@ -16,7 +16,7 @@ def state(step: int) -> TrainState:
   return TrainState(
       step=np.int32(step), params=dict(backbone=dict(kernel=draw(256, 256), scale=draw(64)), head=draw(128, 100)),
       batch_stats=dict(mean=draw(64), var=draw(64)), opt_state=(dict(kernel=draw(256, 256)), draw(128, 400)),
-      seen_counts=draw(100), window=init_window())
+      loss_state=dict(seen_counts=draw(100)), ema=None, window=init_window())
 
 
 LIKE = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state(0))

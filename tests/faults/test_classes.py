@@ -6,20 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from ltjax import losses, recipes
-from ltjax.config import bind as build
+from ltjax.config import bind, spec
 from ltjax.data import photos, samplers
 from ltjax.data.order import Order
 from ltjax.errors import DataError
 from ltjax.schedules import Clock
+from ltjax.stage import sampler
 from tests import photographs, tiny
 
 GIVEN = dict(power=dict(q=0.7), progressive=dict(progress=dict(name="linear")))
 SAMPLERS = {name: GIVEN.get(name, {}) for name in samplers.__all__}
-ADJUSTMENTS = [None, *build.public(losses, build.ADJUSTMENTS)]
-LOSSES = [*build.public(losses, build.LOSSES)]
+ADJUSTMENTS = [None, *bind.public(losses, spec.returns("b c"))]
+LOSSES = [*bind.public(losses, spec.returns("b"))]
 NEEDED = dict(label_aware_smoothing=dict(head=0.4, tail=0.1), effective_number=dict(beta=0.99), fbl=dict(alpha=60.0))
 
 
@@ -40,31 +40,44 @@ def test_every_sampler_draws_only_images_that_there_are(name):
   for seed in range(30):
     counts = random_counts(seed)
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
-    sampler = build.sampler(dict(name=name, **SAMPLERS[name]), "test", counts)
+    draws = sampler(spec.sampler(dict(name=name, **SAMPLERS[name]), "test.sampler"), "test", counts)
     size = min(64, len(labels))
-    order = Order(labels, len(counts), batch_size=size, epochs=3, seed=seed, stage="test", samplers=[sampler])
+    order = Order(labels, len(counts), batch_size=size, epochs=3, seed=seed, stage="test", samplers=[draws])
     for step in {0, 1, order.steps // 2, order.steps - 1}:
       batch = order.batch(step)
       assert batch.shape == (size,) and batch.min() >= 0 and batch.max() < len(labels)
 
 
+def only(**parts):
+  """A config of one stage on ten digits."""
+  config = recipes.digits_lt(imbalance=5)
+  config.stages, config.head = ("only",), dict(name="Cosine")
+  config.only = recipes.stage(**dict(epochs=1, batch_size=8, lr=0.1, optimizer=recipes.sgd(0.0)) | parts)
+  return config
+
+
+def value_and_gradient(objective, counts, logits, labels, features):
+  """Of the mean loss of a batch in the first step."""
+  clock, state = Clock(0, 1, 1), objective.init_state(len(counts))
+  scalars = dict(loss=objective.loss.at(clock), adjust=objective.adjust.at(clock) if objective.adjust else {})
+  return jax.value_and_grad(lambda logits: objective(
+      logits, labels, features=features, key=jax.random.key(0), scalars=scalars, class_counts=np.float32(counts),
+      state=state))(logits)
+
+
 @pytest.mark.parametrize("adjust", ADJUSTMENTS)
 def test_every_loss_and_its_gradient_are_finite(adjust):
-  key = jax.random.key(0)
   for seed, loss in enumerate(loss for loss in LOSSES if (adjust, loss) not in SENSELESS):
     counts = random_counts(seed, classes=12)  # of one shape, so that what is compiled is shared
-    block = ConfigDict(recipes.stage(
-        epochs=1, batch_size=8, lr=0.1, weight_decay=0.0, loss=dict(name=loss, **NEEDED.get(loss, {})),
-        adjust=adjust and dict(name=adjust, **NEEDED.get(adjust, {})), sampler=dict(name="instance")))
-    objective = build.Objective(block, "test")
+    objective = spec.parse(only(
+        loss=dict(name=loss, **NEEDED.get(loss, {})),
+        adjust=adjust and dict(name=adjust, **NEEDED.get(adjust, {})))).stages[0].objective
     generator = np.random.default_rng(seed)
     # Of the rarest and of the largest class, and of any.
     labels = np.array([counts.argmin(), counts.argmax(), *generator.integers(0, len(counts), 6)], np.int32)
     cosines = jnp.asarray(generator.uniform(-1, 1, (8, len(counts))), jnp.float32)
-    scalars = objective.scalars(Clock(0, 1, 1), counts)
-    value, gradient = jax.value_and_grad(objective.__call__)(
-        cosines, labels, features=jnp.asarray(generator.normal(size=(8, 4)), jnp.float32), key=key, scalars=scalars,
-        class_counts=np.float32(counts), seen_counts=np.zeros(len(counts), np.float32))
+    features = jnp.asarray(generator.normal(size=(8, 4)), jnp.float32)
+    value, gradient = value_and_gradient(objective, counts, cosines, labels, features)
     assert np.isfinite(value) and np.isfinite(gradient).all(), (loss, counts)
 
 
@@ -75,19 +88,16 @@ def test_the_config_for_a_folder_takes_2_to_10_000_classes(counts):
   config = importlib.import_module("configs.gcl_folder").get_config()
   labels = np.array([counts.argmin(), counts.argmax()], np.int32)
   logits = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, len(counts))), jnp.float32)
-  for stage in config.stages:
-    objective, draw = build.Objective(config[stage], stage), build.sampler(config[stage].sampler, stage, counts)
+  for stage in spec.parse(config).stages:
+    draw = sampler(stage.samplers[0], stage.name, counts)
     assert draw is None or (draw(Clock(0, 1, 1)) > 0).all()
-    value, gradient = jax.value_and_grad(objective.__call__)(
-        logits, labels, features=logits, key=jax.random.key(0), scalars=objective.scalars(Clock(0, 1, 1), counts),
-        class_counts=np.float32(counts), seen_counts=np.zeros(len(counts), np.float32))
+    value, gradient = value_and_gradient(stage.objective, counts, logits, labels, logits)
     assert np.isfinite(value) and np.isfinite(gradient).all() and np.asarray(gradient).any()
-    assert build.model(config, counts, stage).head.num_classes == len(counts)
+    assert stage.model(counts).head.num_classes == len(counts)
 
 
-def test_a_run_with_a_class_of_one_image(tmp_path, monkeypatch):
-  monkeypatch.setattr(build, "model", tiny.one_conv)
-  results = tiny.run(tiny.config("gcl_digits", epochs=1, dataset__imbalance=134.0), tmp_path)
+def test_a_run_with_a_class_of_one_image(tmp_path):
+  results = tiny.run(tiny.config("gcl_digits", epochs=1, backbone=tiny.ONE_CONV, dataset__imbalance=134.0), tmp_path)
   assert results["data"]["class_counts"][-1] == 1
   for stage in ("representation", "classifier"):
     assert all(np.isfinite(line["loss"]) for line in tiny.log(tmp_path, stage) if "loss" in line)
@@ -125,12 +135,12 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_wrong_with_classes_is_said_before_anything_is_written(case, tmp_path):
   make, message = CASES[case]
-  config = recipes.folder(root="", augment=dict(crop="random_resized", size=16, flip=True, jitter=0),
-                          backbone=recipes.resnet("resnet10"))
-  config.dataset = ConfigDict(dict(make(tmp_path), pipeline="tf_data", on_bad_image="error"))
+  config = recipes.folder(root="", augment=recipes.crop_flip(16), backbone=recipes.resnet("resnet10"))
+  (tmp_path / "data").mkdir()
+  config.dataset = dict(make(tmp_path / "data"), pipeline="tf_data", on_bad_image="error")
   config.stages = ("only",)
-  config.only = recipes.stage(epochs=1, batch_size=1, lr=0.1, weight_decay=0.0, loss=dict(name="cross_entropy"),
-                              sampler=dict(name="class_balanced"))
+  config.only = recipes.stage(epochs=1, batch_size=1, lr=0.1, optimizer=recipes.sgd(0.0),
+                              loss=dict(name="cross_entropy"), sampler=dict(name="class_balanced"))
   with pytest.raises(DataError, match=message):
     tiny.run(config, tmp_path / "run")
   assert not (tmp_path / "run").exists()

@@ -3,15 +3,8 @@
 import pytest
 from jax.errors import JaxRuntimeError
 
-from ltjax import main, train
+from ltjax import main, stage, train
 from tests import tiny
-
-
-class Flag:
-  """A flag of the command line."""
-
-  def __init__(self, name: str, value):
-    self.name, self.value, self.present = name, value, 1
 
 
 def test_no_memory_on_the_device_says_what_to_change_and_leaves_the_checkpoint(tmp_path, monkeypatch, capsys):
@@ -22,16 +15,11 @@ def test_no_memory_on_the_device_says_what_to_change_and_leaves_the_checkpoint(t
   def batches(stage, first, count):
     raise JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes.")
 
-  monkeypatch.setattr(train.Stage, "batches", batches)
-  monkeypatch.setattr(main, "_CONFIG", Flag("config", config))
-  monkeypatch.setattr(main, "_WORKDIR", Flag("workdir", str(workdir)))
-  monkeypatch.setattr(main, "_STRICT", Flag("strict", False))
-  monkeypatch.setattr(main, "_STOP", lambda: False)
-  monkeypatch.setattr(main.flags, "FLAGS", {"verbosity": Flag("verbosity", 0)})
-  with pytest.raises(SystemExit) as info:
-    main._main(["main"])
+  monkeypatch.setattr(stage.Stage, "batches", batches)
+  monkeypatch.setattr(main.load, "parse", lambda *args: dict(config=config, workdir=str(workdir), strict=False))
+  assert main.main([], lambda: False) == 1
   err = capsys.readouterr().err
-  assert info.value.code == 1 and "Traceback" not in err
+  assert "Traceback" not in err
   assert "error: a device is out of memory (RESOURCE_EXHAUSTED: Out of memory while" in err
   assert "give a smaller batch_size or eval_batch_size, or --config.precision=bf16" in err
   assert tiny.saved_steps(workdir, "representation") == [2]

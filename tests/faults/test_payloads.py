@@ -16,11 +16,11 @@ import zipfile
 import numpy as np
 import pytest
 
-from ltjax.config import load as configs
 from ltjax.data import archives, cache, decode, photos, records, sources, tables
 from ltjax.data.files import Paths
 from ltjax.errors import LtjaxError
 from ltjax.models import import_torch
+from ltjax.workdir import folder as run_folder
 from ltjax.workdir import log as journal
 from tests import photographs, tiny
 from tests.data.test_sources import PROFILE
@@ -132,7 +132,7 @@ def as_archive(folder, data):
 
 def as_workdir(folder, data):
   written(folder / "run" / "config.json", data)
-  configs.check_workdir(tiny.config("ce_digits"), folder / "run")
+  run_folder.check(tiny.config("ce_digits"), folder / "run")
 
 
 DOORS = {
@@ -183,9 +183,9 @@ def test_the_payloads_would_make_the_canary(tmp_path):
     canary.rmdir()
 
 
-def test_a_work_folder_of_payloads_runs_nothing(tmp_path, monkeypatch):
-  monkeypatch.setattr("ltjax.config.bind.model", tiny.one_conv)
-  config, canary, run = tiny.config("ce_digits", epochs=1), tmp_path / "canary", tmp_path / "run"
+def test_a_work_folder_of_payloads_runs_nothing(tmp_path):
+  config = tiny.config("ce_digits", epochs=1, backbone=tiny.ONE_CONV)
+  canary, run = tmp_path / "canary", tmp_path / "run"
   tiny.run(config, run)
   found = [path.relative_to(run) for path in run.rglob("*") if path.is_file() and path.parent.name != "report"]
   files = {"values" if path.parent.name == "d" else path.name: path for path in found if path.name != "config.json"}
