@@ -6,7 +6,6 @@ An optimiser is a function of keyword arguments that returns an optax transforma
 """
 
 import re
-from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
 import flax.traverse_util
@@ -103,12 +102,13 @@ class Optimizer(NamedTuple):
     return dict(params=join(average["params"], split(params, self.factors)[1]), batch_stats=average["batch_stats"])
 
 
-def make(call: Callable, factors, *, no_decay: tuple = (), clip_norm: float = 0.0, accumulate: int = 1,
+def make(call: Any, factors, *, no_decay: tuple = (), clip_norm: float = 0.0, accumulate: int = 1,
          ema: float = 0.0) -> Optimizer:
-  """An `Optimizer` of `call(mask=...)`, which returns the transformation.
+  """An `Optimizer` of the transformation that `call` returns at learning rate 1.
 
   Args:
-    call: takes the mask of the weight decay, or None: a function from parameters to a tree of bools.
+    call: an optimiser with its hyper-parameters, a `config.bind.Call`. With `no_decay` it gets the mask of the weight
+      decay, a function from parameters to a tree of bools.
     factors: see `Optimizer`.
     no_decay: regular expressions on the paths of parameters without weight decay.
     clip_norm: gradients longer than this, over all trained parameters, are scaled down to it; 0 for no limit.
@@ -120,7 +120,8 @@ def make(call: Callable, factors, *, no_decay: tuple = (), clip_norm: float = 0.
     return jax.tree_util.tree_map_with_path(lambda path, _: not any(
         re.fullmatch(pattern, jax.tree_util.keystr(path, simple=True, separator="/")) for pattern in no_decay), params)
 
-  transform = call(mask=decayed if no_decay else None)
+  given = {name: 1.0 for name in ("learning_rate", "lr") if name in call.arguments}
+  transform = call(**given, **(dict(mask=decayed) if no_decay else {}))
   if clip_norm:
     transform = optax.chain(optax.clip_by_global_norm(clip_norm), transform)
   return Optimizer(transform, factors, accumulate, ema)

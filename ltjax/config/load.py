@@ -116,7 +116,8 @@ def read(value: str) -> ConfigDict:
   except LtjaxError as error:
     raise ConfigError(f"--config={value}: {error}") from error
   except (Exception, SystemExit) as error:
-    frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    file = str(path.absolute())  # as the loader calls it
+    frames = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     line = error.lineno if isinstance(error, SyntaxError) else frames[-1] if frames else None
     raise ConfigError(f"--config={value}: the config file could not be built: {f'line {line}: ' if line else ''}"
                       f"{type(error).__name__}: {_one_line(error)}") from error

@@ -27,7 +27,7 @@ class Activations(NamedTuple):
 
 def activations(model, variables: dict, images: np.ndarray, labels: np.ndarray, prepare=feed.plain, *,
                 mean, std) -> Activations | None:
-  """The activation maps of `labels` in `images`, for a head with class vectors; None where it has none.
+  """The activation maps of `labels` in `images`, for a head with class vectors; None without them, or without maps.
 
   <w_y, F(x, y)>, and for CAMC a_y(x, y) <w_y, F(x, y)> where y is in the tail
 
@@ -46,7 +46,7 @@ def activations(model, variables: dict, images: np.ndarray, labels: np.ndarray, 
   def look(variables, images):
     pixels = prepare(images, jnp.float32(mean), jnp.float32(std))
     maps, (logits, _) = model.apply(variables, pixels, method="maps"), model.apply(variables, pixels, train=False)
-    if kernel is None or kernel.shape[0] != maps.shape[-1]:
+    if maps.ndim != 4 or kernel is None or kernel.shape[0] != maps.shape[-1]:  # features of a class token have no maps
       return None
     params, rows = variables["params"]["head"], jnp.arange(len(images))
     found = [class_activation_maps(maps, params["kernel"])]
