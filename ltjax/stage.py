@@ -224,13 +224,10 @@ def augmentation(spec: StageSpec, dataset) -> feed.Augmentation:
 
 
 def sampler(call, where: str, class_counts: np.ndarray) -> samplers.Cycle | Callable[[Clock], np.ndarray] | None:
-  """What `Order` draws from: Clock -> class probabilities [c], a cycle over the classes, or None for a permutation.
-
-  Instance sampling is a permutation, so it is without replacement.
-  """
-  if call.function is samplers.instance:
+  """What `Order` draws from: Clock -> class probabilities [c], a cycle over the classes, or None for a permutation."""
+  if getattr(call.function, "permutes", False):
     return None
-  if call.function is samplers.class_aware:
+  if getattr(call.function, "cycles", False):
     return bind.at_path(f"{where}.sampler", call, class_counts)
   return lambda clock: _probabilities(call, where, class_counts, clock)
 

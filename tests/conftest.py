@@ -2,6 +2,8 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from ltjax.report import plots
+
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory):
@@ -16,3 +18,12 @@ def compiled_once(tmp_path_factory):
 def own_jit_caches():
   """Each file starts with empty jit caches: they are shared and bounded, and tests count the entries of theirs."""
   jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def no_pictures():
+  """Leaves out the pictures of a report: they are a third of the time of a tiny run."""
+  with pytest.MonkeyPatch.context() as patch:
+    for name in ("training_curves", "accuracy_by_class_size", "confusion_matrix", "activation_maps"):
+      patch.setattr(plots, name, lambda *args: None)
+    yield

@@ -1,5 +1,6 @@
 """The train step: what it moves, what it leaves alone, how often it compiles, and that it names no method."""
 
+import functools
 import inspect
 import logging
 import pathlib
@@ -11,26 +12,31 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ltjax import losses, models, optim, recipes, train
+from ltjax import augment, losses, models, optim, recipes, stage, train
 from ltjax import step as steps
-from ltjax.config import bind as build
-from ltjax.data import samplers
+from ltjax.augment import batches
+from ltjax.config import parse, spec
+from ltjax.data import evaluate, samplers
+from ltjax.data.evaluate import Evaluator
 from ltjax.errors import ConfigError
-from ltjax.evaluate import Evaluator
+from ltjax.losses.objective import Objective
 from ltjax.models import heads
+from ltjax.schedules import Clock
+from ltjax.stage import Stage
 from ltjax.train import Interrupted
-from ltjax.workdir.checkpoint import Checkpoints
+from ltjax.workdir import manifest
 from tests import tiny
 
-
-@pytest.fixture
-def small(monkeypatch):
-  """Makes every run use the small network."""
-  monkeypatch.setattr(build, "model", tiny.one_conv)
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
-def parts(stage: str = "representation", model=tiny.one_conv, name: str = "ce_digits", **overrides) -> tiny.Parts:
-  return tiny.parts(tiny.config(name, **overrides), stage, model)
+def make(name: str = "representation", *, config: str = "ce_digits", backbone=tiny.ONE_CONV, **overrides) -> Stage:
+  """One stage of a digits config on the small network."""
+  return tiny.stages(tiny.config(config, backbone=backbone, **overrides))[name]
+
+
+def start(made: Stage) -> stage.TrainState:
+  return made.make_state(made.init())
 
 
 def paths(tree) -> dict:
@@ -39,40 +45,68 @@ def paths(tree) -> dict:
           for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def one_step(made: tiny.Parts, *, at: int = 0):
+def one_step(made: Stage, *, at: int = 0):
   """(state before, state after) one compiled step, on the host."""
-  state = made.state()
-  after, _ = jax.jit(made.train_step)(state, made.stage.data, *made.stage.batches(at, 1))
-  return jax.device_get(state), jax.device_get(after)
+  before = jax.device_get(start(made))
+  after, _ = made.train_steps[1](start(made), made.data, *made.batches(at, 1))
+  return before, jax.device_get(after)
 
 
 # -- the source ------------------------------------------------------------------------------------------------------
 
 
 def test_a_step_fits_on_one_screen():
-  for function in (steps.make_train_step, steps.make_eval_step):
+  for function in (steps.make_gradients, steps.make_train_step, evaluate.make_eval_step):
     assert len(inspect.getsourcelines(function)[0]) <= 60, function.__name__
 
 
-METHODS = {name for module in (losses, samplers, heads, models) for name in module.__all__} | {"mixup"}
-WORDS = {"mean"}  # `data["mean"]` is the images', not a loss
+PARTS = {name for module in (losses, samplers, heads, models, optim, augment, batches) for name in module.__all__}
+WORDS = {
+    "afa", "bbn", "branch", "branches", "camc", "cbam", "crt", "cutmix", "cutout", "decouple", "drw", "fbl", "focal",
+    "gcl", "generate", "generated", "generation", "kps", "lade", "ldam", "mislas", "mixing", "mixup", "noise",
+    "prototype", "prototypes", "randaugment", "rebalancing", "seen", "seesaw", "smoothing", "tde"}
+# `mean` is a reduction, and the word for what a window or a data set has; a `Classifier` is any backbone and head.
+EVERYDAY = {"mean", "Classifier"}
 
 
-@pytest.mark.parametrize("module", [steps, train])
-def test_step_and_loop_name_no_method(module):
-  source = inspect.getsource(module)
-  # The one switch of the loading of a batch, and the type of the network, are passed on by name.
-  source = source.replace("mixup=block.mixup", "").replace("models.Classifier", "")
-  assert {"gcl", "focal", "cben", "Cosine", "ResNetCIFAR"} <= METHODS
-  found = {name for name in METHODS - WORDS if re.search(rf"\b{name}\b", source)}
-  assert not found, f"{module.__name__} names {found}"
+def named(source: str) -> set[str]:
+  """The parts and methods that occur in a text, as words or as parts of names with underscores."""
+  def occurs(name, flags=0):
+    return re.search(rf"(?<![A-Za-z]){name}(?![A-Za-z])", source, flags)
+
+  return {name for name in PARTS - EVERYDAY if occurs(name)} | {word for word in WORDS if occurs(word, re.IGNORECASE)}
+
+
+@pytest.mark.parametrize("module", [steps, train, stage, evaluate])
+def test_step_loop_and_stage_name_no_method_not_even_in_words(module):
+  assert not named(inspect.getsource(module))
+
+
+@pytest.mark.parametrize(("source", "found"), [
+    ("x = block.mixup", "mixup"), ('getattr(block, "focal")', "focal"), ("key_cutmix = 1", "cutmix"),
+    ("# for BBN alone", "bbn"), ("class Prototypes:", "prototypes"), ("isinstance(x, int), reversed(y)", None),
+    ("samplers.class_aware", "class_aware")])
+def test_a_method_would_be_found(source, found):
+  assert named(source) == ({found} if found else set())
 
 
 # -- what moves ------------------------------------------------------------------------------------------------------
 
 
-def test_a_step_moves_every_parameter_and_counts():
-  before, after = one_step(parts())
+@pytest.fixture(scope="module")
+def plain() -> Stage:
+  """Cross entropy without mixup."""
+  return make()
+
+
+@pytest.fixture(scope="module")
+def mixed() -> Stage:
+  """Cross entropy with mixup."""
+  return make(representation__mixup=1.0)
+
+
+def test_a_step_moves_every_parameter_and_counts(plain):
+  before, after = one_step(plain)
   assert (int(before.step), int(after.step)) == (0, 1)
   assert float(after.window["examples"]) == 128 and 0 <= float(after.window["correct"]) <= 128
   for path, value in paths(after.params).items():
@@ -83,8 +117,8 @@ def test_a_step_moves_every_parameter_and_counts():
 @pytest.fixture(scope="module")
 def frozen():
   """BatchNorm mode -> (state before, state after) one step of a stage that trains the head."""
-  return {mode: one_step(parts("classifier", name="gcl_digits", classifier__batch_norm=mode, classifier__mixup=0.0))
-          for mode in build.BATCH_NORM_MODES}
+  return {mode: one_step(make("classifier", config="gcl_digits", classifier__batch_norm=mode))
+          for mode in spec.BATCH_NORM_MODES}
 
 
 @pytest.mark.parametrize(("batch_norm", "moves"), [("eval", False), ("train", True), ("shift", True)])
@@ -101,12 +135,31 @@ def test_eval_mode_uses_the_running_statistics_and_train_mode_the_batch(frozen):
   assert loss["train"] == loss["shift"] != loss["eval"]
 
 
-@pytest.mark.parametrize("trained", [(".*",), ("head/.*", "backbone/norm/scale")])
-def test_shift_refuses_to_train_the_parameters_of_batch_norm(trained):
+@pytest.mark.parametrize(("trained", "refused"), [
+    ((".*",), True), (("head/.*", "backbone/norm/scale"), True), (("head/.*", "backbone/conv/.*"), False)])
+def test_shift_refuses_to_train_the_parameters_of_batch_norm(trained, refused):
+  config = tiny.config("gcl_digits", backbone=tiny.ONE_CONV, classifier__batch_norm="shift",
+                       classifier__train=trained)
+  if not refused:
+    parse(config)
+    return
   with pytest.raises(ConfigError, match="classifier.batch_norm: 'shift'"):
-    parts("classifier", name="gcl_digits", classifier__batch_norm="shift", classifier__train=trained)
-  parts("classifier", name="gcl_digits", classifier__batch_norm="shift",
-        classifier__train=("head/.*", "backbone/conv/.*"))
+    parse(config)
+
+
+def with_objective(made: Stage, objective) -> steps.Parts:
+  """The parts of a stage's step with another loss."""
+
+  class Replaced(NamedTuple):
+    made: Objective
+
+    def __call__(self, *args, **kwargs):
+      return objective(*args, **kwargs)
+
+    def __getattr__(self, name):
+      return getattr(self.made, name)
+
+  return made.parts._replace(objective=Replaced(made.objective))
 
 
 def _zero_loss(logits, labels, **offered):
@@ -115,15 +168,13 @@ def _zero_loss(logits, labels, **offered):
 
 
 def test_weight_decay_falls_on_every_parameter():
-  made = parts()
+  made = make(representation__optimizer=recipes.sgd(0.25))
   rng = np.random.default_rng(0)
-  state = made.state()
+  state = start(made)
   state = state.replace(params=jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), state.params))
-  train_step = steps.make_train_step(
-      made.model, optim.sgd(momentum=0.9, weight_decay=0.25, factors=made.factors), made.factors, _zero_loss, made.load,
-      batch_norm="train", on_nonfinite="stop")
-  indices, scalars = made.stage.batches(0, 1)
-  after, _ = jax.jit(train_step)(state, made.stage.data, indices, dict(scalars, lr=jnp.float32(0.5)))
+  indices, scalars = made.batches(0, 1)
+  train_step = steps.make_train_step(with_objective(made, _zero_loss))
+  after, _ = jax.jit(train_step)(state, made.data, indices, dict(scalars, lr=jnp.float32(0.5)))
   assert {"backbone/norm/scale", "backbone/norm/bias", "backbone/conv/bias", "head/kernel"} <= set(paths(after.params))
   for path, value in paths(after.params).items():
     np.testing.assert_allclose(value, (1 - 0.5 * 0.25) * paths(state.params)[path], rtol=1e-6, err_msg=path)
@@ -132,21 +183,24 @@ def test_weight_decay_falls_on_every_parameter():
 # -- the objective ---------------------------------------------------------------------------------------------------
 
 
-def objective(**overrides):
-  return build.Objective(
-      recipes.stage(epochs=10, batch_size=4, weight_decay=0.0, **(dict(lr=0.1, loss=dict(name="cross_entropy"))
-                                                                  | overrides)), "stage")
+def objective(**overrides) -> spec.StageSpec:
+  """The blocks of a stage of 10 epochs of cross entropy."""
+  block = recipes.stage(epochs=10, batch_size=4, optimizer=recipes.sgd(0.0), **(
+      dict(lr=0.1, loss=dict(name="cross_entropy")) | overrides))
+  return parse(tiny.config("ce_digits", backbone=tiny.ONE_CONV, head=dict(name="Cosine"),
+                           representation=block)).stage("representation")
 
 
 LOGITS = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
 LABELS, COUNTS = np.array([0, 0, 1, 2, 0, 1]), np.array([100, 10, 3])
 
 
-def loss_of(made: build.Objective, epoch: int = 0) -> float:
-  scalars = made.scalars(train.Order(LABELS, 3, batch_size=6, epochs=10, seed=0, stage="stage").clock(epoch), COUNTS)
-  counts = COUNTS.astype(np.float32)
-  return float(made(LOGITS, LABELS, features=None, key=jax.random.key(0), scalars=scalars, class_counts=counts,
-                    seen_counts=counts))
+def loss_of(made: spec.StageSpec, epoch: int = 0) -> float:
+  clock, counts, call = Clock(epoch, 1, 10), COUNTS.astype(np.float32), made.objective
+  scalars = dict(loss=call.loss.at(clock), adjust=call.adjust.at(clock) if call.adjust else {})
+  if made.class_weights:
+    scalars["class_weights"] = np.asarray(made.class_weights(COUNTS, **made.class_weights.at(clock)))
+  return float(call(LOGITS, LABELS, features=None, key=jax.random.key(0), scalars=scalars, class_counts=counts))
 
 
 def test_class_weights_divide_by_their_sum():
@@ -155,41 +209,48 @@ def test_class_weights_divide_by_their_sum():
   weighted = loss_of(objective(class_weights=dict(name="inverse_frequency")))
   np.testing.assert_allclose(weighted, (weights * values).sum() / weights.sum(), rtol=1e-6)
   assert abs(weighted - (weights * values).mean()) > 0.01
+  by_number = loss_of(objective(class_weights=dict(name="inverse_frequency"), reduce="mean"))
+  np.testing.assert_allclose(by_number, (weights * values).mean(), rtol=1e-6)
   np.testing.assert_allclose(loss_of(objective()), values.mean(), rtol=1e-6)
 
 
-def test_class_weights_follow_their_schedule():
+def test_class_weights_follow_their_schedule_forth_and_back():
+  made = make(epochs=10, representation__class_weights=dict(
+      name="effective_number", beta=dict(name="switch", at=5, before=0.0, after=0.9)))
+  for epoch, beta in ((4, 0.0), (5, 0.9), (4, 0.0)):
+    found = made.scalars(made.order.clock(epoch * made.order.steps_per_epoch))["class_weights"]
+    np.testing.assert_allclose(found, losses.effective_number(made.class_counts, beta=beta), rtol=1e-6)
   made = objective(class_weights=dict(
       name="effective_number", beta=dict(name="switch", at=5, before=0.0, after=0.9)))
   weights = np.asarray(losses.effective_number(COUNTS, beta=0.9))[LABELS]
   values = np.asarray(losses.cross_entropy(LOGITS, LABELS))
   np.testing.assert_allclose(loss_of(made, 4), values.mean(), rtol=1e-6)
   np.testing.assert_allclose(loss_of(made, 5), (weights * values).sum() / weights.sum(), rtol=1e-6)
-  np.testing.assert_allclose(loss_of(made, 4), values.mean(), rtol=1e-6)
 
 
 @pytest.mark.parametrize(("block", "key"), [("loss", "gamma"), ("adjust", "scale")])
 def test_a_scheduled_hyper_parameter_reaches_the_loss_without_another_compilation(block, key):
   blocks = dict(loss=dict(name="focal", gamma=1.0), adjust=dict(name="gcl", scale=2.0))
+  value = dict(name="linear", start=1.0, end=10.0)
 
   def with_value(value):
     return objective(**{**blocks, block: {**blocks[block], key: value}})
 
-  scheduled = with_value(dict(name="linear", start=1.0, end=10.0))
+  scheduled = with_value(value)
   for epoch in (0, 3, 9):
     np.testing.assert_allclose(loss_of(scheduled, epoch), loss_of(with_value(1.0 + epoch)), rtol=1e-6)
   assert loss_of(scheduled, 0) != loss_of(scheduled, 9)
 
-  value = dict(name="linear", start=1.0, end=10.0)
-  made = parts(**{f"representation__{block}": {**blocks[block], key: value}})
-  train_step = jax.jit(made.train_step)
-  sums = [float(train_step(made.state(), made.stage.data, indices, dict(scalars, step=0))[0].window["loss"])
-          for indices, scalars in ((made.stage.batches(0, 1)[0], made.stage.batches(step, 1)[1]) for step in (0, 9))]
+  made = make(head=dict(name="Cosine"), representation__adjust=blocks["adjust"], representation__loss=blocks["loss"],
+              **{f"representation__{block}__{key}": value})
+  indices, first = made.batches(0, 1)
+  sums = [float(made.train_steps[1](start(made), made.data, indices, dict(scalars, step=first["step"]))[0].window["loss"])
+          for scalars in (first, made.batches(9, 1)[1])]
   assert sums[0] != sums[1]
-  assert train_step._cache_size() == 1
+  assert made.train_steps[1]._cache_size() == 1
 
 
-def _criterion_calls(made: tiny.Parts) -> list:
+def _criterion_calls(made: Stage) -> list:
   """(key, labels) of every call of the criterion in two steps."""
   calls = []
 
@@ -198,42 +259,89 @@ def _criterion_calls(made: tiny.Parts) -> list:
                        labels)
     return _zero_loss(logits, labels)
 
-  train_step = jax.jit(
-      steps.make_train_step(made.model, made.tx, made.factors, recording, made.load, batch_norm="train",
-                            on_nonfinite="stop"))
-  state = made.state()
+  train_step = jax.jit(steps.make_train_step(with_objective(made, recording)))
+  state = start(made)
   for step in (0, 1):
-    state, _ = train_step(state, made.stage.data, *made.stage.batches(step, 1))
+    state, _ = train_step(state, made.data, *made.batches(step, 1))
   jax.block_until_ready(state)
   jax.effects_barrier()
   return calls
 
 
-def test_mixup_calls_the_criterion_twice_with_fresh_noise():
-  calls = _criterion_calls(parts(representation__mixup=1.0))
+def test_mixup_calls_the_criterion_twice_with_fresh_noise(mixed):
+  calls = _criterion_calls(mixed)
   assert len(calls) == 4
   assert len({tuple(key) for key, _ in calls}) == 4, "a key was used twice"
   assert len({tuple(labels) for _, labels in calls}) == 4
   assert len({tuple(sorted(labels)) for _, labels in calls}) == 2  # each batch, and its permutation
 
 
-def test_without_mixup_the_criterion_is_called_once():
-  assert len(_criterion_calls(parts())) == 2
+def test_without_mixup_the_criterion_is_called_once(plain):
+  assert len(_criterion_calls(plain)) == 2
 
 
-def test_the_window_sums_loss_and_shares_of_right_predictions():
-  made = parts(representation__mixup=1.0)
-  state = made.state()
-  indices, scalars = made.stage.batches(0, 1)
-  after, _ = jax.jit(made.train_step)(state, made.stage.data, indices, scalars)
-  key_load, _ = jax.random.split(jax.random.fold_in(made.stage.data["key"], 0))
-  images, targets = made.load(made.stage.data, indices, key_load, scalars)
-  (logits, _), _ = made.model.apply(
-      dict(params=state.params, batch_stats=state.batch_stats), images, train=True, mutable=["batch_stats"])
-  expected = sum(float(share) * float(losses.cross_entropy(logits, labels).sum()) for labels, share in targets)
-  right = sum(float(share) * int((logits.argmax(axis=-1) == labels).sum()) for labels, share in targets)
+def test_the_window_sums_the_loss_and_the_weighted_correct_predictions(mixed):
+  state = start(mixed)
+  indices, scalars = mixed.batches(0, 1)
+  batch = mixed.parts.transform(mixed.data, indices, jax.random.fold_in(mixed.data["key"], 0), scalars)
+  (logits, _), _ = mixed.model.apply(
+      dict(params=state.params, batch_stats=state.batch_stats), batch.inputs, train=True, mutable=["batch_stats"])
+  expected = sum(float(term.weight) * float(losses.cross_entropy(logits, term.labels).sum()) for term in batch.terms)
+  correct = sum(float(term.weight) * int((logits.argmax(axis=-1) == term.labels).sum()) for term in batch.terms)
+  after, _ = mixed.train_steps[1](state, mixed.data, indices, scalars)
+  assert len(batch.terms) == 2
   np.testing.assert_allclose(after.window["loss"], expected, rtol=1e-5)
-  np.testing.assert_allclose(after.window["correct"], right, rtol=1e-5)
+  np.testing.assert_allclose(after.window["correct"], correct, rtol=1e-5)
+
+
+# -- state of a loss -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("block", "keys"), [
+    (dict(), None), (dict(representation__adjust=dict(name="seesaw")), {"seen_counts"})])
+def test_a_run_holds_and_saves_a_state_only_where_a_loss_declares_one(tmp_path, block, keys):
+  config = tiny.config("ce_digits", backbone=tiny.ONE_CONV, epochs=1, **block)
+  tiny.run(config, tmp_path)
+  made = tiny.stages(config)["representation"]
+  state = tiny.saved(made, tmp_path)
+  assert (state.loss_state and set(state.loss_state)) == keys
+  checkpoint = tmp_path / "representation" / "checkpoints" / "5"
+  arrays = manifest.read(checkpoint)["arrays"]
+  stored = {path.split("/")[2] for path in arrays if path.startswith("training/loss_state/")}
+  assert stored == (keys or set())
+  assert any(path.startswith("training/opt_state/") for path in arrays)
+  assert not any(path.startswith("training/ema/") for path in arrays)
+
+
+@pytest.mark.parametrize("mixup", [0.0, 1.0])
+def test_the_running_counts_of_seesaw_are_those_counted_by_hand(mixup):
+  made = make(representation__adjust=dict(name="seesaw"), representation__mixup=mixup)
+  state, expected = start(made), np.zeros(10)
+  np.testing.assert_array_equal(state.loss_state["seen_counts"], expected)
+  for step in range(3):
+    indices, scalars = made.batches(step, 1)
+    batch = made.parts.transform(made.data, indices, jax.random.fold_in(made.data["key"], step), scalars)
+    for term in batch.terms:
+      expected += float(term.weight) * np.bincount(term.labels, minlength=10)
+    state, _ = made.train_steps[1](state, made.data, indices, scalars)
+    np.testing.assert_allclose(state.loss_state["seen_counts"], expected, rtol=1e-5)
+    np.testing.assert_allclose(expected.sum(), 128 * (step + 1), rtol=1e-6)
+  if not mixup:
+    examples = np.concatenate([made.order.batch(step) for step in range(3)])
+    np.testing.assert_array_equal(expected, np.bincount(made.dataset.train[1][examples], minlength=10))
+
+
+def test_the_loss_of_a_step_reads_the_counts_that_include_its_batch():
+  made = make(representation__adjust=dict(name="seesaw", p=3.0))
+  state = start(made)
+  indices, scalars = made.batches(0, 1)
+  batch = made.parts.transform(made.data, indices, jax.random.fold_in(made.data["key"], 0), scalars)
+  (logits, _), _ = made.model.apply(dict(params=state.params, batch_stats=state.batch_stats), batch.inputs, train=True,
+                                    mutable=["batch_stats"])
+  labels, seen = batch.terms[0].labels, np.bincount(batch.terms[0].labels, minlength=10)
+  expected = losses.cross_entropy(losses.seesaw(logits, labels, seen, p=3.0), labels).sum()
+  after, _ = made.train_steps[1](state, made.data, indices, scalars)
+  np.testing.assert_allclose(after.window["loss"], expected, rtol=1e-5)
 
 
 # -- compilation and cost --------------------------------------------------------------------------------------------
@@ -245,31 +353,30 @@ class Run(NamedTuple):
   config: object
   workdir: pathlib.Path
   compiled: list[str]  # the names of the compiled functions
-  evaluated: list[steps.TrainState]
+  evaluated: list[dict]
 
 
 @pytest.fixture(scope="module")
 def two_stages(tmp_path_factory):
   workdir, compiled, evaluated, call = tmp_path_factory.mktemp("run"), [], [], Evaluator.__call__
   config = tiny.config(
-      "gcl_digits", epochs=3, steps_per_call=1, checkpoint_every_epochs=100,
+      "gcl_digits", backbone=tiny.ONE_CONV, epochs=3, steps_per_call=1, checkpoint_every_epochs=100,
       representation__lr=dict(name="multi_step", base=0.1, at=(1, 2), factors=(0.1, 0.01)), representation__mixup=0.0,
-      representation__adjust=dict(name="gcl", scale=dict(name="linear", start=10.0, end=30.0)), classifier__mixup=0.0)
+      representation__adjust=dict(name="gcl", scale=dict(name="linear", start=10.0, end=30.0)))
 
   class Listener(logging.Handler):
     def emit(self, record):
       if match := re.match(r"Compiling jit\((\w+)\)", record.getMessage()):
         compiled.append(match[1])
 
-  def evaluate(self, state, stops=None):
-    evaluated.append(state)
-    return call(self, state)
+  def evaluate(self, variables, stops=None):
+    evaluated.append(variables)
+    return call(self, variables)
 
   listener = Listener()
   logging.getLogger("jax").addHandler(listener)
   try:
     with pytest.MonkeyPatch.context() as patch, jax.log_compiles():
-      patch.setattr(build, "model", tiny.one_conv)
       patch.setattr(Evaluator, "__call__", evaluate)
       tiny.run(config, workdir)
   finally:
@@ -288,8 +395,8 @@ def test_a_run_compiles_each_step_once(two_stages):
 def test_the_state_is_donated(two_stages):
   assert len(two_stages.evaluated) == 6
 
-  def gone(state):
-    return [leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.opt_state, state.batch_stats))]
+  def gone(variables):
+    return [leaf.is_deleted() for leaf in jax.tree.leaves(variables)]
 
   # The CPU does not donate an array that is being saved: of these states only the last of each stage is.
   assert [all(gone(state)) for state in two_stages.evaluated] == [True, True, False] * 2
@@ -297,20 +404,19 @@ def test_the_state_is_donated(two_stages):
 
 
 def test_a_stage_with_a_frozen_backbone_leaves_its_bits_alone(two_stages):
-  first, second = (_saved(two_stages.config, two_stages.workdir, stage) for stage in two_stages.config.stages)
+  first, second = (tiny.saved(made, two_stages.workdir) for made in tiny.stages(two_stages.config).values())
   tiny.assert_trees_equal(first.params["backbone"], second.params["backbone"])
   tiny.assert_trees_equal(first.batch_stats, second.batch_stats)
   assert (first.params["head"]["kernel"] != second.params["head"]["kernel"]).all()
 
 
-def flops(made: tiny.Parts) -> float:
+def flops(made: Stage) -> float:
   """Of the step as it is traced, so before XLA could drop what nothing uses."""
-  return jax.jit(made.train_step).lower(
-      made.state(), made.stage.data, *made.stage.batches(0, 1)).cost_analysis()["flops"]
+  return made.train_steps[1].lower(made.like, made.data, *made.batches(0, 1)).cost_analysis()["flops"]
 
 
 def test_a_frozen_backbone_costs_no_backward_pass():
-  whole, head = (flops(parts(model=build.model, representation__train=train)) for train in ((".*",), ("head/.*",)))
+  whole, head = (flops(make(backbone=None, representation__train=train)) for train in ((".*",), ("head/.*",)))
   assert 0.2 * whole < head < 0.6 * whole
 
 
@@ -334,9 +440,9 @@ def inside_loops(hlo: str) -> set[str]:
 @pytest.mark.parametrize("unroll", [True, False])
 def test_on_a_cpu_convolutions_stay_outside_loops(unroll):
   # The second case shows that the first can fail.
-  made = parts(name="gcl_digits")
-  lowered = jax.jit(steps.repeat(made.train_step, 3, unroll=unroll)).lower(
-      made.state(), made.stage.data, *made.stage.batches(0, 3))
+  made = make(config="gcl_digits")
+  lowered = jax.jit(steps.repeat(steps.make_train_step(made.parts), 3, unroll=unroll)).lower(
+      made.like, made.data, *made.batches(0, 3))
   hlo = lowered.as_text(dialect="hlo")
   assert "convolution(" in hlo and "while(" in hlo  # JAX's random numbers loop, too
   assert any("convolution(" in line for line in inside_loops(hlo)) == (not unroll)
@@ -344,9 +450,9 @@ def test_on_a_cpu_convolutions_stay_outside_loops(unroll):
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="other backends loop on purpose")
 def test_the_compiled_steps_of_a_cpu_are_unrolled():
-  made = parts(steps_per_call=2)
-  assert made.stage.chunk == 2
-  lowered = made.stage.train_steps[2].lower(made.state(), made.stage.data, *made.stage.batches(0, 2))
+  made = make(steps_per_call=2)
+  assert made.chunk == 2
+  lowered = made.train_steps[2].lower(made.like, made.data, *made.batches(0, 2))
   hlo = lowered.as_text(dialect="hlo")
   assert "convolution(" in hlo and not any("convolution(" in line for line in inside_loops(hlo))
 
@@ -354,44 +460,36 @@ def test_the_compiled_steps_of_a_cpu_are_unrolled():
 # -- steps per call --------------------------------------------------------------------------------------------------
 
 
-def _saved(config, workdir, stage: str) -> steps.TrainState:
-  with Checkpoints(workdir / stage / "checkpoints") as checkpoints:
-    return jax.device_get(checkpoints.restore(tiny.parts(config, stage, tiny.one_conv).stage.like))
-
-
 def _chunked(workdir, steps_per_call: int, stop_after: int | None = None):
-  """(log, last state) of a run with boundaries at steps 5, 7, 10: calls of 2, 3 and 5 steps fit, and leave a rest."""
-  config = tiny.config("ce_digits", log_every_steps=7, steps_per_call=steps_per_call,
+  """(log, last state) of a run with boundaries at steps 5, 7, 10: calls of 2 and 3 steps fit, and leave single steps over."""
+  config = tiny.config("ce_digits", backbone=tiny.ONE_CONV, log_every_steps=7, steps_per_call=steps_per_call,
                        representation__lr=dict(name="constant", value=0.01))
   if stop_after:
     with pytest.raises(Interrupted):
       tiny.run(config, workdir, stop_after=stop_after)
   tiny.run(config, workdir)
-  return tiny.log(workdir, "representation"), _saved(config, workdir, "representation")
+  return tiny.log(workdir, "representation"), tiny.saved(tiny.stages(config)["representation"], workdir)
 
 
 @pytest.fixture(scope="module")
-def one_at_a_time(tmp_path_factory):
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(build, "model", tiny.one_conv)
-    return _chunked(tmp_path_factory.mktemp("one"), 1)
+def chunked(tmp_path_factory):
+  """steps a call -> (log, last state) of a run, trained once."""
+  return functools.cache(lambda steps_per_call: _chunked(tmp_path_factory.mktemp("run"), steps_per_call))
 
 
-@pytest.mark.parametrize("steps_per_call", [2, 3, 5])
-def test_steps_per_call_changes_nothing(small, tmp_path, one_at_a_time, steps_per_call):
-  log, state = one_at_a_time
-  chunked_log, chunked = _chunked(tmp_path, steps_per_call)
+@pytest.mark.parametrize("steps_per_call", [2, 3])
+def test_steps_per_call_changes_nothing(chunked, steps_per_call):
+  (log, state), (chunked_log, chunked_state) = chunked(1), chunked(steps_per_call)
   assert [(line["step"], line.get("test"), line.get("lr")) for line in chunked_log] == [
       (line["step"], line.get("test"), line.get("lr")) for line in log]
   # Not bit for bit: XLA fuses across the steps of one call.
   for (path, leaf), other in zip(
-      jax.tree_util.tree_leaves_with_path(chunked), jax.tree.leaves(state), strict=True):
+      jax.tree_util.tree_leaves_with_path(chunked_state), jax.tree.leaves(state), strict=True):
     np.testing.assert_allclose(leaf, other, rtol=1e-3, atol=1e-4, err_msg=jax.tree_util.keystr(path))
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="bits are compared")
-def test_stopped_between_calls_of_several_steps(small, tmp_path):
-  log, state = _chunked(tmp_path / "straight", 2)
-  stopped_log, stopped = _chunked(tmp_path / "stopped", 2, stop_after=3)
+def test_a_run_stopped_between_calls_of_several_steps_is_the_straight_run(chunked, tmp_path):
+  (log, state), (stopped_log, stopped) = chunked(2), _chunked(tmp_path, 2, stop_after=3)
   assert stopped_log == log
   tiny.assert_trees_equal(stopped, state)

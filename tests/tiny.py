@@ -3,40 +3,15 @@
 import importlib
 import json
 import pathlib
-from collections.abc import Callable
-from typing import Any, NamedTuple
-from unittest import mock
 
 import flax.linen as nn
 import jax
 import numpy as np
 
-from ltjax import main, models, train
-from ltjax import step as steps
-from ltjax.config import bind as build
-from ltjax.data import resident
-from ltjax.models import heads
-
-
-def config(name: str = "gcl_digits", *, epochs: int = 2, **overrides):
-  """A shipped digits config shrunk to `epochs` epochs a stage; `overrides` are flat, with __ for the dot."""
-  found = importlib.import_module(f"configs.{name}").get_config()
-  found.backbone.depth = 8
-  found.backbone.widths = (4, 4, 8)
-  found.dataset.imbalance = 5.0
-  found.log_every_steps, found.eval_every_epochs, found.checkpoint_every_epochs = 3, 1, 1
-  for stage in found.stages:
-    found[stage].epochs = epochs
-    found[stage].batch_size = 128
-  with found.unlocked():
-    found.update_from_flattened_dict({key.replace("__", "."): value for key, value in overrides.items()})
-  return found
-
-
-def run(config, workdir: pathlib.Path, *, stop_after: int | None = None) -> dict:
-  """`main.run`; with `stop_after`, asked to stop after that many training steps of this call."""
-  calls = iter(range(10**9))
-  return main.run(config, workdir, (lambda: False) if stop_after is None else lambda: next(calls) + 1 >= stop_after)
+from ltjax import main, stage
+from ltjax.config import parse
+from ltjax.data.sources import Dataset
+from ltjax.workdir.checkpoint import Checkpoints
 
 
 class OneConv(nn.Module):
@@ -48,36 +23,55 @@ class OneConv(nn.Module):
     return nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9, name="norm")(maps))
 
 
-def one_conv(config=None, class_counts=(1,) * 10, stage: str = "") -> models.Classifier:
-  """Stands in for `build.model`."""
-  del config, stage
-  num_classes = 2 if class_counts is None else len(class_counts)
-  return models.Classifier(backbone=OneConv(), head=heads.Cosine(num_classes=num_classes))
+ONE_CONV = dict(name="tests.tiny:OneConv")
 
 
-class Parts(NamedTuple):
-  """One stage of a config before it starts to loop: what `train.prepare` makes, and the step before it is compiled."""
+def config(name: str = "gcl_digits", *, epochs: int = 2, backbone: dict | None = None, **overrides):
+  """A shipped digits config shrunk to `epochs` epochs a stage.
 
-  stage: train.Stage
-  model: models.Classifier
-  factors: Any
-  tx: Any
-  load: Callable
-  train_step: Callable
+  Args:
+    name: of the config file.
+    epochs: of each stage.
+    backbone: the backbone's block in place of a ResNet-8 with a few channels; `ONE_CONV` is the fastest.
+    **overrides: values by their path, with __ for the dot; a dict takes the place of the complete block.
+  """
+  found = importlib.import_module(f"configs.{name}").get_config()
+  found.dataset.imbalance = 5.0
+  found.log_every_steps, found.eval_every_epochs, found.checkpoint_every_epochs = 3, 1, 1
+  for each in found.stages:
+    found[each].epochs, found[each].batch_size = epochs, 128
+  with found.unlocked():
+    found.backbone = backbone or dict(name="ResNetCIFAR", depth=8, widths=(4, 4, 8))
+    for path, value in overrides.items():
+      *parents, key = path.split("__")
+      block = found
+      for parent in parents:
+        block = block[parent]
+      with block.ignore_type():
+        block[key] = value
+  return found
 
-  def state(self) -> steps.TrainState:
-    return self.stage.make_state(self.stage.init())
+
+def dataset(config) -> Dataset:
+  """The data set of a config."""
+  return parse(config).read()[0]
 
 
-def parts(config, name: str, model: Callable = build.model) -> Parts:
-  dataset, block = build.dataset(config)(), config[name]
-  with mock.patch.object(build, "model", model):
-    stage, model = train.prepare(config, name, dataset), build.model(config, dataset.class_counts, name)
-    _, _, tx, factors = train.state_makers(config, name, dataset.class_counts, dataset.train[0][:1].shape)
-  load = resident.make_load(**config.augment, mixup=block.mixup)
-  train_step = steps.make_train_step(model, tx, factors, stage.objective, load, batch_norm=block.batch_norm,
-                                     on_nonfinite=config.on_nonfinite)
-  return Parts(stage, model, factors, tx, load, train_step)
+def stages(config, data: Dataset | None = None) -> dict[str, stage.Stage]:
+  """{name: stage} of a config."""
+  return {each.name: each for each in stage.build(config, data or dataset(config))}
+
+
+def run(config, workdir: pathlib.Path, *, stop_after: int | None = None) -> dict:
+  """`main.run`; with `stop_after`, asked to stop after that many training steps of this call."""
+  calls = iter(range(10**9))
+  return main.run(config, workdir, (lambda: False) if stop_after is None else lambda: next(calls) + 1 >= stop_after)
+
+
+def saved(made: stage.Stage, workdir: pathlib.Path) -> stage.TrainState:
+  """The newest state that a stage has saved, on the host."""
+  with Checkpoints(workdir / made.name / "checkpoints") as checkpoints:
+    return jax.device_get(checkpoints.restore(made.like))
 
 
 def saved_steps(workdir: pathlib.Path, stage: str) -> list[int]:
@@ -86,6 +80,7 @@ def saved_steps(workdir: pathlib.Path, stage: str) -> list[int]:
 
 
 def log(workdir: pathlib.Path, stage: str) -> list[dict]:
+  """The lines of a stage's metrics.jsonl."""
   return [json.loads(line) for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()]
 
 

@@ -292,3 +292,8 @@ def class_aware(class_counts: Real[np.ndarray, "c"], *, samples_per_class: Annot
   [0, 0, 1, 1]
   """
   return Cycle(_positive(class_counts).astype(np.int64), samples_per_class)
+
+
+# What a run does in place of independent draws from the probabilities.
+instance.permutes = True  # an epoch is a permutation, so it draws without replacement
+class_aware.cycles = True  # the result is a `Cycle`
