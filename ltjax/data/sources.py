@@ -4,7 +4,7 @@ import hashlib
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,12 @@ from ltjax.data import archives, listing, longtail
 from ltjax.errors import ConfigError, DataError
 
 __all__ = ["cifar10", "cifar100", "digits"]
+
+# Arguments of sources, with the ranges and choices that a config is checked against.
+Imbalance = Annotated[float, "[1, inf)"]
+Fraction, Part = Annotated[float, "[0, 1)"], Annotated[float, "(0, 1)"]
+Seed = Annotated[int, "[0, 4294967295]"]
+Profile = Literal["exponential", "step", "pareto"]
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # the field uses these for CIFAR-100 too
 _CIFAR10_FILES = (tuple(f"data_batch_{k}.bin" for k in range(1, 6)), ("test_batch.bin",))
@@ -170,7 +176,7 @@ def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray
   return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def digits(*, imbalance: float, profile: str, subset_seed: int, holdout: float = 0.0) -> Dataset:
+def digits(*, imbalance: Imbalance, profile: Profile, subset_seed: Seed, holdout: Fraction = 0.0) -> Dataset:
   """scikit-learn's handwritten digits (1,797 real 8x8 scans), made long-tailed; the test set is 40 images a class."""
   from sklearn.datasets import load_digits
 
@@ -186,12 +192,14 @@ def digits(*, imbalance: float, profile: str, subset_seed: int, holdout: float =
                  (float(unit.mean()),), (float(unit.std()),), (images[held_out], labels[held_out]) if holdout else None)
 
 
-def cifar10(*, imbalance: float, profile: str, subset_seed: int, dir: str, holdout: float = 0.0) -> Dataset:
+def cifar10(*, imbalance: Imbalance, profile: Profile, subset_seed: Seed, dir: str,
+            holdout: Fraction = 0.0) -> Dataset:
   """CIFAR-10-LT from the official binary files in `dir`, or from TFDS where `dir` is empty."""
   return _cifar_lt(10, imbalance, profile, subset_seed, dir, holdout)
 
 
-def cifar100(*, imbalance: float, profile: str, subset_seed: int, dir: str, holdout: float = 0.0) -> Dataset:
+def cifar100(*, imbalance: Imbalance, profile: Profile, subset_seed: Seed, dir: str,
+             holdout: Fraction = 0.0) -> Dataset:
   """CIFAR-100-LT (fine labels) from the official binary files in `dir`, or from TFDS where `dir` is empty."""
   return _cifar_lt(100, imbalance, profile, subset_seed, dir, holdout)
 
