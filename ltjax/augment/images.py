@@ -1,13 +1,15 @@
 """Image augmentation inside jit: uint8 batches in, normalised float batches out. Pure functions of their key."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Real, UInt8
 
 
-def random_crop(images: UInt8[Array, "b h w c"], key: jax.Array, *, padding: int) -> UInt8[Array, "b h w c"]:
+def random_crop(images: UInt8[Array, "b h w c"], key: jax.Array, *,
+                padding: Annotated[int, "[0, inf)"]) -> UInt8[Array, "b h w c"]:
   """A crop of the original size at a uniform place of the image framed by `padding` black pixels.
 
   The frame is zero before normalisation, as in every CIFAR-LT code base (torchvision `RandomCrop(32, padding=4)`).

@@ -109,7 +109,7 @@ def bind(block, choices: Mapping[str, Callable], where: str, *, given: Sequence[
 
 def _bind_value(call: Call, key: str, value, parameter: inspect.Parameter, where: str, may_change: bool) -> None:
   families = getattr(call.function, "families", {})
-  if key in families and isinstance(value, Mapping):
+  if key in families and value is not None:
     inner = bind(value, public(importlib.import_module(families[key]), inspect.isclass), where, may_change=False)
     call.constants[key] = at_path(where, inner)
   elif isinstance(value, Mapping) and _kind(parameter) is not dict:
@@ -140,7 +140,11 @@ def lookup(name: str, choices: Mapping[str, Callable], where: str,
   part = getattr(module, attribute)
   if not callable(part):
     raise ConfigError(f"{where}: {name!r} is a {type(part).__name__}, expected a function or a class")
-  if any(p.kind is p.VAR_KEYWORD for p in signature(part).values()):
+  try:
+    parameters = signature(part)
+  except ValueError as error:  # a part written in C may have none
+    raise ConfigError(f"{where}: {name!r} has no signature to check arguments against; wrap it in a function") from error
+  if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
     raise ConfigError(f"{where}: {name!r} takes **keywords, in which a misspelt argument would vanish; name each "
                       "argument in its signature")
   if lacks := check(part):
@@ -187,14 +191,17 @@ def _kind(parameter: inspect.Parameter) -> type:
   """The type that a config gives a parameter, from its annotation or else its default; `object` where neither tells."""
   members = [typing.get_origin(member) or member for member in _members(parameter.annotation)]
   members.append(type(parameter.default))
-  known = {bool: bool, str: str, tuple: tuple, list: tuple, Sequence: tuple, dict: dict, Mapping: dict, float: float,
-           int: int}
+  known = {bool: bool, str: str, typing.Literal: str, tuple: tuple, list: tuple, Sequence: tuple, dict: dict,
+           Mapping: dict, float: float, int: int}
   return next((kind for annotated, kind in known.items() if annotated in members), object)
 
 
 def _check_type(value, parameter: inspect.Parameter, where: str) -> None:
   kind, limits = _kind(parameter), interval(parameter)
   if value is None and (parameter.default is None or type(None) in _members(parameter.annotation)):
+    return
+  if literals := [member for member in _members(parameter.annotation) if typing.get_origin(member) is typing.Literal]:
+    check_choice(value, typing.get_args(literals[0]), where)
     return
   if str in _members(parameter.annotation) and isinstance(value, str):
     return
@@ -205,7 +212,7 @@ def _check_type(value, parameter: inspect.Parameter, where: str) -> None:
     for index, entry in enumerate(value):
       if str in entries:
         check_kind(entry, str, f"{where}[{index}]")
-      elif not isinstance(entry, tuple | list):
+      elif {int, float} & entries or limits != ANY_NUMBER or not isinstance(entry, tuple | list):
         check_number(entry, f"{where}[{index}]", int if int in entries else float, limits)
   elif kind is not object:
     check_kind(value, kind, where)

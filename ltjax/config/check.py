@@ -150,8 +150,14 @@ def _check_prototypes(stage: StageSpec, names: Sequence[str]) -> None:
 
 
 def _check_augment(stage: StageSpec) -> None:
-  """Raises where the operations are in an order that makes no sense."""
-  b.at_path(f"{stage.name}.augment", compose.compose, [(call.name, call.function, call) for call in stage.augment])
+  """Raises where the operations are in an order that makes no sense, or one refuses its values."""
+  where = f"{stage.name}.augment"
+  apply = b.at_path(where, compose.compose, [(call.name, call.function, call) for call in stage.augment])
+  size = stage.size or 32
+  given = [jax.ShapeDtypeStruct(shape, kind) for shape, kind in (
+      ((2, size, size, 3), "uint8"), ((2,), "int32"), ((3,), "float32"), ((3,), "float32"))]
+  b.at_path(where, jax.eval_shape, lambda images, labels, mean, std: apply(images, jax.random.key(0), labels, mean, std),
+            *given)
 
 
 # -- values -----------------------------------------------------------------------------------------------------------

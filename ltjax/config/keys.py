@@ -38,7 +38,9 @@ def check_literals(config: ConfigDict) -> None:
 def stage_names(config: ConfigDict) -> tuple[str, ...]:
   """The names of the stages, after a check that exactly their blocks and the keys of every config are there."""
   if "stages" not in config:
-    raise ConfigError(f"stages: missing from the config{nearest('stages', list(config))}")
+    near = next((key for key in config if nearest(key, ["stages"]) and key not in recipes.RUN_KEYS), None)
+    raise ConfigError(f"{near}: not a key of a config (did you mean 'stages'?)" if near else
+                      "stages: missing from the config")
   names = config.stages
   if not isinstance(names, tuple | list) or not names or not all(isinstance(name, str) for name in names):
     raise ConfigError(f"stages: expected a tuple of stage names, got {show(names)}")

@@ -86,7 +86,7 @@ def _boolean(name: str, no: str | None, value: str | None) -> bool:
 
 def _unknown_option(name: str, given: Mapping, config: str) -> ConfigError:
   known = list(dict.fromkeys(["config", *given]))
-  inside = [key for key in flat(read(config)) if key.split(".")[-1] == name] if config else []
+  inside = [key for key in _keys(read(config)) if key.split(".")[-1] == name] if config else []
   hint = f"; did you mean --config.{inside[0]}?" if inside else nearest(name, known)
   return ConfigError(f"--{name}: no such option{hint}; there are {', '.join(f'--{name}' for name in known)}, and "
                      "--config.KEY for every key of the config")
@@ -155,7 +155,8 @@ def literal(text: str):
   """The Python literal that `text` is, with `dict(name=...)` allowed; raises a `ValueError` for any other text."""
 
   def value(node):
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args and (
+        all(keyword.arg for keyword in node.keywords)):
       return {keyword.arg: value(keyword.value) for keyword in node.keywords}
     if isinstance(node, ast.Dict):
       return {value(key): value(entry) for key, entry in zip(node.keys, node.values, strict=True)}
@@ -217,8 +218,14 @@ def override(config: ConfigDict, key: str, text: str) -> None:
           del block[name]
 
 
+def _keys(config: ConfigDict) -> list[str]:
+  """The keys of every value, those of the stages in the order of the stages."""
+  order = {name: place for place, name in enumerate(config.get("stages") or ())}
+  return sorted(flat(config), key=lambda key: order.get(key.split(".")[0], -1))
+
+
 def _no_key(config: ConfigDict, key: str) -> ConfigError:
-  keys = flat(config)
+  keys = _keys(config)
   ends = [known for known in keys if known.split(".")[-1] == key.split(".")[-1]]
   near = difflib.get_close_matches(key, keys, n=1, cutoff=0.8) or ends[:1]
   hint = f" (did you mean {near[0]!r}?)" if near else nearest(key, keys)

@@ -244,7 +244,11 @@ def _transforms(blocks, where: str) -> tuple[tuple[Call, ...], list]:
     part = b.lookup(block["name"], choices, f"{at}.name", _lacks("batch|batches", "key"))
     if getattr(part, "streams", 1) > 1:
       if "sampler" not in block:
-        raise ConfigError(f"{at}: {block['name']} needs sampler=dict(name=...), which draws its second batch")
+        others = [key for key in block if key != "name" and key not in b.signature(part)]
+        misspelt = next((key for key in others if nearest(key, ["sampler"])), None)
+        raise ConfigError(f"{at}.{misspelt}: {block['name']} has no such argument (did you mean 'sampler'?)"
+                          if misspelt else
+                          f"{at}: {block['name']} needs sampler=dict(name=...), which draws its second batch")
       if index:
         raise ConfigError(f"{at}: {block['name']} joins batches and so must be the first transform")
       further.append((block.pop("sampler"), f"{at}.sampler"))

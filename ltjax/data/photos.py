@@ -11,7 +11,7 @@ import pathlib
 import re
 import types
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from etils import epath
@@ -20,13 +20,14 @@ from ltjax.data import listing, records, sources, tables
 from ltjax.data.files import Files, Paths
 from ltjax.data.listing import Listing
 from ltjax.data.official import OFFICIAL
-from ltjax.data.sources import OpenUnit, Seed, Share
+from ltjax.data.sources import Fraction, Part, Seed
 from ltjax.errors import ConfigError, DataError, nearest
 
 __all__ = ["csv", "folder", "imagenet_lt", "inat2018", "places_lt", "split_list", "tfds"]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-BACKGROUNDS = ("white", "black")
+Background = Literal["white", "black"]
+BACKGROUNDS = get_args(Background)
 INAT_MEAN, INAT_STD = (0.466, 0.471, 0.380), (0.195, 0.194, 0.192)
 
 
@@ -48,8 +49,8 @@ class _Images(NamedTuple):
 # -- the user's own images --------------------------------------------------------------------------------------------
 
 
-def folder(*, root: str, test_root: str = "", val_fraction: OpenUnit = 0.2, holdout: Share = 0.0, subset_seed: Seed = 0,
-           background: str = "white", cache: pathlib.Path | None = None) -> sources.Dataset:
+def folder(*, root: str, test_root: str = "", val_fraction: Part = 0.2, holdout: Fraction = 0.0, subset_seed: Seed = 0,
+           background: Background = "white", cache: pathlib.Path | None = None) -> sources.Dataset:
   """A folder for each class, named like it.
 
   Args:
@@ -91,8 +92,8 @@ def folder(*, root: str, test_root: str = "", val_fraction: OpenUnit = 0.2, hold
 
 
 def csv(*, root: str, train_csv: str, test_csv: str = "", image_column: str = "", label_column: str = "",
-        val_fraction: OpenUnit = 0.2, holdout: Share = 0.0, subset_seed: Seed = 0,
-        background: str = "white") -> sources.Dataset:
+        val_fraction: Part = 0.2, holdout: Fraction = 0.0, subset_seed: Seed = 0,
+        background: Background = "white") -> sources.Dataset:
   """Tables with a column of paths and one of class names: `tables.table` says which and how they are written.
 
   Class names are what the cells hold, sorted; where all are integers, by their value.
@@ -123,7 +124,7 @@ def csv(*, root: str, train_csv: str, test_csv: str = "", image_column: str = ""
 
 
 def split_list(*, root: str, train_list: str, test_list: str, val_list: str = "", class_names: str = "",
-               holdout: Share = 0.0, subset_seed: Seed = 0, background: str = "white") -> sources.Dataset:
+               holdout: Fraction = 0.0, subset_seed: Seed = 0, background: Background = "white") -> sources.Dataset:
   """Lists in the field's format, a `<path> <label>` line an image; .txt or .txt.xz.
 
   Args:
@@ -146,7 +147,7 @@ def split_list(*, root: str, train_list: str, test_list: str, val_list: str = ""
 
 
 def tfds(*, builder: str, tfds_dir: str = "", train_list: str = "", test_list: str = "", val_list: str = "",
-         holdout: Share = 0.0, subset_seed: Seed = 0, background: str = "white",
+         holdout: Fraction = 0.0, subset_seed: Seed = 0, background: Background = "white",
          cache: pathlib.Path | None = None) -> sources.Dataset:
   """What TFDS has prepared as ArrayRecord: its train and validation splits, or what lists select from both.
 
@@ -212,8 +213,8 @@ def _from_lists(lists: _Lists, files: dict[str, Files], holdout: float, seed: in
 # -- the field's data sets --------------------------------------------------------------------------------------------
 
 
-def imagenet_lt(*, lists: str, root: str = "", tfds_dir: str = "", holdout: Share = 0.0, subset_seed: Seed = 0,
-                background: str = "white", cache: pathlib.Path | None = None) -> sources.Dataset:
+def imagenet_lt(*, lists: str, root: str = "", tfds_dir: str = "", holdout: Fraction = 0.0, subset_seed: Seed = 0,
+                background: Background = "white", cache: pathlib.Path | None = None) -> sources.Dataset:
   """ImageNet-LT (Liu et al., 2019): 115,846 training images of 1,000 classes; test set of 50 a class.
 
   Args:
@@ -224,8 +225,8 @@ def imagenet_lt(*, lists: str, root: str = "", tfds_dir: str = "", holdout: Shar
   return _official("imagenet_lt", "imagenet2012", lists, root, tfds_dir, holdout, subset_seed, background, cache)
 
 
-def places_lt(*, lists: str, root: str = "", tfds_dir: str = "", holdout: Share = 0.0, subset_seed: Seed = 0,
-              background: str = "white", cache: pathlib.Path | None = None) -> sources.Dataset:
+def places_lt(*, lists: str, root: str = "", tfds_dir: str = "", holdout: Fraction = 0.0, subset_seed: Seed = 0,
+              background: Background = "white", cache: pathlib.Path | None = None) -> sources.Dataset:
   """Places-LT (Liu et al., 2019): 62,500 training images of 365 classes; test set of 100 a class.
 
   Args:
@@ -236,8 +237,8 @@ def places_lt(*, lists: str, root: str = "", tfds_dir: str = "", holdout: Share 
   return _official("places_lt", "places365_small", lists, root, tfds_dir, holdout, subset_seed, background, cache)
 
 
-def inat2018(*, lists: str = "", root: str = "", tfds_dir: str = "", holdout: Share = 0.0, subset_seed: Seed = 0,
-             background: str = "white", cache: pathlib.Path | None = None) -> sources.Dataset:
+def inat2018(*, lists: str = "", root: str = "", tfds_dir: str = "", holdout: Fraction = 0.0, subset_seed: Seed = 0,
+             background: Background = "white", cache: pathlib.Path | None = None) -> sources.Dataset:
   """iNaturalist 2018 (Van Horn et al., 2018): 437,513 training images of 8,142 classes; test set of 3 a class.
 
   The test set is the official validation set: the official test set has no labels.

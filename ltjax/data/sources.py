@@ -4,7 +4,7 @@ import hashlib
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,12 @@ from ltjax.errors import ConfigError, DataError
 
 __all__ = ["cifar10", "cifar100", "digits"]
 
+# Arguments of sources, with the ranges and choices that a config is checked against.
+Imbalance = Annotated[float, "[1, inf)"]
+Fraction, Part = Annotated[float, "[0, 1)"], Annotated[float, "(0, 1)"]
+Seed = Annotated[int, "[0, 4294967295]"]
+Profile = Literal["exponential", "step", "pareto"]
+
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # the field uses these for CIFAR-100 too
 _CIFAR10_FILES = (tuple(f"data_batch_{k}.bin" for k in range(1, 6)), ("test_batch.bin",))
 # What is fetched from https://www.cs.toronto.edu/~kriz/cifar.html: size and SHA-256, as TFDS has them too.
@@ -20,13 +26,6 @@ _CIFAR_ARCHIVES = {
     10: ("cifar-10-binary.tar.gz", 170_052_171, "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"),
     100: ("cifar-100-binary.tar.gz", 168_513_733, "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec")}
 _CIFAR10_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-
-
-# Hyper-parameters of sources, with their ranges.
-Imbalance = Annotated[float, "[1, inf)"]
-Share = Annotated[float, "[0, 1)"]
-OpenUnit = Annotated[float, "(0, 1)"]
-Seed = Annotated[int, "[0, 4294967295]"]
 
 
 class Dataset(NamedTuple):
@@ -177,7 +176,7 @@ def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray
   return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def digits(*, imbalance: Imbalance, profile: str, subset_seed: Seed, holdout: Share = 0.0) -> Dataset:
+def digits(*, imbalance: Imbalance, profile: Profile, subset_seed: Seed, holdout: Fraction = 0.0) -> Dataset:
   """scikit-learn's handwritten digits (1,797 real 8x8 scans), made long-tailed; the test set is 40 images a class."""
   from sklearn.datasets import load_digits
 
@@ -193,12 +192,14 @@ def digits(*, imbalance: Imbalance, profile: str, subset_seed: Seed, holdout: Sh
                  (float(unit.mean()),), (float(unit.std()),), (images[held_out], labels[held_out]) if holdout else None)
 
 
-def cifar10(*, imbalance: Imbalance, profile: str, subset_seed: Seed, dir: str, holdout: Share = 0.0) -> Dataset:
+def cifar10(*, imbalance: Imbalance, profile: Profile, subset_seed: Seed, dir: str,
+            holdout: Fraction = 0.0) -> Dataset:
   """CIFAR-10-LT from the official binary files in `dir`, or from TFDS where `dir` is empty."""
   return _cifar_lt(10, imbalance, profile, subset_seed, dir, holdout)
 
 
-def cifar100(*, imbalance: Imbalance, profile: str, subset_seed: Seed, dir: str, holdout: Share = 0.0) -> Dataset:
+def cifar100(*, imbalance: Imbalance, profile: Profile, subset_seed: Seed, dir: str,
+             holdout: Fraction = 0.0) -> Dataset:
   """CIFAR-100-LT (fine labels) from the official binary files in `dir`, or from TFDS where `dir` is empty."""
   return _cifar_lt(100, imbalance, profile, subset_seed, dir, holdout)
 

@@ -60,7 +60,10 @@ def load(workdir: pathlib.Path) -> ConfigDict:
   """The config that the run in `workdir` was started with; raises a `WorkdirError` where there is none."""
   path = workdir / "config.json"
   try:
-    return ConfigDict(_tuples(json.loads(path.read_text())))
+    found = json.loads(path.read_text())
+    if not isinstance(found, Mapping):
+      raise ValueError(f"expected a dict, got {type(found).__name__}")
+    return ConfigDict(_tuples(found))
   except OSError as error:
     raise WorkdirError(f"{workdir} is not a run of ltjax: {path} cannot be read ({error.strerror or error}); give the "
                        "--workdir of a run") from error

@@ -1,17 +1,16 @@
 """F11: every key of every shipped config misspelt, and with a value that it cannot have, as a run meets it.
 
-tests/test_config.py asks more of the messages.
+tests/config/test_check.py asks more of the messages.
 """
 
-import importlib
 import time
 
 import pytest
-from ml_collections import ConfigDict
 
 from ltjax.data import listing, longtail, records, sources, tables
 from ltjax.errors import ConfigError
-from tests import test_config, tiny
+from tests import tiny
+from tests.config import trees
 
 SLOWEST = 2.0  # seconds
 
@@ -29,18 +28,17 @@ def no_data(monkeypatch):
       monkeypatch.setattr(module, name, read)
 
 
-@pytest.mark.parametrize("name", test_config.SHIPPED)
+@pytest.mark.parametrize("name", trees.SHIPPED)
 def test_a_changed_key_stops_the_run_before_anything_is_done(name, tmp_path):
-  shipped = importlib.import_module(f"configs.{name}").get_config().to_dict()
-  for path, _ in test_config.nodes(shipped):
+  for path, _ in trees.nodes(trees.tree(name)):
     for misspell in (True, False):
-      found = ConfigDict(shipped).to_dict()
-      block = test_config.parent(found, path)
+      found = trees.tree(name)
+      block = trees.parent(found, path)
       value = block.pop(path[-1])
       block |= {path[-1] + "x": value} if misspell else {path[-1]: 1j}  # no key takes a complex number
       began = time.process_time()
       with pytest.raises(ConfigError) as caught:
-        tiny.run(ConfigDict(found), tmp_path / "run")
+        tiny.run(trees.config(found), tmp_path / "run")
       assert time.process_time() - began < SLOWEST
       assert path[-1] in str(caught.value) and "\n" not in str(caught.value)
   assert not list(tmp_path.iterdir())
