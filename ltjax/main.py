@@ -52,11 +52,11 @@ def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "", st
     page.announce(dataset, notes(spec))
   if not known:
     check_start(stages[0], spec.pretrained, spec.reset_head)
-  with folder.held(config, workdir, command, dataset):
+  with folder.held(config, workdir, command, dataset) as identity:
     results, before = {}, None
     for each in stages:
       results[each.name] = run_stage(each, workdir, before=before, pretrained=spec.pretrained,
-                                     reset_head=spec.reset_head, stop=stop, strict=strict)
+                                     reset_head=spec.reset_head, stop=stop, strict=strict, run=identity)
       bad_images.gather()
       bad_images.check()
       before = each
@@ -71,6 +71,8 @@ def main(arguments: list[str] | None = None, stop=_STOP) -> int:
   try:
     given = load.parse(arguments, OPTIONS, __doc__)
     processes.start()
+    if stop and processes.are_several():
+      stop.together()
     if given["workdir"] is None:
       raise ConfigError("--workdir is missing; try --workdir=runs/digits")
     workdir = pathlib.Path(given["workdir"]).expanduser()
@@ -100,4 +102,5 @@ def main(arguments: list[str] | None = None, stop=_STOP) -> int:
 
 
 if __name__ == "__main__":
+  processes.protect_output()
   sys.exit(main())

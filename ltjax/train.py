@@ -45,7 +45,8 @@ class StageResult(NamedTuple):
 
 
 def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = None, pretrained: str = "",
-              reset_head: bool = False, stop: Callable[[], bool] = lambda: False, strict: bool = False) -> StageResult:
+              reset_head: bool = False, stop: Callable[[], bool] = lambda: False, strict: bool = False,
+              run: str = "") -> StageResult:
   """Trains `stage` to its end: from its newest checkpoint, from the model of `before`, or from the start.
 
   Args:
@@ -56,6 +57,7 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
     reset_head: leaves those of the head out.
     stop: whether this process has been asked to stop.
     strict: a damaged checkpoint is an error, instead of a loud return to the one before it.
+    run: the identity of the run, to which its checkpoints are bound.
 
   Raises:
     Interrupted: after `stop()`, with the state saved.
@@ -66,8 +68,9 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
   stops = processes.Agreement(stop, stage.mesh)
 
   # -- state: restore, or bridge from the stage before, or initialise --------------------------------------------------
-  opened = functools.partial(Checkpoints, keep=settings.keep_checkpoints, strict=strict, on_fallback=functools.partial(
-      Events(workdir / EVENTS).write, "checkpoint_fallbacks"))
+  opened = functools.partial(
+      Checkpoints, keep=settings.keep_checkpoints, strict=strict, run=run,
+      on_fallback=functools.partial(Events(workdir / EVENTS).write, "checkpoint_fallbacks"))
   checkpoints = opened(folder / "checkpoints")
   if checkpoints.latest() is not None:
     state = checkpoints.restore(stage.like)

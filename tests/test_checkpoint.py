@@ -55,7 +55,7 @@ def test_a_frozen_backbone_has_no_optimiser_state(stages):
 def test_saving_does_not_wait_yet_keeps_the_state_as_it_was(stages, tmp_path):
   # The step donates its state: what is being written must not be overwritten by the steps that follow.
   add = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)
-  state, parts = filled(stages["representation"]), stages["representation"]
+  state, stage = filled(stages["representation"]), stages["representation"]
   with Checkpoints(tmp_path / "checkpoints") as checkpoints:
     for _ in range(3):
       state = add(state)
@@ -65,7 +65,7 @@ def test_saving_does_not_wait_yet_keeps_the_state_as_it_was(stages, tmp_path):
         state = add(state)
     jax.block_until_ready(state)
     checkpoints.save(state.replace(step=expected.step), wait=True)  # a committed step is kept as it is
-    tiny.assert_trees_equal(checkpoints.restore(parts.stage.like), expected)
+    tiny.assert_trees_equal(checkpoints.restore(stage.like), expected)
 
 
 def test_the_last_two_are_kept(stages, tmp_path):
@@ -84,8 +84,8 @@ def test_the_best_is_kept_too(stages, tmp_path):
   assert tiny.saved_steps(tmp_path / "run", "") == [12, 14]  # of equals the later
 
 
-def test_a_run_keeps_the_best_on_held_out_images(small, tmp_path):
-  config = tiny.config("ce_digits", epochs=6, dataset__holdout=0.1, keep_checkpoints=1)
+def test_a_run_keeps_the_best_on_held_out_images(tmp_path):
+  config = tiny.config("ce_digits", epochs=6, backbone=tiny.ONE_CONV, dataset__holdout=0.1, keep_checkpoints=1)
   results = tiny.run(config, tmp_path)["stages"]["representation"]
   scores = {line["step"]: line["held_out"] for line in tiny.log(tmp_path, "representation") if "held_out" in line}
   last = max(scores)
@@ -94,14 +94,14 @@ def test_a_run_keeps_the_best_on_held_out_images(small, tmp_path):
   assert results["best_on_held_out"]["balanced_accuracy"] == scores[best] and len(scores) == 6
 
 
-def test_what_the_run_does_not_train_is_not_looked_at_where_nothing_is_held_out(small, tmp_path):
-  results = tiny.run(tiny.config("ce_digits", epochs=1), tmp_path)
+def test_what_the_run_does_not_train_is_not_looked_at_where_nothing_is_held_out(tmp_path):
+  results = tiny.run(tiny.config("ce_digits", epochs=1, backbone=tiny.ONE_CONV), tmp_path)
   assert results["stages"]["representation"]["best_on_held_out"] is None
   assert not any("held_out" in line for line in tiny.log(tmp_path, "representation"))
 
 
 def test_saving_a_step_twice_is_harmless(stages, tmp_path):
-  state, like = filled(stages["classifier"], step=4), stages["classifier"].stage.like
+  state, like = filled(stages["classifier"], step=4), stages["classifier"].like
   for _ in range(2):
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
       checkpoints.save(state)
@@ -122,7 +122,7 @@ def test_what_a_crash_left_half_written_is_cleaned_up_and_never_restored(stages,
     assert checkpoints.latest() == 4
     checkpoints.save(filled(stages["classifier"], step=9), wait=True)
   with Checkpoints(folder) as checkpoints:
-    assert int(checkpoints.restore(stages["classifier"].stage.like).step) == 9
+    assert int(checkpoints.restore(stages["classifier"].like).step) == 9
   assert sorted(path.name for path in folder.iterdir()) == ["4", "9"]
 
 
@@ -135,9 +135,9 @@ def test_the_bridge_reads_the_model_whatever_the_optimiser(stages, tmp_path):
   earlier = filled(stages["representation"], step=10)
   with Checkpoints(tmp_path / "checkpoints") as checkpoints:
     checkpoints.save(earlier, wait=True)
-    variables = checkpoints.restore_model(model_of(stages["classifier"].stage.like))
+    variables = checkpoints.restore_model(model_of(stages["classifier"].like))
   tiny.assert_trees_equal(variables, model_of(earlier))
-  state = stages["classifier"].stage.make_state(variables)
+  state = stages["classifier"].make_state(variables)
   assert int(state.step) == 0 and float(state.window["examples"]) == 0
   assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(state.opt_state))
 

@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 
+from ltjax import recipes
 from ltjax.data.official import OFFICIAL
 from tests import photographs, tiny
 
@@ -34,7 +35,7 @@ def test_three_steps_of_each_stage(name, tmp_path):
   config = importlib.import_module(f"configs.{name}").get_config()
   images = write(tmp_path, config.dataset.name)
   config.dataset.lists, config.dataset.root = str(tmp_path), str(tmp_path / "images")
-  config.augment.size, config.log_every_steps = 16, 1
+  config.augment, config.log_every_steps = recipes.crop_flip(16), 1
   config.backbone = dict(name="ResNet", depth=10, width=4, bn_groups=1)
   for stage in config.stages:
     config[stage].epochs, config[stage].batch_size = 1, images // 3

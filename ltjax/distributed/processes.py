@@ -16,9 +16,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src import distributed
 from jax.experimental import multihost_utils
 
-from ltjax.distributed import sharding
+from ltjax.distributed import console, sharding
 from ltjax.distributed.rendezvous import meet
 from ltjax.distributed.watchdog import FAILED, Timing, Watch
 from ltjax.errors import ConfigError, LtjaxError
@@ -55,6 +56,10 @@ def start(environment: Mapping[str, str] = os.environ, *, init_timeout: float = 
   jax.config.update("jax_enable_preemption_service", False)
   jax.distributed.initialize(address, count, number, local_device_ids=devices, cluster_detection_method="deactivate",
                              initialization_timeout=2 * late, heartbeat_timeout_seconds=late)
+  # Gloo gives a peer 30 s to come to the first collective, which on a busy machine is too short: all come to it
+  # together, after a meeting that waits as long as the start does.
+  distributed.global_state.client.wait_at_barrier("ltjax start", int(1000 * init_timeout))
+  multihost_utils.sync_global_devices("ltjax start")
 
 
 def _named(environment: Mapping[str, str]) -> tuple | None:
@@ -127,6 +132,16 @@ def find_lost() -> None:
   """
   if _watch:
     time.sleep(_EXPLAIN)
+
+
+def protect_output() -> None:
+  """Keeps a closed pipe or a full disk behind standard output from ending a run."""
+  console.protect()
+
+
+def are_several() -> bool:
+  """Whether this process has joined others."""
+  return _watch is not None
 
 
 def leave(code: int, words: str) -> None:

@@ -52,9 +52,7 @@ def of_run(spec, stages, results: Mapping, workdir: pathlib.Path, command: str, 
   def write():
     with writing(workdir):
       found = summary(spec, stages, results, workdir, command, bad_images)
-      partial = workdir / "results.tmp"
-      partial.write_text(json.dumps(found, indent=1) + "\n")
-      partial.replace(workdir / "results.json")
+      log.write_durably(workdir / "results.json", json.dumps(found, indent=1) + "\n")
       draw(spec, stages, results, found, activations, workdir)
       return found
 

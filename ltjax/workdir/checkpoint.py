@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ltjax.distributed import processes, sharding
-from ltjax.errors import SaveError, WorkdirError
+from ltjax.errors import SaveError, WorkdirError, writing
 from ltjax.workdir import manifest
 
 PARTIAL, DAMAGED = ".partial", ".damaged"  # ends of names that are no steps
@@ -30,7 +30,7 @@ class Checkpoints:
   """The checkpoints of one stage, in `folder`; saves in the background and keeps the last few and the best."""
 
   def __init__(self, folder: pathlib.Path, *, keep: int = 2, strict: bool = False, read_only: bool = False,
-               on_fallback: Callable[[str], None] = lambda message: None):
+               run: str = "", on_fallback: Callable[[str], None] = lambda message: None):
     """Removes what a crash left half-written, unless `read_only`, as beside a run that is under way.
 
     Args:
@@ -38,13 +38,18 @@ class Checkpoints:
       keep: how many of the newest are kept, and with them the one with the best score, if any has one.
       strict: a damaged newest checkpoint stops the run, instead of a loud return to the one before.
       read_only: leaves all files as they are.
+      run: the identity of the run, which is written into every checkpoint and compared.
       on_fallback: is told of each such return.
     """
+    self._run = run
     self._folder, self._keep, self._strict, self._on_fallback = folder.absolute(), keep, strict, on_fallback
     self._read_only, self._writer, self._pending = read_only, futures.ThreadPoolExecutor(1, "checkpoint"), None
     if processes.is_first() and not read_only:
+      with writing(self._folder):
+        self._folder.mkdir(parents=True, exist_ok=True)
       for partial in self._folder.glob(f"*{PARTIAL}*"):
-        shutil.rmtree(partial)
+        if _is_step(partial.name.partition(".")[0]) and partial.is_dir():
+          shutil.rmtree(partial)
 
   def __enter__(self):
     return self
@@ -56,7 +61,7 @@ class Checkpoints:
 
   def steps(self) -> list[int]:
     """The committed steps, the newest last; of the first process, which alone sees them."""
-    return sorted(int(path.name) for path in self._folder.glob("*") if path.name.isdigit())
+    return sorted(int(path.name) for path in self._folder.glob("*") if _is_step(path.name) and path.is_dir())
 
   def latest(self) -> int | None:
     """The newest committed step, in every process."""
@@ -94,11 +99,12 @@ class Checkpoints:
   def _write(self, step: int, items: dict, scores: Mapping[int, float]) -> None:
     partial, name = self._folder / f"{step}{PARTIAL}", self._folder / str(step)
     try:
-      self._folder.mkdir(parents=True, exist_ok=True)
+      if not self._folder.is_dir():
+        raise FileNotFoundError("the folder is gone: was the work folder moved or deleted while the run used it?")
       with _orbax() as orbax:
         orbax.save(partial, args=ocp.args.Composite(**{key: ocp.args.StandardSave(item)
                                                        for key, item in items.items()}))
-      manifest.write(partial, items, step=step)
+      manifest.write(partial, items, step=step, run=self._run)
       for path in (*partial.rglob("*"), partial):
         _flush(path)
       partial.rename(name)
@@ -177,7 +183,7 @@ class Checkpoints:
     damage = {}
     for step in reversed([step for step in self.steps() if step <= upto]):
       try:
-        manifest.verified(self._folder / str(step))
+        self._check_owner(step, manifest.verified(self._folder / str(step)))
       except manifest.DamageError as error:
         damage[step] = f"{self._folder / str(step)}: the checkpoint is damaged: {error}"
         if self._strict:
@@ -195,10 +201,21 @@ class Checkpoints:
       raise WorkdirError(f"{self._folder}: there is no checkpoint{which}; give another --workdir, or start again")
     raise WorkdirError("; ".join(damage.values()) + "; no other is left: move the folder away to start the stage again")
 
+  def _check_owner(self, step: int, content: dict) -> None:
+    """Raises a `DamageError` for a checkpoint that was copied here under another name or from another run."""
+    if content.get("step", step) != step:
+      raise manifest.DamageError(f"it is that of step {content['step']} under another name")
+    if self._run and content.get("run") and content["run"] != self._run:
+      raise manifest.DamageError("it belongs to another run")
+
   def _set_aside(self, step: int) -> None:
     """Gives a damaged checkpoint another name, so that its step can be saved again."""
     number = len(list(self._folder.glob(f"{step}{DAMAGED}*")))
     (self._folder / str(step)).rename(self._folder / f"{step}{DAMAGED}{number or ''}")
+
+
+def _is_step(name: str) -> bool:
+  return name.isascii() and name.isdigit() and str(int(name)) == name
 
 
 def check_fit(like: dict, folder: pathlib.Path) -> None:

@@ -4,13 +4,15 @@ import contextlib
 import json
 import os
 import pathlib
+import re
+import uuid
 from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
 from ltjax.distributed import processes
 from ltjax.errors import LtjaxError, WorkdirError
-from ltjax.workdir import identity, lock
+from ltjax.workdir import identity, lock, log
 
 PARTIALS = ("config.tmp", "identity.tmp", "identity.json")  # a start that was cut short leaves these
 # What changes no number of a run: these may differ when it goes on. The data themselves are compared by identity.json.
@@ -22,6 +24,9 @@ PATHS = ("root", "test_root", "dir", "lists", "tfds_dir", "train_csv", "test_csv
 
 def check_before_data(config: ConfigDict, workdir: pathlib.Path) -> bool:
   """`check`, in every process: before the data, which may be a long download."""
+  if re.match("[a-z0-9]+:/", str(workdir)):
+    raise WorkdirError(f"--workdir: {workdir} is no local folder; work folders must be on a disk or a mount, which "
+                       "docs/launch.md describes")
   for key in ("root", "test_root"):
     root = config.dataset.get(key, "")
     if isinstance(root, str) and root and "://" not in root:
@@ -80,7 +85,7 @@ def _tuples(value):
 
 @contextlib.contextmanager
 def held(config: ConfigDict, workdir: pathlib.Path, command: str, dataset):
-  """The work folder, locked for this run, with its config.json and identity.json.
+  """The work folder, locked for this run, with its config.json and identity.json; gives the name of the run.
 
   Raises:
     WorkdirError: it belongs to another config, to other data, or to a run that is under way.
@@ -90,11 +95,11 @@ def held(config: ConfigDict, workdir: pathlib.Path, command: str, dataset):
     def take():
       stack.enter_context(lock.WorkdirLock(workdir, command))
       check(config, workdir)
-      _check_identity(identity.describe(dataset), workdir)
+      run = _check_identity(identity.describe(dataset), workdir)
       _write(config.to_json(indent=1), workdir / "config.json")
+      return run
 
-    processes.from_first(take)
-    yield
+    yield processes.from_first(take)
 
 
 def read_identity(workdir: pathlib.Path) -> dict | None:
@@ -106,22 +111,22 @@ def read_identity(workdir: pathlib.Path) -> dict | None:
     raise WorkdirError(f"{path} is not the identity of a run ({error}); restore it, or give another folder") from error
 
 
-def _check_identity(now: dict, workdir: pathlib.Path) -> None:
+def _check_identity(now: dict, workdir: pathlib.Path) -> str:
+  """The random name of the run, which its first start gives it; raises where the data differ."""
   before = read_identity(workdir)
   if before is None:
-    _write(json.dumps(now), workdir / "identity.json")
+    before = now | dict(run=uuid.uuid4().hex)
+    _write(json.dumps(before), workdir / "identity.json")
   elif different := identity.differences(before, now):
     raise WorkdirError(f"--workdir: {workdir} was started with other data: {'; '.join(different)}. Restore the data "
                        "to continue that run, or give another --workdir to start afresh")
+  return before.get("run", "")
 
 
 def _write(text: str, path: pathlib.Path) -> None:
-  partial = path.with_suffix(".tmp")
   try:
-    partial.write_text(text + "\n")
-    partial.replace(path)
+    log.write_durably(path, text + "\n")
   except OSError as error:
-    partial.unlink(missing_ok=True)
     raise _unusable(path.parent, error) from error
 
 

@@ -25,7 +25,7 @@ class WorkdirLock:
 
   def __init__(self, workdir: pathlib.Path, command: str = ""):
     """`command` is the command line, for whom the lock refuses."""
-    self._workdir, self._command, self._file = workdir, command, None
+    self._workdir, self._command, self._file, self._folder = workdir, command, None, None
 
   def __enter__(self):
     """Makes the folder where it is missing.
@@ -41,6 +41,9 @@ class WorkdirLock:
                          "give a folder that can be read and written") from error
     try:
       fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      # The file may be deleted and made anew while a run holds it; the folder itself is locked too.
+      self._folder = os.open(self._workdir, os.O_RDONLY | os.O_CLOEXEC)
+      fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
       holder = _holder(self._workdir / NAME)
       self.__exit__()
@@ -56,7 +59,10 @@ class WorkdirLock:
     return self
 
   def __exit__(self, *exception):
-    os.close(self._file)
+    for descriptor in (self._file, self._folder):
+      if descriptor is not None:
+        os.close(descriptor)
+    self._file = self._folder = None
 
   def _sign(self) -> None:
     since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -2,6 +2,7 @@
 
 import collections
 import json
+import os
 import pathlib
 import sys
 
@@ -55,9 +56,33 @@ class Events:
 
 
 def append(path: pathlib.Path, entries: dict) -> None:
-  """Adds a line to a log."""
-  with errors.writing(path), path.open("a") as file:
-    file.write(json.dumps(entries) + "\n")
+  """Adds a line to a log and waits until it is on the disk; half a line that a crash left is cut off first."""
+  with errors.writing(path), path.open("ab+") as file:
+    content = file.tell() and path.read_bytes()
+    if content and not content.endswith(b"\n"):
+      file.truncate(content.rfind(b"\n") + 1)
+    file.write(json.dumps(entries).encode() + b"\n")
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def write_durably(path: pathlib.Path, text: str) -> None:
+  """Writes a file that is complete or not there, also after a power cut."""
+  partial = path.with_suffix(".tmp")
+  try:
+    with partial.open("w", encoding="utf-8", errors="surrogateescape") as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    partial.replace(path)
+  except OSError:
+    partial.unlink(missing_ok=True)
+    raise
+  folder = os.open(path.parent, os.O_RDONLY)
+  try:
+    os.fsync(folder)
+  finally:
+    os.close(folder)
 
 
 def read(path: pathlib.Path, key: str = "step") -> list[dict]:
@@ -87,8 +112,6 @@ def _cut(path: pathlib.Path, upto: int) -> list[dict]:
   with errors.writing(path):
     path.parent.mkdir(parents=True, exist_ok=True)
   kept = [line for line in read(path) if line["step"] <= upto]
-  partial = path.with_suffix(".tmp")
   with errors.writing(path):
-    partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    partial.replace(path)
+    write_durably(path, "".join(json.dumps(line) + "\n" for line in kept))
   return kept
