@@ -296,14 +296,14 @@ def test_what_surrounds_an_optimiser_is_checked(overrides, message):
 
 def test_the_moving_average_follows_its_recursion_and_is_evaluated(tmp_path):
   config = tiny.config("ce_digits", backbone=tiny.ONE_CONV, epochs=1, representation__train=("head/.*", "backbone/c.*"),
-                       representation__batch_norm="train", representation__optimizer=recipes.sgd(1e-4, ema=0.75))
+                       representation__batch_norm="train", representation__lr=0.2, representation__optimizer=recipes.sgd(1e-4, ema=0.9))
   stage = tiny.stages(config)["representation"]
   state = start(stage)
   expected = jax.device_get(dict(params=state.params, batch_stats=state.batch_stats))
   for step in range(stage.order.steps):
     state, _ = stage.train_steps[1](state, stage.data, *stage.batches(step, 1))
     now = jax.device_get(dict(params=state.params, batch_stats=state.batch_stats))
-    expected = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, expected, now)
+    expected = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, expected, now)
   found = jax.device_get(stage.optimizer.averaged(state.ema, state.params))
   assert jax.tree.structure(found) == jax.tree.structure(expected)
   jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6), found, expected)
