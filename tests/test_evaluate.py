@@ -4,86 +4,101 @@ import jax
 import numpy as np
 import pytest
 
-from ltjax import evaluate, metrics, models
-from ltjax.config import bind as build
-from ltjax.data import resident
+from ltjax import metrics
+from ltjax.data import evaluate, feed
 from ltjax.distributed import sharding
-from ltjax.evaluate import Evaluator
-from ltjax.models import heads
 from tests import tiny
+
+BATCH_SIZES = [1, 7, 64, 393, 400, 1000]
 
 
 @pytest.fixture(scope="module")
-def whole_set():
-  """(model, state, test arrays, confusion matrix): a random network, and NumPy's argmax over one forward pass."""
-  config = tiny.config("ce_digits")
-  parts = tiny.parts(config, "representation", tiny.one_conv)
-  images, labels = build.dataset(config)().test
-  # An unbalanced set, so that a transposed matrix or a repeated image shows.
-  keep = np.random.default_rng(0).permutation(len(labels))[:393]
-  dataset = build.dataset(config)()._replace(test=(images[keep], labels[keep]))
-  state, data = parts.state(), resident.arrays(dataset, "test")
-  pixels = (dataset.test[0] / np.float32(255) - data["mean"]) / data["std"]
-  variables = dict(params=state.params, batch_stats=state.batch_stats)
-  logits = np.asarray(parts.model.apply(variables, pixels, train=False)[0])
-  expected = metrics.confusion_matrix(dataset.test[1], logits.argmax(axis=1), 10)
-  return parts.model, state, data, expected
+def stage():
+  """A stage whose test set is unbalanced, so that a transposed matrix or a repeated image shows."""
+  config = tiny.config("ce_digits", backbone=tiny.ONE_CONV)
+  dataset = tiny.dataset(config)
+  images, labels = dataset.test
+  kept = np.random.default_rng(0).permutation(len(labels))[:393]
+  (made,) = tiny.stages(config, dataset._replace(test=(images[kept], labels[kept]))).values()
+  return made
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 64, 393, 400, 1000])
-def test_every_image_counts_once(whole_set, batch_size):
-  model, state, data, expected = whole_set
-  mesh = sharding.data_mesh()
-  evaluator = Evaluator(model, jax.device_put(data, sharding.replicated(mesh)), 10, batch_size=batch_size, mesh=mesh)
-  state = jax.device_put(state, sharding.replicated(mesh))
-  confusion = evaluator(state)
+@pytest.fixture(scope="module")
+def variables(stage):
+  """Random variables."""
+  return stage.init()
+
+
+@pytest.fixture(scope="module")
+def outputs(stage, variables):
+  """Logits and features of the test images, in one forward pass."""
+  mean, std = np.float32(stage.dataset.mean), np.float32(stage.dataset.std)
+  logits, features = stage.model.apply(variables, (stage.dataset.test[0] / np.float32(255) - mean) / std, train=False)
+  return dict(logits=np.asarray(logits), features=np.asarray(features))
+
+
+@pytest.fixture(scope="module")
+def expected(stage, outputs):
+  """NumPy's confusion matrix."""
+  return metrics.confusion_matrix(stage.dataset.test[1], outputs["logits"].argmax(axis=1), 10)
+
+
+def evaluator(stage, batch_size):
+  return evaluate.Evaluator(stage.model, stage.dataset, "test", stage.augmentation, batch_size=batch_size,
+                            mesh=stage.mesh, streamed=False)
+
+
+@pytest.mark.parametrize("batch_size", BATCH_SIZES)
+def test_every_image_counts_once(stage, variables, expected, batch_size):
+  evaluate = evaluator(stage, batch_size)
+  given = sharding.replicate(variables, stage.mesh)
+  confusion = evaluate(given)
   assert confusion.dtype == np.int64
   np.testing.assert_array_equal(confusion, expected)
-  np.testing.assert_array_equal(evaluator(state), expected)  # the second call starts from zero
-  assert evaluator._step._cache_size() == 1
+  np.testing.assert_array_equal(evaluate(given), expected)  # the second call starts from zero
+  assert evaluate._step._cache_size() == 1
 
 
-def test_rows_are_true_classes(whole_set):
-  _, _, data, expected = whole_set
-  true = np.bincount(data["labels"], minlength=10)
+def test_rows_are_true_classes(stage, expected):
+  true = np.bincount(stage.dataset.test[1], minlength=10)
   assert len(set(true)) > 1
   np.testing.assert_array_equal(expected.sum(axis=1), true)
   assert (expected.sum(axis=0) != true).any() and np.count_nonzero(expected.sum(axis=0)) > 1
 
 
-def test_the_state_is_left_alone(whole_set):
-  model, state, data, _ = whole_set
-  mesh = sharding.data_mesh()
-  state = jax.device_put(state, sharding.replicated(mesh))
-  before = jax.device_get(state)
-  data = jax.device_put(data, sharding.replicated(mesh))
-  Evaluator(model, data, 10, batch_size=200, mesh=mesh)(state)
-  tiny.assert_trees_equal(jax.device_get(state), before)
+def test_the_variables_stay_as_they_are(stage, variables):
+  given = sharding.replicate(variables, stage.mesh)
+  before = jax.device_get(given)
+  evaluator(stage, 200)(given)
+  tiny.assert_trees_equal(jax.device_get(given), before)
 
 
-# -- features and logits -----------------------------------------------------------------------------------------------
+def test_an_evaluation_may_be_stopped_between_batches(stage, variables):
+  asked = []
+  given = sharding.replicate(variables, stage.mesh)
+  assert evaluator(stage, 100)(given, lambda counted: asked.append(int(counted.sum())) or len(asked) == 2) is None
+  assert asked == [100, 200]
 
 
-@pytest.fixture(scope="module")
-def linear():
-  """(model, variables, features, logits) of a random network with a Linear head, and images to extract from."""
-  dataset = build.dataset(tiny.config("ce_digits"))()
-  images = dataset.test[0][:150]
-  model = models.Classifier(backbone=tiny.OneConv(), head=heads.Linear(num_classes=10))
-  pixels = (images / np.float32(255) - np.float32(dataset.mean)) / np.float32(dataset.std)
-  variables = model.init(jax.random.key(0), pixels[:1], train=False)
-  logits, features = model.apply(variables, pixels, train=False)
-  return model, variables, dataset, images, dict(features=features, logits=logits)
+# -- features and logits ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 150, 1000])
-def test_every_image_is_extracted_once_and_in_order(linear, batch_size):
-  model, variables, dataset, images, expected = linear
-  extract = evaluate.Extractor(model, variables, mean=dataset.mean, std=dataset.std, batch_size=batch_size,
-                               mesh=sharding.data_mesh())
-  found = extract(images, "features", "logits")
-  for key, value in found.items():
+@pytest.mark.parametrize("batch_size", [1, 7, 393, 1000])
+def test_every_image_is_extracted_once_and_in_order(stage, variables, outputs, batch_size):
+  extract = stage.extractor(variables, batch_size)
+  images = stage.dataset.test[0]
+  for key, value in extract(images, "features", "logits").items():
     assert isinstance(value, np.ndarray) and value.dtype == np.float32
-    np.testing.assert_allclose(value, expected[key], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(value, outputs[key], rtol=1e-4, atol=1e-5)
   assert set(extract(images[:20], "features")) == {"features"}
   assert extract._forward.func._cache_size() == 1  # sets of all sizes share it
+
+
+def test_some_images_are_extracted_by_their_places(stage, variables, outputs):
+  places = np.array([5, 392, 0, 5])
+  found = stage.extractor(variables, 3)(stage.dataset.test[0], "logits", places=places)
+  np.testing.assert_allclose(found["logits"], outputs["logits"][places], rtol=1e-4, atol=1e-5)
+
+
+def test_the_arrays_of_a_split_are_what_an_evaluator_counts(stage):
+  np.testing.assert_array_equal(feed.arrays(stage.dataset, "test")["labels"], stage.dataset.test[1])
