@@ -8,7 +8,7 @@ import sys
 
 from ltjax import commands
 
-_NOT_COMMANDS = ("moved",)
+_NOT_COMMANDS = ("moved",)  # modules of the folder that are none
 
 
 def names() -> list[str]:

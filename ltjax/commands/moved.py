@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {"ltjax.predict": "predict", "ltjax.debug_step": "debug_step", "ltjax.data.verify": "verify"}
+# Modules that stay, whose command lines moved.
+_PROGRAMS_MOVED = {"ltjax.data.archives": "unpack", "ltjax.data.records": "convert"}
 _PROGRAMS = ("ltjax", "ltjax.main", "ltjax.__main__")
 
 
@@ -45,7 +47,7 @@ def refuse(arguments: Sequence[str]) -> None:
 
 
 def _sentence(name: str) -> str:
-  if command := COMMANDS.get(name):
+  if command := COMMANDS.get(name) or _PROGRAMS_MOVED.get(name):
     return (f"{name} is a command: run `python -m ltjax {command}` or `ltjax {command}`; in code, import "
             f"ltjax.commands.{command}")
   return (f"{name} is a module to import, not a program; `python -m ltjax` lists the commands, and training is "

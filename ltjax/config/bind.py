@@ -143,7 +143,7 @@ def lookup(name: str, choices: Mapping[str, Callable], where: str,
   try:
     parameters = signature(part)
   except ValueError as error:  # a part written in C may have none
-    raise ConfigError(f"{where}: {name!r} has no signature to check arguments against; wrap it in a function") from error
+    raise ConfigError(f"{where}: {name!r} has no signature to check arguments by; wrap it in a function") from error
   if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
     raise ConfigError(f"{where}: {name!r} takes **keywords, in which a misspelt argument would vanish; name each "
                       "argument in its signature")

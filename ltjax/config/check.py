@@ -156,8 +156,8 @@ def _check_augment(stage: StageSpec) -> None:
   size = stage.size or 32
   given = [jax.ShapeDtypeStruct(shape, kind) for shape, kind in (
       ((2, size, size, 3), "uint8"), ((2,), "int32"), ((3,), "float32"), ((3,), "float32"))]
-  b.at_path(where, jax.eval_shape, lambda images, labels, mean, std: apply(images, jax.random.key(0), labels, mean, std),
-            *given)
+  key = jax.random.key(0)
+  b.at_path(where, jax.eval_shape, lambda images, labels, mean, std: apply(images, key, labels, mean, std), *given)
 
 
 # -- values -----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Unpacks a downloaded archive, and refuses one that holds anything but files and folders inside its own folder.
 
-python -m ltjax.data.archives ARCHIVE DIR
+python -m ltjax unpack ARCHIVE DIR
 
 makes DIR, which is not there before, from a .tar (plain, .gz, .bz2, .xz) or .zip, whatever it is called. Everything is
 unpacked into a temporary folder beside DIR, which takes that name at the end: there is all of it, or nothing.
@@ -14,7 +14,6 @@ import lzma
 import os
 import pathlib
 import stat
-import sys
 import tarfile
 import tempfile
 import unicodedata
@@ -23,12 +22,11 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
-from absl import app
 from tqdm import tqdm
 
-from ltjax.errors import ConfigError, DataError, LtjaxError
+from ltjax.errors import DataError
 
-COMMAND = "python -m ltjax.data.archives ARCHIVE DIR"
+COMMAND = "python -m ltjax unpack ARCHIVE DIR"
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 # Photographs hardly shrink and lists of them shrink to a tenth; what unpacks to more than both of these is no data set.
 MAX_RATIO, MAX_SMALL = 100, 2**26
@@ -223,17 +221,3 @@ def _too_large(path: pathlib.Path, limit: int, name: str) -> DataError:
 def _no_file(path: pathlib.Path, name: str) -> DataError:
   return DataError(f"{path}: {name!r} is neither file nor folder, but a link, a device or the like; nothing was "
                    "unpacked")
-
-
-def _main(argv) -> None:
-  try:
-    if len(argv) != 3:
-      raise ConfigError(f"expected an archive and a folder: {COMMAND}")
-    print(f"written: {extract(*argv[1:])}")
-  except LtjaxError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
-
-
-if __name__ == "__main__":
-  app.run(_main)

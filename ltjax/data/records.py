@@ -1,6 +1,6 @@
 """Images that TFDS has prepared, read one by one from ArrayRecord files.
 
-python -m ltjax.data.records --dataset=imagenet2012 --out=DIR
+python -m ltjax convert --dataset=imagenet2012 --out=DIR
 
 copies a data set that was prepared as TFRecord, which only reads from front to back, into DIR as ArrayRecord.
 """
@@ -9,19 +9,17 @@ import hashlib
 import json
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from absl import app, flags
 from etils import epath
 from tqdm import tqdm
 
 from ltjax.data import quiet
 from ltjax.data.cache import load_arrays, store_arrays
 from ltjax.data.listing import Listing
-from ltjax.errors import ConfigError, DataError, LtjaxError, nearest
+from ltjax.errors import ConfigError, DataError, nearest
 
 _CHUNK = 256  # records that are asked for at once while labels are collected
 
@@ -122,7 +120,7 @@ def open_split(dataset: str, split: str, data_dir: str = "", cache: pathlib.Path
                     f"there are {', '.join(builder.info.splits)}")
   if builder.info.file_format.value != "array_record":
     raise DataError(f"{folder}: prepared as {builder.info.file_format.value}, which has no random access; copy it once "
-                    f"with 'python -m ltjax.data.records --dataset={dataset} --out=DIR', and set "
+                    f"with 'python -m ltjax convert --dataset={dataset} --out=DIR', and set "
                     "--config.dataset.tfds_dir=DIR")
   source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
   feature, key = NAMED.get(dataset, (None, None))
@@ -224,21 +222,3 @@ def convert(dataset: str, data_dir: str, out: str) -> pathlib.Path:
   partial.write_text(json.dumps(info | {"fileFormat": "array_record"}, indent=2))
   partial.replace(target / "dataset_info.json")
   return target
-
-
-def _main(argv) -> None:
-  try:
-    if len(argv) > 1:
-      raise ConfigError(f"unexpected argument {argv[1]!r}; options are written --dataset=NAME --out=DIR")
-    print(f"written: {convert(_DATASET.value, _DATA_DIR.value, _OUT.value)}; use it with "
-          f"--config.dataset.tfds_dir={_OUT.value}")
-  except (LtjaxError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
-
-
-if __name__ == "__main__":
-  _DATASET = flags.DEFINE_string("dataset", None, "Name in TFDS, such as imagenet2012.", required=True)
-  _DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS's folder; its own default where it is empty.")
-  _OUT = flags.DEFINE_string("out", None, "Folder to write to.", required=True)
-  app.run(_main)

@@ -277,7 +277,7 @@ def test_a_shard_with_missing_records_is_named(as_tfrecord, tmp_path):
 
 def test_the_command(as_tfrecord, tmp_path):
   arguments = "--dataset=imagenet2012", f"--data_dir={as_tfrecord}", f"--out={tmp_path}"
-  done = subprocess.run([sys.executable, "-m", "ltjax.data.records", *arguments], cwd=ROOT, capture_output=True,
+  done = subprocess.run([sys.executable, "-m", "ltjax", "convert", *arguments], cwd=ROOT, capture_output=True,
                         text=True, timeout=300)
   assert done.returncode == 0, done.stderr
   assert f"--config.dataset.tfds_dir={tmp_path}" in done.stdout

@@ -224,7 +224,7 @@ def test_a_disk_that_is_full_leaves_nothing(tmp_path, monkeypatch):
 
 
 def command(*arguments) -> subprocess.CompletedProcess:
-  return subprocess.run([sys.executable, "-m", "ltjax.data.archives", *map(str, arguments)], cwd=ROOT, text=True,
+  return subprocess.run([sys.executable, "-m", "ltjax", "unpack", *map(str, arguments)], cwd=ROOT, text=True,
                         capture_output=True, timeout=60)
 
 
