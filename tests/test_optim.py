@@ -296,7 +296,8 @@ def test_what_surrounds_an_optimiser_is_checked(overrides, message):
 
 def test_the_moving_average_follows_its_recursion_and_is_evaluated(tmp_path):
   config = tiny.config("ce_digits", backbone=tiny.ONE_CONV, epochs=1, representation__train=("head/.*", "backbone/c.*"),
-                       representation__batch_norm="train", representation__lr=0.2, representation__optimizer=recipes.sgd(1e-4, ema=0.9))
+                       representation__batch_norm="train", representation__lr=0.2,
+                       representation__optimizer=recipes.sgd(1e-4, ema=0.9))
   stage = tiny.stages(config)["representation"]
   state = start(stage)
   expected = jax.device_get(dict(params=state.params, batch_stats=state.batch_stats))

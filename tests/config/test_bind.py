@@ -45,7 +45,8 @@ def test_numbers_are_checked_against_their_limits(limits, inside, outside):
       bind.check_number(number, "here", limits=limits)
 
 
-def function(x, *, names: tuple[str, ...] = (), places: list[int] | None = None, share: Annotated[float, "[0, 1]"] = 0.5,
+def function(x, *, names: tuple[str, ...] = (), places: list[int] | None = None,
+             share: Annotated[float, "[0, 1]"] = 0.5,
              strengths: Annotated[Sequence[float], "[0, 1]"] = (), kind: Literal["one", "two"] = "one"):
   return names, places, share, strengths, kind
 
@@ -62,7 +63,8 @@ def test_values_of_the_annotated_type_are_bound(values):
 
 
 @pytest.mark.parametrize(("values", "message"), [
-    (dict(names=(1,)), r"here.names\[0\]: expected str, got 1"), (dict(names="a"), "here.names: expected tuple, got 'a'"),
+    (dict(names=(1,)), r"here.names\[0\]: expected str, got 1"),
+    (dict(names="a"), "here.names: expected tuple, got 'a'"),
     (dict(names=("a",), places=(1.5,)), r"here.places\[0\]: expected an integer"), (dict(names=None), "here.names"),
     (dict(strengths=(0.1, 2)), r"here.strengths\[1\]: expected a number in \[0, 1\], got 2"),
     (dict(strengths=((0.1,),)), r"here.strengths\[0\]: expected a number"),

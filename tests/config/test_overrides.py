@@ -163,7 +163,8 @@ def test_a_key_that_is_not_there_gets_the_nearest(override, parts):
 
 
 @pytest.mark.parametrize(("override", "parts"), [
-    ("representation.lr.wramup=5", "representation.lr.wramup: multi_step has no such argument (did you mean 'warmup'?)"),
+    ("representation.lr.wramup=5",
+     "representation.lr.wramup: multi_step has no such argument (did you mean 'warmup'?)"),
     ("representation.optimizer.clipnorm=1", "clipnorm: sgd has no such argument (did you mean 'clip_norm'?)"),
     ("augment.random_crop.pading=2", "augment[0].pading: random_crop has no such argument (did you mean 'padding'?)"),
     ("seed=x", "seed: expected an integer in [0, 4294967295], got 'x'"),
@@ -174,7 +175,8 @@ def test_a_key_that_is_not_there_gets_the_nearest(override, parts):
     ("classifier.train=head/.*", "classifier.train: expected a tuple, got 'head/.*'"),
     ("stages=representation", "stages: expected a tuple of stage names, got 'representation'"),
     ("augment.jitter=0.4", "augment[1].strengths: expected tuple, got 0.4"),
-    ("augment.cutmix.alpha=0.5", "representation.augment: mixup: the examples are mixed already; remove one of the two"),
+    ("augment.cutmix.alpha=0.5",
+     "representation.augment: mixup: the examples are mixed already; remove one of the two"),
     ("precision=16", "precision: expected one of float32, bf16, got '16'")])
 def test_a_value_that_cannot_be_is_refused_by_its_key(override, parts):
   with pytest.raises(ConfigError) as caught:
