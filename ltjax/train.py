@@ -64,7 +64,7 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
     TrainingError: a loss or a gradient that is not finite, with the state before it saved.
   """
   settings, order, folder = stage.settings, stage.order, workdir / stage.name
-  processes.at(f"start of {stage.name}")
+  processes.report_progress(f"start of {stage.name}")
   stops = processes.Agreement(stop, stage.mesh)
 
   # -- state: restore, or bridge from the stage before, or initialise --------------------------------------------------
@@ -93,12 +93,12 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
              desc=stage.name, dynamic_ncols=True, disable=not processes.is_first())
   with checkpoints, bar, jax.transfer_guard("disallow"):
     while True:
-      processes.at(f"{stage.name} step {done}")
+      processes.report_progress(f"{stage.name} step {done}")
       last, now = done == order.steps, dict(step=done, epoch=done / epoch)
       log, evaluate, save = (bool(done) and (done % every == 0 or last)
                              for every in (log_every, evaluate_every, save_every))
       if log or evaluate or save or stopping:
-        flight.land(state, checkpoints)
+        flight.collect(state, checkpoints)
       if log and not journal.has(done, "loss") and (means := mean_since_log(state)):
         loss, accuracy = means
         journal.write(**now, loss=loss, accuracy=accuracy, lr=float(stage.spec.lr(order.clock(done - 1))))
@@ -126,7 +126,7 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
       count = stage.count(done, boundary)
       state, finite = stage.train_steps[count](state, data, *stage.batches(done, count))
       flight.start(done, finite)
-      flight.land(state, checkpoints, but=2)
+      flight.collect(state, checkpoints, but=2)
       checkpoints.check()
       done += count
       bar.update(count * order.batch_size)
@@ -168,7 +168,7 @@ class Flight:
     """Remembers a call that began with step `first`; `finite` is its answer, one a step."""
     self._calls.append((first, finite))
 
-  def land(self, state: TrainState, checkpoints: Checkpoints, but: int = 0) -> None:
+  def collect(self, state: TrainState, checkpoints: Checkpoints, but: int = 0) -> None:
     """Waits for all calls but the newest few; reports, and stops the run or goes on, where a step was not finite."""
     while len(self._calls) > but:
       first, finite = self._calls.popleft()

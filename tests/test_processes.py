@@ -41,7 +41,7 @@ def case_together() -> None:
   same = {key: found[key].tobytes() == np.asarray(value).tobytes() and found[key].dtype == value.dtype and
           found[key].shape == value.shape for key, value in values.items()}
   say(same=same, plain=found["plain"], tuple=isinstance(found["pair"], tuple), pair=found["pair"],
-      theirs=processes.broadcast(me), called=processes.from_first(lambda: jax.process_index()),
+      theirs=processes.from_first(lambda: me), called=processes.from_first(lambda: jax.process_index()),
       gathered=processes.gather({"of": me}))
   for error in (errors.WorkdirError("--workdir: größer"), OSError(28, "No space left"), None):
     def fail(error=error):
@@ -61,7 +61,7 @@ def case_together() -> None:
     while len(asked) < 50:
       state = step(state)
       asked.append(None)
-      processes.at(f"step {len(asked)}")
+      processes.report_progress(f"step {len(asked)}")
       if agreement(state):
         break
     say(stopped_at=len(asked), now=[agreement(state, lag=0) for _ in range(2)])
@@ -79,7 +79,7 @@ def case_loop() -> None:
   rows = sharding.place(np.zeros(len(mesh.local_devices), np.float32), mesh)
   try:
     for step in range(10**6):
-      processes.at(f"step {step}")
+      processes.report_progress(f"step {step}")
       rows = add(rows)
       agreement(rows)
       print(f"step {step}")
@@ -103,7 +103,7 @@ def case_watch() -> None:
   print("met")
   what = os.environ.get(f"DOES_{number}", "waits")
   for step in range(20 if what == "lags" else 30):
-    watch.at(f"phase {step}")
+    watch.report_progress(f"phase {step}")
     time.sleep(0.01)
   if what == "ends":
     say(well=watch.leave("finished"))
@@ -169,8 +169,8 @@ def test_one_process_stops_at_once_and_is_bounded():
   asked = iter([False, True])
   agreement, ones = processes.Agreement(lambda: next(asked), sharding.data_mesh()), jax.numpy.ones(3)
   assert [agreement(ones) for _ in range(2)] == [False, True]
-  processes.at("anything")
-  assert processes.is_first() and processes.broadcast([1]) == [1]
+  processes.report_progress("anything")
+  assert processes.is_first() and processes.from_first(lambda: [1]) == [1]
 
 
 @pytest.mark.parametrize("victim", [0, 1])

@@ -27,7 +27,7 @@ class Order:
   def __init__(self, labels: np.ndarray, num_classes: int, *, batch_size: int, epochs: int, seed: int, stage: str,
                samplers: Sequence[Sampler] = (None,)):
     self.epochs, self.batch_size, self.steps_per_epoch = epochs, batch_size, len(labels) // batch_size
-    # Examples that no batch of an epoch takes. What is drawn, and what goes round without an end, leaves none out.
+    # The examples that no batch of an epoch has room for. Only a permutation leaves any out.
     self.dropped = len(labels) % batch_size if None in samplers else 0
     by_class = np.argsort(labels, kind="stable").astype(np.int32)
     counts = np.bincount(labels, minlength=num_classes)

@@ -118,10 +118,10 @@ def is_first() -> bool:
   return _watch is None or _watch.number == 0
 
 
-def at(phase: str) -> None:
+def report_progress(phase: str) -> None:
   """The main thread has got to `phase`, as in "representation step 120": progress, which costs nothing to report."""
   if _watch:
-    _watch.at(phase)
+    _watch.report_progress(phase)
 
 
 def find_lost() -> None:
@@ -173,7 +173,7 @@ def _exit(code: int) -> None:
 
 
 def from_first(function: Callable[[], Any]) -> Any:
-  """What `function()` returns on process 0, where alone it is called, on all processes.
+  """Calls `function` on process 0 alone and gives its result to all processes.
 
   It returns dicts with string keys, lists and tuples of JSON's values and arrays; arrays come as NumPy's.
 
@@ -198,11 +198,6 @@ def from_first(function: Callable[[], Any]) -> Any:
       raise _error_class(message["error"])(message["text"])
     packed = message["packed"]
   return _unpack(packed, iter(_shared(arrays, _specs(packed))))
-
-
-def broadcast(tree: Any) -> Any:
-  """`tree` of process 0 on all processes, as `from_first` takes it; that of the others is not looked at."""
-  return from_first(lambda: tree)
 
 
 def gather(value: Any) -> list:

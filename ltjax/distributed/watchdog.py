@@ -104,7 +104,7 @@ class Watch:
       threading.Thread(target=self._read, args=(link,), daemon=True, name=f"watch {link.number}").start()
     threading.Thread(target=self._run, daemon=True, name="watch").start()
 
-  def at(self, phase: str) -> None:
+  def report_progress(self, phase: str) -> None:
     """The main thread has got to `phase`."""
     self._beat, self._progress = dict(phase=phase, count=self._beat["count"] + 1, end=None), time.monotonic()
 

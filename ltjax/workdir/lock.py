@@ -24,7 +24,7 @@ class WorkdirLock:
   """
 
   def __init__(self, workdir: pathlib.Path, command: str = ""):
-    """`command` is the command line, for whom the lock refuses."""
+    """`command` is the command line, which the lock names to a second run."""
     self._workdir, self._command, self._file, self._folder = workdir, command, None, None
 
   def __enter__(self):
