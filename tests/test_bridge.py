@@ -145,7 +145,7 @@ def places(dataset, written) -> np.ndarray:
   return np.array([[of[index] for index in images] for images in written["images"].values()])
 
 
-@pytest.mark.parametrize("head", [{}, dict(pick="first"), dict(pick="kmeans"), dict(num_prototypes=9)], ids=str)
+@pytest.mark.parametrize("head", [{}, dict(pick="first"), dict(pick="kmeans"), dict(num_prototypes=9)])
 def test_prototypes_are_features_of_images_of_the_tail_classes(dataset, before, tmp_path, head):
   variables, after, written, first = filled(dataset, before, tmp_path, **head)
   tail = np.flatnonzero(dataset.class_counts < 30)

@@ -125,7 +125,7 @@ WHOLE_BATCH = {"lade", "prior_lade"}
 
 @pytest.mark.parametrize("blocks", [
     *(dict(adjust=ADJUSTMENTS[name]) for name in ADJUSTMENTS),
-    *(dict(loss=LOSSES[name]) for name in sorted(set(LOSSES) - WHOLE_BATCH))], ids=str)
+    *(dict(loss=LOSSES[name]) for name in sorted(set(LOSSES) - WHOLE_BATCH))])
 def test_poison_stays_in_its_rows_whatever_the_adjustment_and_the_loss(blocks):
   (made, weights), rng, counts = objective(**blocks), np.random.default_rng(0), np.float32(np.geomspace(500, 5, 10))
   given = dict(key=jax.random.key(0), scalars=scalars_of(made, weights, counts), class_counts=counts,

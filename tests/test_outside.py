@@ -195,7 +195,7 @@ LOSS, OPTIMIZER = "representation__loss", "representation__optimizer"
                                r"\(ModuleNotFoundError: No module named 'there_is_no_such_library'\)"),
     (LOSS, "myparts.parts:tracked_cross_entrpy", "representation.loss.name: module 'myparts.parts' has no "
                                                  r".*did you mean 'tracked_cross_entropy'\?"),
-    (LOSS, "myparts.parts:ANSWER", "representation.loss.name: 'myparts.parts:ANSWER' is a int, expected a function"),
+    (LOSS, "myparts.parts:ANSWER", "representation.loss.name: 'myparts.parts:ANSWER' is of type int, expected a"),
     (LOSS, "myparts.parts:anything_goes", r"representation.loss.name: .* takes \*\*keywords, in which a misspelt"),
     (LOSS, "myparts.parts:without_labels", "representation.loss.name: 'myparts.parts:without_labels' takes no "
                                            "'labels', which it would be called with"),

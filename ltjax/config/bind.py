@@ -139,7 +139,7 @@ def lookup(name: str, choices: Mapping[str, Callable], where: str,
     raise ConfigError(f"{where}: module {module_name!r} has no {attribute!r}{nearest(attribute, dir(module))}")
   part = getattr(module, attribute)
   if not callable(part):
-    raise ConfigError(f"{where}: {name!r} is a {type(part).__name__}, expected a function or a class")
+    raise ConfigError(f"{where}: {name!r} is of type {type(part).__name__}, expected a function or a class")
   try:
     parameters = signature(part)
   except ValueError as error:  # a part written in C may have none

@@ -98,6 +98,8 @@ def _unknown_option(name: str, given: Mapping, config: str) -> ConfigError:
 def read(value: str) -> ConfigDict:
   """The config of `FILE` or `FILE:ARGUMENT`; every fault in it becomes one `ConfigError`."""
   path, argument = _split(value)
+  if argument == "":
+    raise ConfigError(f"--config={value}: nothing follows the colon; give an argument, or leave the colon out")
   if path.suffix == ".json":
     raise ConfigError(f"--config={value}: a config is a Python file; a run goes on with the command it was started "
                       f"with, and `--workdir={path.parent}` alone does not start one")

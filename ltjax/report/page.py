@@ -46,8 +46,11 @@ def of_run(spec, stages, results: Mapping, workdir: pathlib.Path, command: str, 
     command: how the run was started.
     bad_images: the images that were replaced by black ones, and the repeated reads.
   """
-  last = stages[-1]
-  activations = cams.of_stage(last, results[last.name].variables)
+  last, activations = stages[-1], None
+  try:
+    activations = cams.of_stage(last, results[last.name].variables)
+  except Exception as error:  # a picture may cost itself, never the results
+    print(f"WARNING: the activation maps failed ({type(error).__name__}: {error})", file=sys.stderr)
 
   def write():
     with writing(workdir):

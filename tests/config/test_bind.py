@@ -53,7 +53,7 @@ def function(x, *, names: tuple[str, ...] = (), places: list[int] | None = None,
 
 @pytest.mark.parametrize("values", [
     dict(names=("a",), places=None), dict(names=["a"]), dict(places=[1, 2]), dict(strengths=[0.1, 1]),
-    dict(kind="two"), dict(share=dict(name="linear"))], ids=str)
+    dict(kind="two"), dict(share=dict(name="linear"))])
 def test_values_of_the_annotated_type_are_bound(values):
   call = bind.bind(dict(name="function", **values), {"function": function}, "here")
   for key, value in values.items():

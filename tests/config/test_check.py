@@ -108,7 +108,7 @@ OUT_OF_RANGE = {
 
 
 @pytest.mark.parametrize(("path", "value"), [(path, value) for path, values in OUT_OF_RANGE.items()
-                                             for value in values], ids=str)
+                                             for value in values])
 def test_values_out_of_range_are_rejected(path, value):
   keys = tuple(int(part) if part.isdigit() else part for part in path.split("."))
   # A schedule is checked by its values, so its message names the scheduled number.

@@ -59,7 +59,7 @@ def test_the_objective_is_the_mean_of_the_loss_of_adjusted_logits():
 @pytest.mark.parametrize(("blocks", "expected"), [
     (dict(class_weights=dict(name="inverse_frequency")), lambda each, weights: (each * weights).sum() / weights.sum()),
     (dict(class_weights=dict(name="inverse_frequency"), reduce="mean"), lambda each, weights: (each * weights).mean()),
-    (dict(reduce="mean"), lambda each, weights: each.mean())], ids=str)
+    (dict(reduce="mean"), lambda each, weights: each.mean())])
 def test_class_weights_divide_by_their_sum_or_by_the_batch_size(blocks, expected):
   logits, labels = batch()
   each, weights = losses.cross_entropy(logits, labels), losses.inverse_frequency(COUNTS)[labels]
