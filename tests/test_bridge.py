@@ -245,8 +245,7 @@ def two_branches(config):
     (dict(class_counts=(1, 2)), None, ("classifier.head.class_counts", "no such argument")),
     ({}, first_stage, ("representation.head: CAMC belongs to the last stage, 'classifier', but 'representation' has",)),
     ({}, without_first, ("CAMC takes its prototypes from the stage before, but 'classifier' is the only one",)),
-    ({}, two_branches, ("classifier.head.crops: crops are taken of one batch, but two_branches of classifier makes",))],
-    ids=str)
+    ({}, two_branches, ("classifier.head.crops: crops are taken of one batch, but two_branches of classifier makes",))])
 def test_a_head_with_prototypes_that_does_not_fit_is_refused(head, change, words, tmp_path):
   found = camc_config(**head)
   if change:
