@@ -2,9 +2,9 @@
 
 python benchmarks/afa.py [--skip-large] [--rounds=5]
 
-A step is the whole step of a stage, compiled for shapes alone. Timed are ResNet-32's three steps, which take turns:
+A step is the complete train step of a stage, compiled for shapes alone. Three steps of ResNet-32 are timed in turns:
 before generation begins, a stage runs the second; one program for all epochs would run the third, with weight 0.
-Everything goes to benchmarks/results/afa_<platform>.md.
+Results are written to benchmarks/results/afa_<platform>.md.
 """
 
 import argparse
@@ -20,17 +20,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from configs import afa_cifar10  # noqa: E402
-from ltjax import step as steps  # noqa: E402
-from ltjax import train  # noqa: E402
-from ltjax.config import bind as build  # noqa: E402
-from ltjax.data import resident  # noqa: E402
+import shapes  # noqa: E402
+
+from configs import afa_cifar  # noqa: E402
+from ltjax import stage as stages  # noqa: E402
 from ltjax.report import page as report  # noqa: E402
+from ltjax.schedules import Clock  # noqa: E402
 
 RESNEXT50 = dict(name="ResNet", depth=50, groups=32, group_width=4)
-LIMIT = 2.2  # what the whole step with generation may cost, in steps of the plain backbone
+LIMIT = 2.2  # the allowed cost of the complete step with generation, in steps of the plain backbone
+IMAGES = 1024  # of the data set
 
 
 class Setting(NamedTuple):
@@ -51,48 +52,46 @@ SETTINGS = (
 
 
 class Step(NamedTuple):
-  """A compiled step, how long that took, and what makes its arguments."""
+  """A compiled step, how long that took, the stage that it is of, and its scheduled values."""
 
   compiled: jax.stages.Compiled
   seconds: float
-  make_state: object
-  init: object
+  stage: stages.Stage
   scalars: dict
 
 
 def compiled(setting: Setting, insert: bool, weight: float | None) -> Step:
-  """The first stage's step of configs/afa_cifar10.py with another backbone; without generation if `weight` is None."""
-  config = afa_cifar10.get_config()
+  """The first stage's step of configs/afa_cifar.py with another backbone; without generation if `weight` is None."""
+  config = afa_cifar.get_config()
   config.backbone = ConfigDict(dict(setting.backbone, insert=dict(name="AFA") if insert else None))
+  generation = dict(name="generate_features", gamma=1.0, alpha=4.0, weight=dict(name="constant", value=1.0))
   block = config.representation
-  block.generation = None if weight is None else ConfigDict(dict(gamma=1.0, alpha=4.0, weight=1.0))
-  images, counts = (1, setting.size, setting.size, 3), np.ones(setting.classes, int)
-  make_state, init, tx, factors = train.state_makers(config, "representation", counts, images)
-  objective = build.Objective(block, "representation")
-  step = steps.make_train_step(
-      build.model(config, counts, "representation"), tx, factors, objective,
-      resident.make_load(**config.augment, mixup=0.0), batch_norm=block.batch_norm, on_nonfinite="stop")
-  scalars = objective.scalars(build.Clock(0, 1, block.epochs), counts) | dict(step=np.int32(0))
-  scalars |= {} if weight is None else dict(generation=np.float32(weight))
-  lowered = jax.jit(step, donate_argnums=0).lower(
-      jax.eval_shape(lambda: make_state(init())), jax.eval_shape(lambda: data(setting)),
-      jax.ShapeDtypeStruct((setting.batch_size,), jnp.int32), scalars)
+  block.batch_size, block.transforms = setting.batch_size, () if weight is None else (generation,)
+  made = shapes.stage(config, "representation", class_counts(setting), setting.size)
+  scalars = made.scalars(Clock(0, 1, block.epochs)) | dict(step=np.int32(0))
+  if weight is not None:
+    scalars |= dict(transforms=(dict(weight=np.float32(weight)),))
   began = time.perf_counter()
-  return Step(lowered.compile(), time.perf_counter() - began, make_state, init, scalars)
+  return Step(shapes.compiled(made, IMAGES, scalars), time.perf_counter() - began, made, scalars)
+
+
+def class_counts(setting: Setting) -> np.ndarray:
+  """A long tail of imbalance 100."""
+  return np.round(500 * 100.0 ** -np.linspace(0, 1, setting.classes)).astype(int)
 
 
 def data(setting: Setting) -> dict:
   """Random images with long-tailed labels, as the resident path holds them."""
-  key, n, c = jax.random.key(0), 1024, setting.classes
+  key, n, c = jax.random.key(0), IMAGES, setting.classes
   share = 100.0 ** -jnp.linspace(0, 1, c)
   return dict(images=jax.random.randint(key, (n, setting.size, setting.size, 3), 0, 256).astype(jnp.uint8),
               labels=jax.random.choice(key, c, (n,), p=share / share.sum()).astype(jnp.int32), key=key,
-              class_counts=share, mean=jnp.full(3, 0.5), std=jnp.full(3, 0.25))
+              class_counts=share.astype(jnp.float32), mean=jnp.full(3, 0.5), std=jnp.full(3, 0.25))
 
 
 def runner(step: Step, setting: Setting):
   """A function that runs the step again and again."""
-  state, given = step.make_state(step.init()), data(setting)
+  state, given = step.stage.make_state(step.stage.init()), data(setting)
   indices, scalars = jnp.arange(setting.batch_size, dtype=jnp.int32), jax.device_put(step.scalars)
 
   def call():

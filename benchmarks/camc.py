@@ -1,6 +1,7 @@
 """What CAMC's second stage costs beside the plain classifier's, by the compiler's count: nothing is run.
 
-python benchmarks/camc.py [--batch-size=256] [--classes=1000] [--tail=615] [--crops=5] [--precision=float32]
+python benchmarks/camc.py [--batch-size=256] [--classes=1000] [--tail=615] [--crops=5] [--size=224]
+    [--precision=float32]
 
 A step of ResNeXt-50 at 224 pixels with a frozen backbone, as the training loop has it, with the head of CAMC, then with
 `NormalizedLinear`; then the heads' loss, gradient and update alone, the maps given. The goal is 1.3 for the step. For
@@ -19,15 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from configs import camc_cifar100  # noqa: E402
-from ltjax import losses, train  # noqa: E402
-from ltjax import step as steps  # noqa: E402
-from ltjax.config import bind as build  # noqa: E402
-from ltjax.data import resident  # noqa: E402
+import shapes  # noqa: E402
+
+from configs import camc_cifar  # noqa: E402
+from ltjax import losses  # noqa: E402
 from ltjax.models import heads  # noqa: E402
 from ltjax.report import page as report  # noqa: E402
+from ltjax.schedules import Clock  # noqa: E402
 
 GOAL, GIB = 1.3, 2**30
 PLAIN = dict(name="NormalizedLinear", scale=16.0, normalize_features=True)
@@ -39,24 +40,13 @@ def class_counts(args) -> np.ndarray:
 
 def step(head: dict, args):
   """The compiled train step of the second stage with this head."""
-  config, counts = camc_cifar100.get_config(), class_counts(args)
-  with config.unlocked():
+  config = camc_cifar.get_config("cifar100")
+  with config.unlocked(), config.classifier.ignore_type():
     config.backbone = dict(name="ResNet", depth=50, groups=32, group_width=4)
-    config.classifier.head, config.precision = head, args.precision
-  block, images = config.classifier, (1024, 224, 224, 3)
-  make_state, init, tx, factors = train.state_makers(config, "classifier", counts, (1, *images[1:]))
-  model, objective = build.model(config, counts, "classifier"), build.Objective(block, "classifier")
-  load = resident.make_load(crop_padding=0, flip=True, mixup=0.0)
-  function = steps.make_train_step(model, tx, factors, objective, load, batch_norm=block.batch_norm,
-                                   on_nonfinite="stop")
-  data = dict(images=np.uint8, labels=np.int32, mean=np.float32, std=np.float32, class_counts=np.float32)
-  shapes = dict(images=images, labels=images[:1], mean=(3,), std=(3,), class_counts=(args.classes,))
-  data = {key: jax.ShapeDtypeStruct(shapes[key], kind) for key, kind in data.items()}
-  data["key"] = jax.eval_shape(lambda: jax.random.key(0))
-  indices = jax.ShapeDtypeStruct((args.batch_size,), np.int32)
-  scalars = objective.scalars(build.Clock(0, 1, 1), counts) | dict(step=np.int32(0))
-  return jax.jit(function, donate_argnums=0).lower(
-      jax.eval_shape(lambda: make_state(init())), data, indices, scalars).compile()
+    config.augment, config.classifier.head, config.precision = (dict(name="flip"),), head, args.precision
+    config.classifier.batch_size = args.batch_size
+  made = shapes.stage(config, "classifier", class_counts(args), args.size)
+  return shapes.compiled(made, 1024, made.scalars(Clock(0, 1, 1)) | dict(step=np.int32(0)))
 
 
 def alone(head: dict, args):
@@ -100,6 +90,7 @@ def main():
   parser.add_argument("--classes", type=int, default=1000)
   parser.add_argument("--tail", type=int, default=615)
   parser.add_argument("--crops", type=int, default=5)
+  parser.add_argument("--size", type=int, default=224)
   parser.add_argument("--precision", default="float32")
   args = parser.parse_args()
   camc, lines = dict(name="CAMC", scale=16.0, threshold=100.0), []
@@ -120,7 +111,7 @@ def main():
   (results / f"camc_{jax.devices()[0].platform}.md").write_text("\n".join([
       f"# CAMC beside the plain normalised classifier, {args.tail} of {args.classes} classes in the tail, batch "
       f"{args.batch_size}", "",
-      f"ResNeXt-50 (32x4d) at 224 pixels, {args.precision}, frozen; second stage. Floating-point operations and memory",
+      f"ResNeXt-50 (32x4d) at {args.size} pixels, {args.precision}, frozen; second stage. Floating-point operations and memory",
       f"(arguments, results, temporary) as the compiler counts them; nothing was run. The goal for the step is {GOAL}.",
       "", "| | CAMC, GFLOP | plain, GFLOP | ratio | CAMC, GiB | plain, GiB |",
       "| --- | ---: | ---: | ---: | ---: | ---: |", *lines, "",

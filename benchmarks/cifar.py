@@ -1,8 +1,8 @@
-"""Time per training step and images/s of ResNet-32 on CIFAR-10-LT: ltjax's whole step beside a bare flax step.
+"""Time per training step and images/s of ResNet-32 on CIFAR-10-LT: ltjax's complete step beside a bare flax step.
 
 python benchmarks/cifar.py --dir=DIR [--batch-size=128] [--rounds=5] [--calls=4] [--steps-per-call=1] [--precision=bf16]
 
-DIR holds the official binary files. The whole step gathers, crops, flips, normalises, mixes, trains and sums the log;
+DIR holds the official binary files. The complete step gathers, crops, flips, normalises, mixes, trains and sums the log;
 the bare one is cross entropy on a batch that is already normalised on the device. The rows take turns (A B C A B C
 ...), each turn times `--calls` calls, and the medians over the rounds are printed and written to benchmarks/results/.
 """
@@ -20,18 +20,20 @@ import optax
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from configs import ce_cifar10, gcl_cifar10  # noqa: E402
-from ltjax import train  # noqa: E402
-from ltjax.config import bind as build  # noqa: E402
+from configs import ce_cifar, gcl_cifar  # noqa: E402
+from ltjax import stage as stages  # noqa: E402
+from ltjax.config import parse  # noqa: E402
+from ltjax.config.spec import PRECISIONS  # noqa: E402
 from ltjax.report import page as report  # noqa: E402
 
 
-def whole_step(module, stage_name: str, args):
+def complete_step(module, stage_name: str, args):
   """A function that runs `steps_per_call` steps of a config's stage, exactly as the loop does."""
   config = module.get_config()
   config.dataset.dir, config.precision, config.steps_per_call = args.dir, args.precision, args.steps_per_call
   config[stage_name].batch_size = args.batch_size
-  stage = train.prepare(config, stage_name, build.dataset(config)())
+  spec = parse(config)
+  stage = next(made for made in stages.build(spec, spec.read()[0]) if made.name == stage_name)
   step, state, done = stage.train_steps[args.steps_per_call], stage.make_state(stage.init()), 0
 
   def call():
@@ -45,9 +47,9 @@ def whole_step(module, stage_name: str, args):
 
 def bare_step(args):
   """The least that trains: flax, optax and cross entropy on one batch, again and again."""
-  config = ce_cifar10.get_config()
+  config = ce_cifar.get_config()
   config.precision = args.precision
-  model = build.model(config, (1,) * 10, "representation")
+  model = parse(config).stages[0].model((1,) * 10)
   tx = optax.chain(optax.add_decayed_weights(2e-4), optax.sgd(0.1, momentum=0.9))
   rng = np.random.default_rng(0)
   images = jax.device_put(rng.standard_normal((args.batch_size, 32, 32, 3), np.float32))
@@ -99,13 +101,13 @@ def main():
   parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument("--calls", type=int, default=4)
   parser.add_argument("--steps-per-call", type=int, default=1)
-  parser.add_argument("--precision", choices=sorted(build.PRECISIONS), default="float32")
+  parser.add_argument("--precision", choices=sorted(PRECISIONS), default="float32")
   args = parser.parse_args()
   rows = measure({
       "bare flax step, cross entropy": bare_step(args),
-      "ce_cifar10": whole_step(ce_cifar10, "representation", args),
-      "gcl_cifar10, representation": whole_step(gcl_cifar10, "representation", args),
-      "gcl_cifar10, classifier (frozen backbone)": whole_step(gcl_cifar10, "classifier", args),
+      "ce_cifar": complete_step(ce_cifar, "representation", args),
+      "gcl_cifar, representation": complete_step(gcl_cifar, "representation", args),
+      "gcl_cifar, classifier (frozen backbone)": complete_step(gcl_cifar, "classifier", args),
   }, args.rounds, args.calls, args.steps_per_call)
   bare = rows["bare flax step, cross entropy"][1]
   versions = ", ".join(f"{name} {version}" for name, version in report.versions().items())

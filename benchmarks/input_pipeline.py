@@ -156,10 +156,11 @@ def long_tail() -> np.ndarray:
 
 
 def order(labels, sampler, batch_size: int):
-  from ltjax.config import bind as build
+  from ltjax import stage
+  from ltjax.config import spec
   from ltjax.data.order import Order
 
-  drawn = build.sampler(dict(name=sampler), "sampler", np.bincount(labels))
+  drawn = stage.sampler(spec.sampler(dict(name=sampler), "sampler"), "representation", np.bincount(labels))
   return Order(labels, CLASSES, batch_size=batch_size, epochs=90, seed=0, stage="representation", samplers=(drawn,))
 
 

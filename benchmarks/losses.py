@@ -24,10 +24,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ltjax import losses  # noqa: E402
-from ltjax.config import bind as build  # noqa: E402
+from ltjax.config import bind, spec  # noqa: E402
 from ltjax.report import page as report  # noqa: E402
 
 GOAL = 1.5
+ADJUSTMENT = spec.returns("b c")  # whether a function gives logits
 DIM = 64
 CASES = {
   "fbl": dict(alpha=60.0),
@@ -47,7 +48,7 @@ DRAWS = ("gcl", "gcl_angular", "softmax_equalization")  # with a key, besides wi
 
 def functions() -> dict:
   """{row: (function, static keywords, whether it draws)} of every loss and adjustment."""
-  found = build.public(losses, build.LOSSES) | build.public(losses, build.ADJUSTMENTS)
+  found = bind.public(losses, spec.returns("b")) | bind.public(losses, ADJUSTMENT)
   rows = {name: (function, CASES.get(name, {}), False) for name, function in found.items()}
   rows |= {row: (found[row.split(",")[0]], keywords, False) for row, keywords in CASES.items() if "," in row}
   return rows | {f"{name}, drawing": (found[name], {}, True) for name in DRAWS}
@@ -66,7 +67,7 @@ def arguments(batch: int, classes: int) -> dict:
 
 def compiled(function, keywords: dict, draws: bool, given: dict):
   """(executable, its arguments): the mean loss and its gradient in the first argument."""
-  adjusts = function.__module__.endswith(build.ADJUSTMENTS)
+  adjusts = ADJUSTMENT(function)
   names = [name for name in inspect.signature(function).parameters if name in given]
   names = [name for name in names if name not in (("noise", "mask") if draws else ("key",))]
 

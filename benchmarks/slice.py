@@ -4,9 +4,9 @@ python benchmarks/slice.py --dir=DIR [--images=2000] [--epochs=2] [--batch-size=
 
 DIR holds the official binary files. The slice keeps the classes' shares, one image of each at least. Learning rates are
 scaled with the batch size. Losses are means over thirds of an epoch. Where a schedule of the loss moves (FBL's alpha,
-BBN's share), the first one is that of the epoch from which on it stands still. Generation, where a config has it,
+BBN's share), the first one is that of the epoch after which it is constant. Generation, where a config has it,
 begins with the second epoch. --width=4 shrinks the network; ResNeXt-50 is always a ResNet-10 of width 8 here. With
-names (ce_cifar10, or gcl_cifar10:100,cloud_size=cosine) only those are run; without, all, and the table goes to
+names (ce_cifar, or gcl_cifar:cifar100,cloud_size=cosine) only those are run; without, all on both data sets, and the table goes to
 benchmarks/results/slices.md.
 """
 
@@ -24,7 +24,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ltjax import main, recipes  # noqa: E402
-from ltjax.config import bind as build  # noqa: E402
+from ltjax.config import parse  # noqa: E402
+from ltjax.config.spec import RunSpec, StageSpec  # noqa: E402
 from ltjax.errors import LtjaxError  # noqa: E402
 from ltjax.report import page as report  # noqa: E402
 from ltjax.schedules import Clock  # noqa: E402
@@ -43,23 +44,25 @@ def sliced(dataset, images: int):
                           test=tuple(part[:TEST_IMAGES] for part in dataset.test))
 
 
-def shrunk(name: str, args, dataset):
-  """(config, sliced data set) of a config, by its name and perhaps arguments behind a colon."""
+def shrunk(name: str, args):
+  """(config, sliced data set, log of bad images) of a config, by its name and any arguments after a colon."""
   stem, _, argument = name.partition(":")
   get_config = importlib.import_module(f"configs.{stem}").get_config
   config = get_config(argument) if argument else get_config()
   config.dataset.dir = args.dir
   if args.width or config.backbone.name == "ResNet":
     shrink(config.backbone, args.width or SMALL)
-  data = sliced(dataset(config)(), args.images)
+  dataset, bad_images = parse(config).read()
+  data = sliced(dataset, args.images)
   config.log_every_steps = max(1, len(data.train[1]) // args.batch_size // 3)
   config.eval_every_epochs = config.checkpoint_every_epochs = args.epochs
   for stage in config.stages:
-    if config[stage].generation and "at" in config[stage].generation.weight:
-      config[stage].generation.weight.at = 1
+    for transform in config[stage].transforms:
+      if "at" in (transform.get("weight") or ()):
+        transform["weight"]["at"] = 1
     config[stage].epochs = args.epochs
   # A batch of 32 with the learning rate of 128 would make the second stages diverge.
-  return recipes.scaled_batch(config, args.batch_size), data
+  return recipes.scaled_batch(config, args.batch_size), data, bad_images
 
 
 def shrink(backbone, width: int) -> None:
@@ -71,35 +74,32 @@ def shrink(backbone, width: int) -> None:
       backbone.widths = (width, width, 2 * width)
 
 
-def settled(block, stage: str) -> int:
+def settled(stage: StageSpec) -> int:
   """The epoch from which on the stage minimises one and the same thing."""
-  objective = build.Objective(block, stage)
+  objective = stage.objective
+  parts = [part for part in (objective.adjust, objective.loss, stage.class_weights, *stage.transforms) if part]
 
   def values(epoch: int) -> list:
-    clock = Clock(epoch, 1, block.epochs)
-    moving = [part.at(clock) for part in (objective.adjust, objective.loss, objective.weights) if part]
-    moving += [objective.branches.share(clock)] if objective.branches else []
-    return moving + ([objective.generation.weight(clock)] if objective.generation else [])
+    return [part.at(Clock(epoch, 1, stage.epochs)) for part in parts]
 
-  return max((epoch + 1 for epoch in range(block.epochs) if values(epoch) != values(block.epochs - 1)), default=0)
+  return max((epoch + 1 for epoch in range(stage.epochs) if values(epoch) != values(stage.epochs - 1)), default=0)
 
 
 def losses(config, stage: str, workdir: pathlib.Path) -> tuple[float, float]:
-  """(first, last) mean loss of a stage, see above."""
+  """The first and the last mean loss of a stage, as the docstring of this file defines them."""
   lines = [line for line in journal.read(workdir / stage / "metrics.jsonl") if "loss" in line]
   starts = [0, *(line["step"] for line in lines[:-1])]
-  whole = [(start, line) for start, line in zip(starts, lines, strict=True)
-           if line["step"] - start == config.log_every_steps]
-  first = lines[-1]["step"] * settled(config[stage], stage) // config[stage].epochs
-  whole = [(start, line) for start, line in whole if start >= first]
-  return whole[0][1]["loss"], whole[-1][1]["loss"]
+  first = lines[-1]["step"] * settled(parse(config).stage(stage)) // config[stage].epochs
+  complete = [line for start, line in zip(starts, lines, strict=True)
+              if line["step"] - start == config.log_every_steps and start >= first]
+  return complete[0]["loss"], complete[-1]["loss"]
 
 
 def run(name: str, args) -> tuple[str, bool]:
   """The rows of a config, one a stage, and whether all of them are as they should be."""
-  dataset, began = build.dataset, time.perf_counter()
-  config, data = shrunk(name, args, dataset)
-  with tempfile.TemporaryDirectory() as folder, mock.patch.object(build, "dataset", lambda config: lambda cache: data):
+  began = time.perf_counter()
+  config, *data = shrunk(name, args)
+  with tempfile.TemporaryDirectory() as folder, mock.patch.object(RunSpec, "read", lambda self, *given: tuple(data)):
     try:
       main.run(config, pathlib.Path(folder) / "run")
     except LtjaxError as error:
@@ -112,8 +112,9 @@ def run(name: str, args) -> tuple[str, bool]:
 
 
 def names() -> list[str]:
-  """Every config on CIFAR."""
-  return sorted(path.stem for path in (ROOT / "configs").glob("*_cifar*.py"))
+  """Every config on CIFAR, with each data set."""
+  return [f"{path.stem}:{dataset}" for path in sorted((ROOT / "configs").glob("*_cifar.py"))
+          for dataset in recipes.CIFAR]
 
 
 def command() -> int:

@@ -15,8 +15,7 @@ def rows(workdir: pathlib.Path) -> list[str]:
   results = json.loads((workdir / "results.json").read_text())
   lines = []
   for name, stage in results["stages"].items():
-    cells = [f"{100 * stage['test'][group]:.2f}" if group == "overall" or results["groups"][group] else "-"
-             for group in GROUPS]
+    cells = ["-" if stage["test"][group] is None else f"{100 * stage['test'][group]:.2f}" for group in GROUPS]
     best = stage["best_selected_on_test"]["overall"]
     lines.append(f"| {workdir.name}, {name} | {stage['epochs']} x {stage['batch_size']} | {' | '.join(cells)} | "
                  f"{100 * best:.2f} | {stage['seconds']:.0f} | {stage['images_per_second']:.0f} |")

@@ -45,21 +45,27 @@ def test_groups_follow_the_training_counts_in_any_order():
   assert scores == {"overall": 10 / 16, "many": 0.5, "medium": 0.5, "few": 1.0}
 
 
-def test_a_class_without_test_examples_scores_zero_and_leaves_its_group_s_mean():
+def test_a_class_without_test_examples_is_left_out_of_the_mean_of_its_group():
   confusion = np.array([[2, 0, 0], [0, 0, 0], [1, 0, 1]])
   np.testing.assert_array_equal(metrics.per_class_accuracy(confusion), [1, 0, 0.5])
   assert metrics.group_accuracy(confusion, np.array([500, 400, 5])) == {
     "overall": 0.75, "many": 1.0, "medium": 0.0, "few": 0.5}
 
 
-def test_wrong_input_says_what_is_wrong():
-  with pytest.raises(DataError, match=r"predictions\[1\] is 2"):
-    metrics.confusion_matrix(np.array([0, 1]), np.array([0, 2]), 2)
-  with pytest.raises(DataError, match=r"labels\[0\] is -1"):
-    metrics.confusion_matrix(np.array([-1]), np.array([0]), 2)
-  with pytest.raises(DataError, match="one length"):
-    metrics.confusion_matrix(np.array([0, 1]), np.array([0]), 2)
-  with pytest.raises(DataError, match="no test example"):
-    metrics.overall_accuracy(np.zeros((2, 2), int))
-  with pytest.raises(DataError, match="3 classes"):
-    metrics.group_accuracy(np.eye(2, dtype=int), np.array([1, 2, 3]))
+@pytest.mark.parametrize(("function", "arguments", "message"), [
+    (metrics.confusion_matrix, ([0, 1], [0, 2], 2), r"predictions\[1\] is 2"),
+    (metrics.confusion_matrix, ([-1], [0], 2), r"labels\[0\] is -1"),
+    (metrics.confusion_matrix, ([0, 1], [0], 2), "one length"),
+    (metrics.overall_accuracy, (np.zeros((2, 2), int),), "no test example"),
+    (metrics.group_accuracy, (np.eye(2, dtype=int), [1, 2, 3]), "3 classes")])
+def test_wrong_input_gets_an_error_that_names_it(function, arguments, message):
+  with pytest.raises(DataError, match=message):
+    function(*arguments)
+
+
+def test_measured_has_none_for_a_class_without_test_examples():
+  confusion = np.array([[2, 0, 0], [0, 0, 0], [1, 0, 1]])
+  assert metrics.measured(confusion) == [1.0, None, 0.5]
+  found = metrics.scores(confusion, np.array([500, 50, 5]))
+  assert found == dict(overall=0.75, many=1.0, medium=None, few=0.5)
+  assert metrics.balanced_accuracy(confusion) == 0.75

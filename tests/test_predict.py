@@ -1,54 +1,48 @@
-"""Predictions with the names of classes, by the model that a run leaves."""
+"""The model of a finished run predicts the classes of images, by name."""
 
 import csv
 import importlib
 import io
 import pathlib
 import shutil
-import sys
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from ltjax.commands import predict
-from ltjax.config import bind as build
 from ltjax.errors import ConfigError, DataError, WorkdirError
 from tests import photographs, tiny
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 COUNTS = dict(bee=12, cat=6, dog=4)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-  """(work folder, config, results) of a finished run on a folder of images."""
+def run(tmp_path_factory, no_pictures):
+  """(work folder, config, results) of a finished run of one stage on a folder of images."""
   folder = tmp_path_factory.mktemp("run")
   photographs.write_tree(folder / "images", COUNTS)
   config = importlib.import_module("configs.gcl_folder").get_config(
       "resnet10,size=16,batch_size=8,epochs=1,retrain_epochs=1")
   config.dataset.root, config.eval_batch_size, config.classifier.adjust.scale = str(folder / "images"), 3, 7.0
   config.stages = ("classifier",)  # one takes half the time
-  with config.unlocked():
+  with config.unlocked(), config.ignore_type():
     del config.representation
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(build, "model", tiny.one_conv)
-    results = tiny.run(config, folder / "mine")
+    config.backbone = tiny.ONE_CONV
+  results = tiny.run(config, folder / "mine")
   return folder / "mine", config, results
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-  monkeypatch.setattr(build, "model", tiny.one_conv)
 
 
 def contents(folder):
   return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_test_set_is_predicted_as_the_run_was_tested(run, monkeypatch):
+def test_predictions_of_the_test_set_have_the_accuracy_of_the_run(run, monkeypatch):
   workdir, config, results = run
   before = contents(workdir)
   monkeypatch.setattr(predict, "_BATCHES", 1)  # several rounds
-  files, labels = build.dataset(config)().test
+  files, labels = tiny.dataset(config).test
   names = [files.name(place) for place in range(len(files))]
   assert len(names) > config.eval_batch_size
   found = list(predict.predict(workdir, names, top=1))
@@ -58,7 +52,7 @@ def test_the_test_set_is_predicted_as_the_run_was_tested(run, monkeypatch):
   assert contents(workdir) == before
 
 
-def test_all_classes_in_the_order_of_their_probability(run):
+def test_classes_are_ranked_by_their_probability(run):
   workdir, config, _ = run
   names = predict.images([f"{config.dataset.root}/cat"])
   found = list(predict.predict(workdir, names, top=9))
@@ -73,16 +67,17 @@ def test_all_classes_in_the_order_of_their_probability(run):
   assert list(predict.predict(workdir, names, top=2))[:2] == found[:2]
 
 
-def test_the_scale_is_that_of_the_stage(run):
-  _, config, _ = run
-  assert predict._scale(config, "classifier") == 7.0
-  changed = config.copy_and_resolve_references()
-  changed.classifier.adjust = dict(name="kps")
-  assert predict._scale(changed, "classifier") == 15.0
-  changed.classifier.adjust = dict(name="logit_adjustment")
-  assert predict._scale(changed, "classifier") == 1.0
-  changed.classifier.adjust = None
-  assert predict._scale(changed, "classifier") == 1.0
+@pytest.mark.parametrize(("adjust", "scale"), [
+    ({}, 7.0), (dict(name="kps"), 15.0), (dict(name="logit_adjustment"), 1.0), (None, 1.0),
+    (dict(name="gcl", scale=dict(name="linear", start=1.0, end=9.0)), 9.0)], ids=str)
+def test_logits_are_scaled_as_in_the_last_stage(run, adjust, scale):
+  changed = run[1].copy_and_resolve_references()
+  changed.classifier.epochs = 4
+  if adjust != {}:
+    with changed.classifier.ignore_type():
+      changed.classifier.adjust = adjust and ConfigDict(adjust)
+  (made,) = tiny.stages(changed).values()
+  assert predict.logit_scale(made) == scale
 
 
 def test_images_of_files_and_folders(run, tmp_path):
@@ -97,22 +92,19 @@ def test_images_of_files_and_folders(run, tmp_path):
       predict.images([single, str(tmp_path / name)])
 
 
-def test_a_bad_image_stops_or_is_left_out_as_in_the_run(run, tmp_path, capsys):
-  workdir, config, _ = run
+def test_a_bad_image_is_an_error_or_left_out(run, tmp_path):
+  workdir, _, _ = run
   names = [str(tmp_path / name) for name in ("0.jpg", "1.jpg", "2.jpg")]
   for number, name in enumerate(names):
     pathlib.Path(name).write_bytes(photographs.jpeg(number) if number != 1 else b"<html>")
   with pytest.raises(DataError, match=r"1\.jpg: the image cannot be decoded: it is not an image of a known kind"):
     list(predict.predict(workdir, names))
-  lenient = tmp_path / "lenient"
-  shutil.copytree(workdir, lenient)
-  text = (lenient / "config.json").read_text()
-  (lenient / "config.json").write_text(text.replace('"dataset": {', '"dataset": {"on_bad_image": "substitute",'))
-  assert [row.path for row in predict.predict(lenient, names, top=1)] == [names[0], names[2]]
-  assert f"left out: 1 images that cannot be decoded:\n  {names[1]}: it is not an image" in capsys.readouterr().err
+  bad = {}
+  assert [row.path for row in predict.predict(workdir, names, top=1, bad=bad)] == [names[0], names[2]]
+  assert list(bad) == [names[1]] and "it is not an image" in bad[names[1]]
 
 
-def test_what_is_no_finished_run_on_photographs_is_named(run, tmp_path):
+def test_a_folder_that_is_not_a_finished_run_on_images_is_named(run, tmp_path):
   workdir, _, _ = run
   image = [str(tmp_path / "0.jpg")]
   (tmp_path / "0.jpg").write_bytes(photographs.jpeg(0))
@@ -128,25 +120,28 @@ def test_what_is_no_finished_run_on_photographs_is_named(run, tmp_path):
     with pytest.raises(WorkdirError, match=r"results\.json: not the results of a run"):
       list(predict.predict(unfinished, image))
   digits = tmp_path / "digits"
-  digits.mkdir()
-  (digits / "config.json").write_text(tiny.config("ce_digits").to_json())
-  shutil.copy(workdir / "results.json", digits)
-  with pytest.raises(ConfigError, match="the images of 'digits' have one size and are no photographs"):
+  tiny.run(tiny.config("ce_digits", epochs=1, backbone=tiny.ONE_CONV), digits)
+  with pytest.raises(ConfigError, match="digits: the run was trained on arrays of one size, not on image files"):
     list(predict.predict(digits, image))
 
 
-def test_the_command(run, tmp_path, monkeypatch, capsys):
-  workdir, config, _ = run
+@pytest.fixture
+def command(capsys):
+  """(exit code, stdout, stderr) of a command line."""
 
-  def command(*arguments) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["predict", *map(str, arguments)])
+  def run(*arguments) -> tuple[int, str, str]:
     code = 0
     try:
-      predict._main()
+      predict.main([str(argument) for argument in arguments])
     except SystemExit as error:
       code = error.code
     return code, *capsys.readouterr()
 
+  return run
+
+
+def test_the_command_writes_a_table(run, tmp_path, command):
+  workdir, config, _ = run
   folder, output = f"{config.dataset.root}/dog", tmp_path / "predictions.csv"
   code, out, err = command(f"--workdir={workdir}", folder, "--top=2")
   assert code == 0, err
@@ -155,12 +150,26 @@ def test_the_command(run, tmp_path, monkeypatch, capsys):
   assert all(0 < float(row["probability"]) < 1 for row in rows)
   assert command(f"--workdir={workdir}", folder, "--top=2", f"--output={output}")[:2] == (0, f"written: {output}\n")
   assert output.read_text() == out
+
+
+def test_the_command_lists_bad_images_and_exits_with_1(run, tmp_path, command):
+  workdir, config, _ = run
+  (tmp_path / "bad.jpg").write_bytes(b"")
+  code, out, err = command(f"--workdir={workdir}", tmp_path / "bad.jpg", f"{config.dataset.root}/dog", "--top=1")
+  assert code == 1 and len(out.splitlines()) == 5
+  assert err.startswith("1 images cannot be decoded") and "bad.jpg: the file is empty" in err
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("--workdir={workdir}", "{bad}", "--on-bad-image=error", "--output={tmp}/no.csv"), "the file is empty"),
+    (("--workdir={workdir}", "{dogs}", "--top=0"), "--top: expected at least 1, got 0"),
+    (("--workdir={tmp}", "{dogs}"), "is not a run of ltjax"),
+    (("--workdir={workdir}", "{dogs}", "--output={tmp}/x/y.csv"), "No such file")])
+def test_the_command_exits_with_2_after_one_line(run, tmp_path, command, arguments, message):
+  workdir, config, _ = run
   bad = tmp_path / "bad.jpg"
   bad.write_bytes(b"")
-  for arguments, message in (((f"--workdir={workdir}", bad, f"--output={tmp_path / 'no.csv'}"), "the file is empty"),
-                             ((f"--workdir={workdir}", folder, "--top=0"), "--top: expected at least 1, got 0"),
-                             ((f"--workdir={tmp_path}", folder), "is not a run of ltjax"),
-                             ((f"--workdir={workdir}", folder, f"--output={tmp_path}/x/y.csv"), "No such file")):
-    code, out, err = command(*arguments)
-    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err, err
+  code, _, err = command(*(argument.format(workdir=workdir, tmp=tmp_path, bad=bad, dogs=f"{config.dataset.root}/dog")
+                           for argument in arguments))
+  assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err, err
   assert not (tmp_path / "no.csv").exists()

@@ -1,15 +1,16 @@
-"""results.json and the page hold every figure and everything that is needed to get it again."""
+"""results.json and the page have every number, and everything needed to reproduce it."""
 
 import hashlib
 import json
-import shutil
+import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ltjax.config import bind as build
+from ltjax.config import parse
 from ltjax.report import page as report
+from ltjax.train import StageResult
 from tests import tiny
 
 
@@ -19,28 +20,30 @@ def finished(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("run")
   config = tiny.config(epochs=1, dataset__holdout=0.1, posthoc=(
       dict(name="tau_normalize", tau=(0.5, 1.0)), dict(name="nearest_class_mean", stage="representation")))
-  return config, build.dataset(config)(), workdir, tiny.run(config, workdir)
+  return config, tiny.dataset(config), workdir, tiny.run(config, workdir)
 
 
-def test_results_hold_every_fingerprint(finished):
+def test_the_results_identify_the_run(finished):
   config, dataset, workdir, results = finished
   assert json.loads((workdir / "results.json").read_text()) == results
   assert not list(workdir.glob("*.tmp"))
-  parameters = tiny.parts(config, "classifier").state().params
+  parameters = tiny.stages(config, dataset)["classifier"].shapes["params"]
   assert results["parameters"] == sum(leaf.size for leaf in tiny.jax.tree.leaves(parameters))
   assert results["data"] == dict(
       name="digits", imbalance=5.0, train_images=len(dataset.selected), test_images=400,
       held_out_images=len(dataset.held_out[1]), held_out_counts=dataset.held_out_counts.tolist(),
       class_counts=dataset.class_counts.tolist(), class_names=list("0123456789"),
-      selected_sha256=hashlib.sha256(np.asarray(dataset.selected, "<i8").tobytes()).hexdigest(), bad_images={})
-  assert results["augmentation"] == dict(crop_padding=1, flip=False, mixup=dict(representation=1.0, classifier=0.0))
+      selected_sha256=hashlib.sha256(np.asarray(dataset.selected, "<i8").tobytes()).hexdigest(),
+      mean=list(dataset.mean), std=list(dataset.std), image_shape=[8, 8, 1], bad_images={})
+  crop, mixup = dict(name="random_crop", padding=1), dict(name="mixup", alpha=1.0)
+  assert results["augmentation"] == dict(representation=[crop, mixup], classifier=[crop])
   assert (results["seed"], results["precision"]) == (0, "float32")
   assert all(results["hardware"][key] for key in ("device", "host", "processes"))
   assert {"python", "ltjax", "jax", "flax", "optax", "numpy"} <= set(results["versions"])
   assert results["commit"] == "unknown" or len(results["commit"].removesuffix("+changes")) == 40
 
 
-def test_results_hold_every_figure(finished):
+def test_the_results_hold_every_number(finished):
   config, dataset, workdir, results = finished
   assert list(results["stages"]) == list(config.stages)
   assert results["final"] == results["stages"]["classifier"]["test"]
@@ -57,7 +60,7 @@ def test_results_hold_every_figure(finished):
     assert stage["images_per_second"] == pytest.approx(stage["steps"] * 128 / stage["seconds"])
 
 
-def test_post_hoc_methods_stand_in_the_results_the_table_and_the_page(finished):
+def test_posthoc_methods_are_in_the_results_the_table_and_the_page(finished):
   _, dataset, workdir, results = finished
   tau, means = results["posthoc"]
   assert (tau["name"], tau["stage"]) == ("tau_normalize", "classifier")
@@ -76,7 +79,7 @@ def test_post_hoc_methods_stand_in_the_results_the_table_and_the_page(finished):
   assert f" training, {len(dataset.held_out[1])} held-out and 400 test images" in page
 
 
-def test_the_page_has_all_classes_and_fingerprints(finished):
+def test_the_page_lists_every_class_and_identifies_the_run(finished):
   config, dataset, workdir, results = finished
   page = (workdir / "report" / "README.md").read_text()
   last = results["stages"]["classifier"]
@@ -89,7 +92,7 @@ def test_the_page_has_all_classes_and_fingerprints(finished):
     assert f"({picture}.png)" in page
 
 
-def test_the_pictures_show_something(finished):
+def test_the_pictures_are_not_empty(finished):
   pictures = sorted((finished[2] / "report").glob("*.png"))
   assert len(pictures) == 4
   for path in pictures:
@@ -104,20 +107,21 @@ def results_with(groups, **accuracies):
   return dict(groups=groups, stages={name: dict(test=test) for name, test in accuracies.items()})
 
 
-def test_a_data_set_that_is_long_tailed_by_itself_has_the_imbalance_of_its_counts(finished, tmp_path):
+def test_the_imbalance_of_a_data_set_without_that_argument_is_that_of_its_counts(finished):
   config, dataset, workdir, results = finished
-  config = config.copy_and_resolve_references()
-  with config.unlocked():
-    del config.dataset["imbalance"]
-  confusions = {name: np.eye(10, dtype=int) for name in config.stages}
+  spec = parse(config)
+  source = spec.dataset._replace(constants={key: value for key, value in spec.dataset.constants.items()
+                                            if key != "imbalance"})
+  stages = tuple(tiny.stages(config, dataset).values())
+  left = {stage.name: StageResult({}, None, 1, np.eye(10, dtype=int), None, [], 0) for stage in stages}
+  bad_images = types.SimpleNamespace(found={}, retried=0)
+  again = report.summary(spec._replace(dataset=source), stages, left, workdir, "", bad_images)
   counts = dataset.class_counts
-  shutil.copytree(workdir, tmp_path / "run")
-  again = report.write(config, dataset, tmp_path / "run", confusions, results["parameters"])
   assert again["data"]["imbalance"] == counts.max() / counts.min() != results["data"]["imbalance"]
 
 
 def test_the_table_has_a_dash_for_a_group_without_classes():
-  test = dict(overall=0.5, many=0.75, medium=0.25, few=0.0)
+  test = dict(overall=0.5, many=0.75, medium=0.25, few=None)
   text = report.table(results_with(dict(many=3, medium=1, few=0), representation=test, classifier=test))
   header, *rows = text.splitlines()
   assert header.split() == ["test", "accuracy,", "%", "overall", "many", "(3)", "medium", "(1)", "few", "(0)"]
@@ -126,7 +130,7 @@ def test_the_table_has_a_dash_for_a_group_without_classes():
   assert len({len(line) for line in text.splitlines()}) == 1  # columns stand under each other
 
 
-def test_a_class_that_is_never_right_counts_as_zero_and_is_no_dash():
+def test_a_class_that_is_never_predicted_right_has_accuracy_zero_and_no_dash():
   test = dict(overall=0.5, many=0.75, medium=0.0, few=0.0)
   text = report.table(results_with(dict(many=3, medium=1, few=1), only=test))
   assert text.splitlines()[1].split() == ["only", "50.00", "75.00", "0.00", "0.00"]

@@ -1,4 +1,4 @@
-"""The recipes of the field's photographs, end to end: official class counts, tiny images, three steps a stage."""
+"""The GCL recipes for large image data sets, end to end: official class counts, tiny images, three steps a stage."""
 
 import importlib
 import os
@@ -12,7 +12,7 @@ from tests import photographs, tiny
 
 
 def write(folder, name: str) -> int:
-  """Lists and images of the official classes of data set `name`, one to three for training; how many those are."""
+  """Writes lists and images of data set `name`, one to three per class; returns the number of training images."""
   official, folder = OFFICIAL[name], folder / "images"
   folder.mkdir()
   originals = []

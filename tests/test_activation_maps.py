@@ -1,4 +1,4 @@
-"""Activation maps of any head with class vectors, on images of any size, and the picture of them."""
+"""Class activation maps of every head with class vectors, on images of any size, and their picture."""
 
 import flax.linen as nn
 import jax
@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from ltjax import models
-from ltjax.config import bind as build
 from ltjax.models import heads
 from ltjax.report import activation_maps as cams
 from ltjax.report import plots
@@ -37,7 +36,7 @@ def camc(**options):
 @pytest.mark.parametrize(("name", "options"), [
   ("Linear", {}), ("Cosine", {}), ("NormalizedLinear", dict(scale=0.5)), ("LearnableScale", {}), ("TDE", {}),
   ("CAMC", camc())])
-def test_maps_average_to_the_class_s_product_with_the_feature(name, options):
+def test_the_mean_of_a_map_is_the_product_of_class_vector_and_feature(name, options):
   found = model(name, **options)
   images, labels, variables, seen = look(found)
   pixels = (images / np.float32(255) - np.float32(0.5)) / np.float32(0.2)
@@ -80,20 +79,19 @@ def test_a_head_without_class_vectors_has_no_maps():
   assert look(models.Classifier(backbone=tiny.OneConv(), head=Squares(5)))[-1] is None
 
 
-def test_of_a_run_they_are_those_of_the_smallest_classes(monkeypatch):
-  config = tiny.config("ce_digits")
-  dataset = build.dataset(config)()
+def test_a_stage_shows_a_test_image_of_each_of_the_smallest_classes():
+  config = tiny.config("ce_digits", backbone=tiny.ONE_CONV)
+  dataset = tiny.dataset(config)
   dataset = dataset._replace(test=tuple(part[dataset.test[1] != 9] for part in dataset.test))
-  monkeypatch.setattr(build, "model", tiny.one_conv)
-  variables = tiny.one_conv().init(jax.random.key(0), dataset.test[0][:1], train=False)
-  seen = cams.of_run(config, dataset, "representation", variables, number=3)
-  assert seen.labels.tolist() == [8, 7, 6]  # of the smallest class there is no test image
+  (stage,) = tiny.stages(config, dataset).values()
+  seen = cams.of_stage(stage, stage.init(), number=3)
+  assert seen.labels.tolist() == [8, 7, 6]  # the smallest class has no test image
   for image, label in zip(seen.images, seen.labels, strict=True):
     np.testing.assert_array_equal(image, dataset.test[0][dataset.test[1] == label][0])
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8, 1), (3, 60, 40, 3)])
-def test_the_picture_has_a_column_an_image_and_a_row_a_map(shape, tmp_path):
+def test_the_picture_has_a_column_per_image_and_a_row_per_map(shape, tmp_path):
   rng = np.random.default_rng(0)
   maps = {name: np.float32(rng.standard_normal((3, 2, 2))) for name in cams.NAMES}
   images, sizes = rng.integers(0, 256, shape, dtype=np.uint8), []
