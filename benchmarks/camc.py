@@ -111,7 +111,7 @@ def main():
   (results / f"camc_{jax.devices()[0].platform}.md").write_text("\n".join([
       f"# CAMC beside the plain normalised classifier, {args.tail} of {args.classes} classes in the tail, batch "
       f"{args.batch_size}", "",
-      f"ResNeXt-50 (32x4d) at {args.size} pixels, {args.precision}, frozen; second stage. Floating-point operations and memory",
+      f"ResNeXt-50 (32x4d) at {args.size} pixels, {args.precision}, frozen; second stage. Operations and memory",
       f"(arguments, results, temporary) as the compiler counts them; nothing was run. The goal for the step is {GOAL}.",
       "", "| | CAMC, GFLOP | plain, GFLOP | ratio | CAMC, GiB | plain, GiB |",
       "| --- | ---: | ---: | ---: | ---: | ---: |", *lines, "",

@@ -2,7 +2,7 @@
 
 python benchmarks/cifar.py --dir=DIR [--batch-size=128] [--rounds=5] [--calls=4] [--steps-per-call=1] [--precision=bf16]
 
-DIR holds the official binary files. The complete step gathers, crops, flips, normalises, mixes, trains and sums the log;
+DIR holds the official binary files. The complete step gathers, crops, flips, normalises, mixes, trains, sums the log;
 the bare one is cross entropy on a batch that is already normalised on the device. The rows take turns (A B C A B C
 ...), each turn times `--calls` calls, and the medians over the rounds are printed and written to benchmarks/results/.
 """
