@@ -6,8 +6,8 @@ DIR holds the official binary files. The slice keeps the classes' shares, one im
 scaled with the batch size. Losses are means over thirds of an epoch. Where a schedule of the loss moves (FBL's alpha,
 BBN's share), the first one is that of the epoch after which it is constant. Generation, where a config has it,
 begins with the second epoch. --width=4 shrinks the network; ResNeXt-50 is always a ResNet-10 of width 8 here. With
-names (ce_cifar, or gcl_cifar:cifar100,cloud_size=cosine) only those are run; without, all on both data sets, and the table goes
-to benchmarks/results/slices.md.
+names (ce_cifar, or gcl_cifar:cifar100,cloud_size=cosine) only those are run. Without names all are run, on both data
+sets, and the table goes to benchmarks/results/slices.md.
 """
 
 import argparse
