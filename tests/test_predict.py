@@ -11,6 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from ltjax.commands import predict
+from ltjax.config import spec
 from ltjax.errors import ConfigError, DataError, WorkdirError
 from tests import photographs, tiny
 
@@ -42,7 +43,7 @@ def test_predictions_of_the_test_set_have_the_accuracy_of_the_run(run, monkeypat
   workdir, config, results = run
   before = contents(workdir)
   monkeypatch.setattr(predict, "_BATCHES", 1)  # several rounds
-  files, labels = tiny.dataset(config).test
+  files, labels = spec.dataset(config.dataset)[0]().test
   names = [files.name(place) for place in range(len(files))]
   assert len(names) > config.eval_batch_size
   found = list(predict.predict(workdir, names, top=1))

@@ -67,10 +67,10 @@ def summary(spec, stages, results: Mapping, workdir: pathlib.Path, command: str,
   dataset, counts = stages[0].dataset, stages[0].class_counts
   rows = {each.name: _stage(each, workdir / each.name, results[each.name]) for each in stages}
   sizes = {group: len(classes) for group, classes in longtail.shot_groups(counts).items()}
-  constants = spec.dataset.constants
+  constants, by_stage = spec.dataset.constants, {each.name: iter(results[each.name].posthoc) for each in stages}
   return dict(
       final=rows[stages[-1].name]["test"], stages=rows, groups=sizes,
-      posthoc=[row for each in stages for row in results[each.name].posthoc],
+      posthoc=[next(by_stage[block.stage]) for block in spec.posthoc],  # in the order of the config
       parameters=results[stages[-1].name].parameters,
       data=dict(name=spec.dataset.name, imbalance=constants.get("imbalance", float(counts.max() / counts.min())),
                 train_images=int(counts.sum()),
