@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# What the scripts beside it share: reading the command line, and showing a command instead of running it.
+# Shared by the scripts beside it: reads the command line, and shows a command instead of running it.
 
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
   echo "${0##*/}: bash 4.4 or newer is needed, this is $BASH_VERSION." >&2
   exit 2
 fi
 
-shopt -u patsub_replacement 2>/dev/null || true  # in what replaces a pattern & is a letter, whatever bash it is
+shopt -u patsub_replacement 2>/dev/null || true  # newer versions of bash give & in a replacement a meaning
 
 declare -A option=()     # a script's options with their defaults; `false` marks a flag
 declare -a arguments=()  # what follows `--`: the command line of ltjax.main
@@ -29,7 +29,7 @@ parse() {
       --dry-run) dry_run=true && shift && continue ;;
       --) shift && arguments=("$@") && break ;;
       --*) ;;
-      *) fail "What is '$1'? Options of the script come first, then --, then those of ltjax.main; see --help." ;;
+      *) fail "'$1' is no option. Options of the script come first, then --, then those of ltjax.main; see --help." ;;
     esac
     name=${1#--}
     name=${name%%=*}
@@ -64,6 +64,10 @@ need_number() {  # the named options, each a whole number from 1
 need_arguments() {
   [[ " ${arguments[*]} " == *" --config="* && " ${arguments[*]} " == *" --workdir="* ]] ||
     fail "After -- come the arguments of ltjax.main, at least --config=... and --workdir=...; see --help."
+}
+
+make_token() {  # the secret by which the processes of a run know each other; the environment's, if there is one
+  LTJAX_TOKEN=${LTJAX_TOKEN:-$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')}
 }
 
 quoted() {  # the words as a shell reads them back

@@ -68,7 +68,8 @@ render() {
     need_number gpus-per-node
     limits="{nvidia.com/gpu: ${option[gpus-per-node]}}"
   fi
-  local -A value=([NAME]=${option[name]} [IMAGE]=${option[image]} [NODES]=${option[nodes]} [LIMITS]=$limits
+  make_token
+  local -A value=([TOKEN]=$LTJAX_TOKEN [NAME]=${option[name]} [IMAGE]=${option[image]} [NODES]=${option[nodes]} [LIMITS]=$limits
     [STORAGE_CLASS]=${option[storage-class]} [STORAGE]=${option[storage]} [NODE_SELECTOR]=$selector
     [ANNOTATIONS]=$annotations [ARGUMENTS]=$(json "${arguments[@]}"))
   local line key

@@ -8,9 +8,9 @@
 #   --coordinator-port PORT    where they meet (a free one)
 #   --dry-run                  print the commands, run none
 #
-# Process 0 has the terminal; lines of process i begin with [i]. SIGINT, SIGTERM and SIGUSR1 go to every process. Ends
-# when all have ended: with 0 if all did, 75 if they were stopped with everything saved, else with the code of the first
-# that failed; 69, that another one is missing, only where none says why.
+# Process 0 has the terminal; lines of process i begin with [i]. SIGINT, SIGTERM, SIGUSR1 and SIGHUP go to every process.
+# Ends when all have ended: with 0 if all succeeded, 75 if they were stopped with everything saved, else with the code of
+# the first that failed; with 69, another process is missing, only if no process says why.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "$0")/common.sh"
@@ -53,7 +53,7 @@ compose() {  # the command line of process $1, into `command`
 }
 
 prefix() {  # outlives the signals, so that last words are read
-  trap '' INT TERM USR1
+  trap '' INT TERM USR1 HUP
   exec sed -u "s/^/[$1] /"
 }
 
@@ -63,15 +63,18 @@ pass_on() {
   pending=""
   [[ -z $name ]] || kill -s "$name" "${pids[@]}" 2>/dev/null || true  # one that has ended needs no signal
 }
-asked() {  # a second signal ends a process at once, so each gets one, when all have been started
+# systemd and Slurm signal this script and its processes alike, so a process may get a signal twice: ltjax.main takes
+# what comes within 10 seconds for one request. Here each signal is passed on once, when all have been started.
+asked() {
   interrupted=true pending=$1
   ((${#pids[@]} < processes)) || pass_on
 }
-for name in INT TERM USR1; do
+for name in INT TERM USR1 HUP; do
   # shellcheck disable=SC2064
   trap "asked $name" "$name"
 done
-trap "asked TERM" HUP
+make_token
+export LTJAX_TOKEN
 
 for ((i = 0; i < processes; i++)); do
   compose "$i"

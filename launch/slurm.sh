@@ -34,6 +34,8 @@ submit() {
   script=$(
     cat <<END
 #!/usr/bin/env bash
+LTJAX_TOKEN=\$(od -An -N16 -tx1 /dev/urandom | tr -d ' \\n')
+export LTJAX_TOKEN
 code=0
 $(quoted "${step[@]}") || code=\$?
 if ((code == 75)); then scontrol requeue "\$SLURM_JOB_ID"; fi

@@ -67,7 +67,8 @@ python3 -m uv pip install --quiet --python .venv/bin/python -e '.[tpu]'"
 
 run() {
   need_arguments
-  local unit=(sudo systemd-run --unit=ltjax --collect)
+  make_token
+  local unit=(sudo systemd-run --unit=ltjax --collect "--setenv=LTJAX_TOKEN=$LTJAX_TOKEN")
   unit+=(--property=SuccessExitStatus=75 --property=TimeoutStopSec=90 --property=LimitMEMLOCK=infinity
     --property=LimitNOFILE=1048576)
   # $USER and $HOME are the worker's; a $ in an argument is doubled because systemd replaces variables once more

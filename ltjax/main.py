@@ -8,8 +8,10 @@ process of the run is missing, 74 a checkpoint could not be saved, 75 stopped by
 """
 # ruff: noqa: E402
 
-from ltjax.distributed import signals
+from ltjax.distributed import console, signals
 
+if __name__ == "__main__":
+  console.protect()
 _STOP = signals.StopRequest() if __name__ == "__main__" else None  # listens while the rest is imported, for seconds
 
 import logging
@@ -71,10 +73,9 @@ def main(arguments: list[str] | None = None, stop=_STOP) -> int:
   try:
     given = load.parse(arguments, OPTIONS, __doc__)
     processes.start()
-    if stop and processes.are_several():
-      stop.together()
     if given["workdir"] is None:
       raise ConfigError("--workdir is missing; try --workdir=runs/digits")
+    folder.check_local(given["workdir"])
     workdir = pathlib.Path(given["workdir"]).expanduser()
     command = shlex.join(["python", "-m", "ltjax.main", *arguments])
     results = run(given["config"], workdir, stop or (lambda: False), command, given["strict"])
@@ -86,9 +87,11 @@ def main(arguments: list[str] | None = None, stop=_STOP) -> int:
     code, words = signals.EXIT_STOPPED, "stopped"
     print(f"stopped; everything is saved in {workdir}: run the same command to continue", file=sys.stderr)
   except Exception as error:
-    processes.find_lost()  # whose end may be the cause
     code, words = 1, f"{type(error).__name__}: {error}"
-    if "RESOURCE_EXHAUSTED" in str(error):
+    if late := processes.find_lost(error):  # does not return if a lost process is the cause
+      code, words = EXIT_CODES[MissingProcess], late
+      print(f"error: {late}", file=sys.stderr)
+    elif "RESOURCE_EXHAUSTED" in str(error):
       print(f"error: a device is out of memory ({' '.join(str(error).split())[:200]}); give a smaller batch_size or "
             "eval_batch_size, or --config.precision=bf16; the newest checkpoint is intact", file=sys.stderr)
     else:
@@ -102,5 +105,4 @@ def main(arguments: list[str] | None = None, stop=_STOP) -> int:
 
 
 if __name__ == "__main__":
-  processes.protect_output()
   sys.exit(main())

@@ -68,9 +68,9 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
   stops = processes.Agreement(stop, stage.mesh)
 
   # -- state: restore, or bridge from the stage before, or initialise --------------------------------------------------
-  opened = functools.partial(
-      Checkpoints, keep=settings.keep_checkpoints, strict=strict, run=run,
-      on_fallback=functools.partial(Events(workdir / EVENTS).write, "checkpoint_fallbacks"))
+  events = Events(workdir / EVENTS)
+  opened = functools.partial(Checkpoints, keep=settings.keep_checkpoints, strict=strict, run=run,
+                             on_fallback=functools.partial(events.write, "checkpoint_fallbacks"))
   checkpoints = opened(folder / "checkpoints")
   if checkpoints.latest() is not None:
     state = checkpoints.restore(stage.like)
@@ -82,7 +82,8 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
       drawn = bridge.pretrained(drawn, pretrained, stage.dataset.class_names, reset_head=reset_head)
     state = stage.make_state(drawn)
   done = start = int(jax.device_get(state.step))
-  journal, timing = Journal(folder / "metrics.jsonl", upto=done), Journal(folder / "timing.jsonl", upto=done)
+  journal, timing = (Journal(folder / name, upto=done, logs=checkpoints.logs, on_loss=functools.partial(
+      events.write, "log_losses")) for name in ("metrics.jsonl", "timing.jsonl"))
 
   # -- the loop: {log, evaluate, checkpoint, step}. What the log shows as done at this step is not done again ----------
   confusion, stopping, epoch, began = None, False, order.steps_per_epoch, time.perf_counter()
@@ -116,7 +117,8 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
           journal.write(**now, held_out=metrics.balanced_accuracy(held_out))
       if (save or stopping) and done > start:
         timing.write(step=done, start=start, seconds=time.perf_counter() - began)
-        checkpoints.save(state, scores=journal.values("held_out"), wait=last or stopping)
+        checkpoints.save(state, scores=journal.values("held_out"), logs=(journal, timing),
+                         wait=last or stopping)
         start, began = done, time.perf_counter()
       if last and (confusion is not None or journal.has(done, "test")):
         break
@@ -131,6 +133,7 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
       done += count
       bar.update(count * order.batch_size)
       stopping = stops(finite)
+  journal.flush()
   return result(stage, state, confusion)
 
 

@@ -1,7 +1,9 @@
 """What a checkpoint keeps, what it refuses, and the bridge from one stage to the next."""
 
 import json
+import pathlib
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -9,9 +11,20 @@ import pytest
 
 from ltjax import bridge, train
 from ltjax.distributed import sharding
-from ltjax.errors import ConfigError, TrainingError, WorkdirError
+from ltjax.errors import ConfigError, SaveError, TrainingError, WorkdirError
+from ltjax.workdir import manifest
 from ltjax.workdir.checkpoint import Checkpoints
+from ltjax.workdir.log import Events, Journal
 from tests import tiny
+from tests.faults import states
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_compilations():
+  with tiny.shared_compilations():
+    yield
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +98,7 @@ def test_the_best_is_kept_too(stages, tmp_path):
 
 
 def test_a_run_keeps_the_best_on_held_out_images(tmp_path):
-  config = tiny.config("ce_digits", epochs=6, backbone=tiny.ONE_CONV, dataset__holdout=0.1, keep_checkpoints=1)
+  config = tiny.config("ce_digits", backbone=tiny.ONE_CONV, epochs=6, dataset__holdout=0.1, keep_checkpoints=1)
   results = tiny.run(config, tmp_path)["stages"]["representation"]
   scores = {line["step"]: line["held_out"] for line in tiny.log(tmp_path, "representation") if "held_out" in line}
   last = max(scores)
@@ -95,7 +108,7 @@ def test_a_run_keeps_the_best_on_held_out_images(tmp_path):
 
 
 def test_what_the_run_does_not_train_is_not_looked_at_where_nothing_is_held_out(tmp_path):
-  results = tiny.run(tiny.config("ce_digits", epochs=1, backbone=tiny.ONE_CONV), tmp_path)
+  results = tiny.run(tiny.config("ce_digits", backbone=tiny.ONE_CONV, epochs=1), tmp_path)
   assert results["stages"]["representation"]["best_on_held_out"] is None
   assert not any("held_out" in line for line in tiny.log(tmp_path, "representation"))
 
@@ -206,6 +219,130 @@ def test_a_checkpoint_without_its_model_is_refused_in_one_sentence(stages, tmp_p
   with Checkpoints(folder) as checkpoints, pytest.raises(WorkdirError, match="damaged: model.* cannot be read") as info:
     checkpoints.restore(stages["representation"].like)
   assert_one_sentence(info.value)
+
+
+# -- checkpoints that are not this run's or this step's, and folders that others touch ---------------------------------
+
+
+def saved_in(folder, *steps, **options) -> None:
+  with Checkpoints(folder, **options) as checkpoints:
+    for step in steps:
+      checkpoints.save(states.state(step), wait=True)
+
+
+@pytest.mark.parametrize("other", ["theirs", ""])
+def test_a_checkpoint_of_another_run_is_damage(tmp_path, other):
+  saved_in(tmp_path / "mine", 1, run="mine")
+  saved_in(tmp_path / "theirs", 2, run=other)
+  shutil.copytree(tmp_path / "theirs" / "2", tmp_path / "mine" / "2")
+  states.assert_is(Checkpoints(tmp_path / "mine", read_only=True).restore(states.LIKE), 2)  # as predict reads it
+  with Checkpoints(tmp_path / "mine", run="mine", strict=True) as checkpoints:
+    for restore, like in ((checkpoints.restore, states.LIKE), (checkpoints.restore_model, model_of(states.LIKE))):
+      with pytest.raises(WorkdirError, match="mine/2: .* damaged: manifest.json is of another run: this is a") as info:
+        restore(like)
+      assert_one_sentence(info.value)
+  told = []
+  with Checkpoints(tmp_path / "mine", run="mine", on_fallback=told.append) as checkpoints:
+    states.assert_is(checkpoints.restore(states.LIKE), 1)
+  assert len(told) == 1 and "manifest.json is of another run" in told[0]
+  assert manifest.read(tmp_path / "mine" / "1")["run"] == "mine"
+
+
+def test_a_copy_of_a_checkpoint_under_another_step_is_damage(tmp_path):
+  saved_in(tmp_path, 1, 2)
+  shutil.copytree(tmp_path / "1", tmp_path / "9999")
+  told = []
+  with Checkpoints(tmp_path, on_fallback=told.append) as checkpoints:
+    states.assert_is(checkpoints.restore(states.LIKE), 2)
+  assert len(told) == 1 and "9999: the checkpoint is damaged: manifest.json is of step 1: this is a copy" in told[0]
+
+
+def test_names_that_are_no_steps_are_left_alone(tmp_path):
+  saved_in(tmp_path, 5)
+  for name in ("007", "\u00b2", "\u0663", "notes"):
+    (tmp_path / name).mkdir()
+  for name in ("x.partial", "9", "7.partial"):
+    (tmp_path / name).write_text("mine")
+  with Checkpoints(tmp_path) as checkpoints:
+    assert checkpoints.steps() == [5]
+    states.assert_is(checkpoints.restore(states.LIKE), 5)
+    with pytest.raises(SaveError, match="9: the checkpoint could not be saved .*; that of step 5 is intact"):
+      checkpoints.save(states.state(9), wait=True)
+  assert (tmp_path / "9").read_text() == (tmp_path / "7.partial").read_text() == "mine"
+
+
+def test_what_cannot_be_removed_at_the_start_is_one_error(tmp_path, monkeypatch):
+  saved_in(tmp_path, 5)
+  (tmp_path / "6.partial").mkdir()
+
+  def refuse(path, *args, **kwargs):
+    raise PermissionError(1, "Operation not permitted", str(path))
+
+  monkeypatch.setattr(shutil, "rmtree", refuse)
+  with pytest.raises(WorkdirError, match="6.partial cannot be made or removed .Operation not permitted") as info:
+    Checkpoints(tmp_path)
+  assert_one_sentence(info.value)
+
+
+def test_a_blocked_removal_says_which_checkpoint_stays_and_which_is_saved(tmp_path, monkeypatch):
+  saved_in(tmp_path, 1, 2)
+  whole = pathlib.Path.rename
+
+  def rename(self, target):
+    if self.name == "1":
+      raise PermissionError(1, "Operation not permitted", str(self))
+    return whole(self, target)
+
+  monkeypatch.setattr(pathlib.Path, "rename", rename)
+  with Checkpoints(tmp_path) as checkpoints, pytest.raises(SaveError) as info:
+    checkpoints.save(states.state(3), wait=True)
+  assert f"{tmp_path / '1'}: the old checkpoint could not be removed" in str(info.value)
+  assert "that of step 3 is saved" in str(info.value)
+  assert Checkpoints(tmp_path).steps() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("made_again", [False, True])
+def test_a_folder_that_was_moved_stops_the_run_and_is_not_made_again(tmp_path, made_again):
+  folder = tmp_path / "run" / "checkpoints"
+  with Checkpoints(folder) as checkpoints:
+    checkpoints.save(states.state(1), wait=True)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    if made_again:
+      folder.mkdir(parents=True)
+    with pytest.raises(SaveError, match="the work folder was moved or removed during the run") as info:
+      checkpoints.save(states.state(2), wait=True)
+  assert_one_sentence(info.value)
+  assert folder.exists() == made_again and not list(folder.glob("*"))
+  states.assert_is(Checkpoints(tmp_path / "moved" / "checkpoints").restore(states.LIKE), 1)
+
+
+def test_logs_are_on_the_disk_before_the_checkpoint_that_knows_them(tmp_path, monkeypatch):
+  journal, calls = Journal(tmp_path / "metrics.jsonl", upto=0), []
+  journal.write(step=3, loss=1.0)
+  monkeypatch.setattr(journal, "flush", lambda: calls.append(sorted(path.name for path in (tmp_path / "c").iterdir())))
+  with Checkpoints(tmp_path / "c") as checkpoints:
+    checkpoints.save(states.state(3), logs=(journal,), wait=True)
+    journal.write(step=4, loss=2.0)
+    assert calls == [["3.partial"]]
+    checkpoints.restore(states.LIKE)
+    assert checkpoints.logs == manifest.read(tmp_path / "c" / "3")["logs"]
+    assert checkpoints.logs["metrics.jsonl"]["lines"] == 1
+
+
+def test_a_run_says_that_its_log_was_lost_and_takes_no_checkpoint_of_another(tmp_path):
+  config = tiny.config("ce_digits", epochs=2, backbone=tiny.ONE_CONV, steps_per_call=1)
+  tiny.run(config, tmp_path / "c")
+  for name in ("a", "b"):
+    with pytest.raises(train.Interrupted):
+      tiny.run(config, tmp_path / name, stop_after=7)
+  (tmp_path / "a" / "representation" / "metrics.jsonl").unlink()
+  tiny.run(config, tmp_path / "a")
+  assert Events(tmp_path / "a" / "events.jsonl").counts() == dict(log_losses=1)
+  shutil.copytree(tmp_path / "a" / "representation" / "checkpoints" / "10",
+                  tmp_path / "b" / "representation" / "checkpoints" / "10")
+  tiny.run(config, tmp_path / "b")
+  assert Events(tmp_path / "b" / "events.jsonl").counts() == dict(checkpoint_fallbacks=1)
+  assert tiny.log(tmp_path / "b", "representation") == tiny.log(tmp_path / "c", "representation")
 
 
 def all_finite(tree) -> bool:

@@ -1,6 +1,6 @@
-"""One run by one process, then by four, by one and by two: the run that one process never interrupts.
+"""One run by one process, then by four, then by two: the run that one process never interrupts.
 
-`python -m tests.test_elastic` is what the processes run.
+`python -m tests.test_elastic` is what the processes run; one process alone is this one.
 """
 
 import json
@@ -8,7 +8,9 @@ import pathlib
 import signal
 import sys
 import time
+from unittest import mock
 
+import jax
 import numpy as np
 import pytest
 
@@ -16,11 +18,12 @@ from ltjax import main, train
 from ltjax.distributed import processes
 from ltjax.stage import Stage
 from tests import tiny
+from tests.faults.runs import environment
 from tests.processes import Processes
 
 STEPS = 5  # of each of two stages
-# How many processes, and after how many steps of them one is asked to stop: the one with the number that follows.
-PARTS = ((1, 3, 0), (4, 1, 2), (1, 3, 0), (2, None, 0))
+# The number of processes, the number of steps after which one of them is asked to stop, and which one that is.
+PARTS = ((1, 3, 0), (4, 3, 2), (2, None, 0))
 
 
 def config():
@@ -30,11 +33,8 @@ def config():
                      steps_per_call=1, representation__lr=slow, classifier__lr=slow)
 
 
-def work(workdir: pathlib.Path, stop_after: int | None, who: int) -> None:
-  """`main.run`; prints which examples this process had, and how it ended."""
-  processes.start()
-  import jax
-
+def work(workdir: pathlib.Path, stop_after: int | None, who: int) -> dict:
+  """`main.run`; returns which examples this process had, and how it ended."""
   seen, batches = [], Stage.batches
 
   def recorded(self, first, count):
@@ -47,30 +47,39 @@ def work(workdir: pathlib.Path, stop_after: int | None, who: int) -> None:
   def stop():
     return next(calls) >= (stop_after or 10**9) and jax.process_index() == who
 
-  Stage.batches, ended = recorded, "finished"
-  try:
-    main.run(config(), workdir, stop)
-  except train.Interrupted:
-    ended = "stopped"
-  print(json.dumps(dict(seen=seen, ended=ended, processes=jax.process_count())))
-  processes.leave(0, ended)
+  ended = "finished"
+  with mock.patch.object(Stage, "batches", recorded):
+    try:
+      main.run(config(), workdir, stop)
+    except train.Interrupted:
+      ended = "stopped"
+  return json.loads(json.dumps(dict(seen=seen, ended=ended, processes=jax.process_count())))
 
 
-def part(workdir: pathlib.Path, count: int, stop_after: int | None, who: int) -> list[dict]:
+def part(workdir: pathlib.Path, count: int, stop_after: int | None, who: int, cache: pathlib.Path) -> list[dict]:
   """What each of `count` processes says of its part of the run."""
+  if count == 1:
+    return [work(workdir, stop_after, who)]
   with Processes(["tests.test_elastic", str(workdir), str(stop_after or 0), str(who)], count,
-                 each=[{}] if count == 1 else None) as run:
+                 environment=environment(cache)) as run:
     ended = run.all_ended(200)
   assert [process.code for process in ended] == [0] * count, [process.err[-2000:] for process in ended]
   return [json.loads(process.out.splitlines()[-1]) for process in ended]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-  """(the uninterrupted run's folder and answer, the other's folder and answers part by part)."""
-  whole, parts = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("parts")
-  (straight,) = part(whole, 1, None, 0)
-  return whole, straight, parts, [part(parts, *arguments) for arguments in PARTS]
+def cache(tmp_path_factory):
+  """Compiled programs, for all runs of these tests."""
+  return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, cache, no_pictures):
+  """(folder and answer of the uninterrupted run, folder and answers part by part of the other one)."""
+  complete, parts = tmp_path_factory.mktemp("complete"), tmp_path_factory.mktemp("parts")
+  with tiny.shared_compilations():
+    straight = work(complete, None, 0)
+    return complete, straight, parts, [part(parts, *arguments, cache) for arguments in PARTS]
 
 
 def test_the_parts_are_what_the_test_is_about(runs):
@@ -92,15 +101,15 @@ def test_the_examples_are_the_same_in_the_same_order(runs):
 
 
 def test_losses_are_equal_up_to_rounding_and_counts_are_equal(runs):
-  whole, _, parts, _ = runs
+  complete, _, parts, _ = runs
   for stage in ("representation", "classifier"):
-    expected, found = tiny.log(whole, stage), tiny.log(parts, stage)
+    expected, found = tiny.log(complete, stage), tiny.log(parts, stage)
     assert [line["step"] for line in found] == [line["step"] for line in expected]
     assert [line.get("test") for line in found] == [line.get("test") for line in expected]
     losses = [[line["loss"] for line in lines if "loss" in line] for lines in (expected, found)]
     assert len(set(losses[0])) == STEPS
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
-  results = [json.loads((folder / "results.json").read_text()) for folder in (whole, parts)]
+  results = [json.loads((folder / "results.json").read_text()) for folder in (complete, parts)]
   assert results[0]["final"] == results[1]["final"]
   assert [found["hardware"]["processes"] for found in results] == [1, 2]
 
@@ -112,11 +121,11 @@ def test_logs_are_written_once(runs):
     assert len(lines) == len(set(lines))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_to_one_process_stops_all_of_them_with_everything_saved(tmp_path, number):
-  workdir = tmp_path / "run"
-  with Processes(["ltjax.main", "--config=configs/ce_digits.py", f"--workdir={workdir}", "--config.backbone.depth=8",
-                  "--config.representation.epochs=1000", "--config.log_every_steps=1"], 2) as run:
+def test_a_signal_to_one_process_stops_all_of_them_with_everything_saved(tmp_path, cache):
+  number, workdir = signal.SIGTERM, tmp_path / "run"
+  with Processes(["ltjax.main", "--config=configs/ce_digits.py", f"--workdir={workdir}",
+                  "--config.backbone=dict(name='tests.tiny:OneConv')", "--config.representation.epochs=1000",
+                  "--config.log_every_steps=1"], 2, environment=environment(cache)) as run:
     log = workdir / "representation" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (log.exists() and log.read_text()):
@@ -131,4 +140,7 @@ def test_a_signal_to_one_process_stops_all_of_them_with_everything_saved(tmp_pat
 
 
 if __name__ == "__main__":
-  work(pathlib.Path(sys.argv[1]), int(sys.argv[2]) or None, int(sys.argv[3]))
+  processes.start()
+  answer = work(pathlib.Path(sys.argv[1]), int(sys.argv[2]) or None, int(sys.argv[3]))
+  print(json.dumps(answer))
+  processes.leave(0, answer["ended"])

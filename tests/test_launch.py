@@ -101,7 +101,7 @@ def test_a_wrong_command_line_is_refused_in_one_sentence(script, args, words):
 # local.sh
 
 READY = 'echo "ready $LTJAX_PROCESS_ID"\n'
-SAVES = """for name in INT TERM USR1; do trap "count=\\$((count + 1)); got=$name" $name; done
+SAVES = """for name in INT TERM USR1 HUP; do trap "count=\\$((count + 1)); got=$name" $name; done
 echo "ready $LTJAX_PROCESS_ID"
 for ((i = 0; i < 500; i++)); do [[ -z $got ]] && sleep 0.02 || break; done
 sleep 0.3
@@ -114,7 +114,7 @@ def start(path, processes):
   env = {**os.environ, "JAX_PLATFORMS": "cpu", "PATH": f"{path}{os.pathsep}{os.environ['PATH']}"}
   # Tests that were started in the background have SIGINT ignored, and no shell can trap what it was started to ignore.
   started = subprocess.Popen(
-      ["env", "--default-signal=INT", LAUNCH / "local.sh", f"--processes={processes}", *AFTER], env=env, text=True,
+      ["env", "--default-signal=INT,HUP", LAUNCH / "local.sh", f"--processes={processes}", *AFTER], env=env, text=True,
       stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
   lines = [started.stdout.readline() for _ in range(processes)]
   assert sorted(re.sub(r"^\[\d+\] ", "", line) for line in lines) == [f"ready {i}\n" for i in range(processes)]
@@ -181,7 +181,8 @@ def test_local_exit_code(tmp_path, codes, expected):
 
 
 @pytest.mark.parametrize("number, whole_group", [
-    (signal.SIGTERM, False), (signal.SIGINT, False), (signal.SIGUSR1, False), (signal.SIGINT, True)])
+    (signal.SIGTERM, False), (signal.SIGINT, False), (signal.SIGUSR1, False), (signal.SIGHUP, False),
+    (signal.SIGINT, True)])
 def test_local_passes_a_signal_to_all_once_and_waits(tmp_path, number, whole_group):
   # the whole group is what Ctrl-C in a terminal signals; a second signal would end ltjax.main at once
   started, pids = start(stub_python(tmp_path, SAVES), 3)
@@ -192,6 +193,14 @@ def test_local_passes_a_signal_to_all_once_and_waits(tmp_path, number, whole_gro
   said = [f"saved {i} after 1 {name}" for i in range(3)]
   assert sorted(out.splitlines()) == sorted([said[0], f"[1] {said[1]}", f"[2] {said[2]}"])
   assert not any(alive(pid) for pid in pids.values())
+
+
+def test_local_gives_all_processes_the_same_secret(tmp_path):
+  path = stub_python(tmp_path, 'echo "$LTJAX_TOKEN"')
+  runs = [launch("local.sh", "--processes=2", *AFTER, path=path, **env) for env in ({}, {}, dict(LTJAX_TOKEN="mine"))]
+  tokens = [{line.removeprefix("[1] ") for line in run.stdout.splitlines()} for run in runs]
+  assert [len(found) for found in tokens] == [1, 1, 1] and tokens[0] != tokens[1] and tokens[2] == {"mine"}
+  assert re.fullmatch("[0-9a-f]{32}", *tokens[0])
 
 
 def test_local_waits_for_the_others_of_a_killed_process(tmp_path):
@@ -232,16 +241,18 @@ def test_slurm_shows_the_job():
   assert command == ["sbatch", "--job-name=ltjax", "--nodes=2", "--gpus-per-node=4", "--ntasks-per-node=4",
                      "--cpus-per-task=4", "--time=24:00:00", "--signal=USR1@120", "--requeue", "--open-mode=append",
                      "--partition=p"]
-  srun = shlex.split(script.splitlines()[2].removesuffix(" || code=$?"))
+  lines = script.splitlines()
+  assert "/dev/urandom" in lines[1] and lines[2:4] == ["export LTJAX_TOKEN", "code=0"]
+  srun = shlex.split(lines[4].removesuffix(" || code=$?"))
   assert srun == ["srun", "--cpus-per-task=4", "--label", "--kill-on-bad-exit=0", "--wait=0", *RUN]
 
 
 @pytest.mark.parametrize("code", [0, 1, 75])
 def test_slurm_requeues_what_was_stopped_and_nothing_else(tmp_path, code):
   program(tmp_path, "sbatch", "SLURM_JOB_ID=7 bash")
-  program(tmp_path, "srun", f'printf "%s\\n" "$@"\nexit {code}')
+  program(tmp_path, "srun", f'printf "%s\\n" "$@"; echo "${{#LTJAX_TOKEN}}" >&2\nexit {code}')
   result = launch("slurm.sh", *SLURM, *AFTER, path=program(tmp_path, "scontrol", 'echo "scontrol $*"'))
-  assert result.returncode == code
+  assert result.returncode == code and result.stderr == "32\n"  # as long as a token is
   lines = result.stdout.splitlines()
   assert lines[4:4 + len(RUN)] == RUN
   assert lines[4 + len(RUN):] == (["scontrol requeue 7"] if code == 75 else [])
@@ -283,10 +294,11 @@ def test_tpu_copy_sends_the_commit_and_installs_it():
 def test_tpu_run_brings_the_arguments_through_every_shell(tmp_path):
   program(tmp_path, "gcloud", 'for word; do [[ $word != --command=* ]] || line=${word#*=}; done\n'
                               'HOME=/home/u USER=u bash -c "$line"')
-  result = launch("tpu.sh", "run", *TPU, *AFTER, path=program(tmp_path, "sudo", 'printf "%s\\n" "$@"'))
+  result = launch("tpu.sh", "run", *TPU, *AFTER, path=program(tmp_path, "sudo", 'printf "%s\\n" "$@"'),
+                  LTJAX_TOKEN="secret")
   assert result.returncode == 0
   lines = result.stdout.splitlines()
-  assert lines[:3] == ["systemd-run", "--unit=ltjax", "--collect"]
+  assert lines[:3] == ["systemd-run", "--unit=ltjax", "--collect"] and "--setenv=LTJAX_TOKEN=secret" in lines
   assert {"--property=SuccessExitStatus=75", "--uid=u", "--working-directory=/home/u/ltjax"} < set(lines)
   main = lines[lines.index("/home/u/ltjax/.venv/bin/python") + 1:]
   assert [word.replace("$$", "$") for word in main] == RUN[1:]  # as systemd reads them
@@ -307,7 +319,7 @@ def test_tpu_logs_stop_delete():
 
 
 def rendered(*args):
-  result = launch("kubernetes.sh", "render", *KUBERNETES, *args, *AFTER)
+  result = launch("kubernetes.sh", "render", *KUBERNETES, *args, *AFTER, LTJAX_TOKEN="secret")
   assert result.returncode == 0, result.stderr
   assert "${" not in result.stdout
   return list(yaml.safe_load_all(result.stdout))
@@ -333,7 +345,8 @@ def test_kubernetes_manifest():
   assert container["image"] == "an/image:1" and container["name"] == "ltjax"
   args = [word.replace("$$", "$") for word in container["args"]]  # as Kubernetes reads them
   assert container["command"] + args == RUN
-  address, processes, number = container["env"]
+  address, processes, token, number = container["env"]
+  assert token == dict(name="LTJAX_TOKEN", value="secret")
   assert address == dict(name="LTJAX_COORDINATOR", value=f"lt-{workers['name']}-0-0.lt:8476")
   assert processes == dict(name="LTJAX_PROCESSES", value="2")
   assert number["name"] == "LTJAX_PROCESS_ID" and "job-completion-index" in number["valueFrom"]["fieldRef"]["fieldPath"]
@@ -354,7 +367,8 @@ def test_kubernetes_accelerators():
 
 
 def test_kubernetes_shows_its_commands():
-  result = launch("kubernetes.sh", "apply", *KUBERNETES, *GPUS, "--namespace=m", "--dry-run", *AFTER)
+  result = launch("kubernetes.sh", "apply", *KUBERNETES, *GPUS, "--namespace=m", "--dry-run", *AFTER,
+                  LTJAX_TOKEN="secret")
   command, manifest = split_input(result.stdout)
   assert command == ["kubectl", "--namespace=m", "apply", "--filename=-"]
   assert list(yaml.safe_load_all(manifest)) == rendered(*GPUS)

@@ -54,21 +54,45 @@ def test_a_second_run_is_refused_with_the_first_ones_name_until_it_ends(tmp_path
 
 
 def test_of_many_at_once_one_gets_it(tmp_path):
-  tried = [hold(tmp_path / "run") for _ in range(6)]
+  tried = [hold(tmp_path / "run") for _ in range(4)]
   try:
     lines = [process.stdout.readline() for process in tried]
   finally:
     for process in tried:
       process.communicate(timeout=30)
-  assert sorted(lines) == [""] * 5 + ["held\n"]
-  assert sorted(process.returncode for process in tried) == [0] + [1] * 5
+  assert sorted(lines) == [""] * 3 + ["held\n"]
+  assert sorted(process.returncode for process in tried) == [0] + [1] * 3
+
+
+def test_a_second_run_is_refused_although_the_lock_file_was_removed(tmp_path):
+  with WorkdirLock(tmp_path):
+    (tmp_path / lock.NAME).unlink()
+    with pytest.raises(WorkdirError, match="is in use by another run"), WorkdirLock(tmp_path):
+      pass
+  with WorkdirLock(tmp_path):
+    pass
+
+
+def test_a_folder_that_only_its_files_lock(tmp_path, monkeypatch):
+  def flock(descriptor, *args):  # as NFS has it
+    if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+      raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    return whole(descriptor, *args)
+
+  whole = fcntl.flock
+  monkeypatch.setattr(fcntl, "flock", flock)
+  refused = pytest.raises(WorkdirError, match=f"is in use by another run: process {os.getpid()} ")
+  with WorkdirLock(tmp_path), refused, WorkdirLock(tmp_path):
+    pass
+  with WorkdirLock(tmp_path):
+    pass
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
 def test_a_holder_that_has_not_signed(tmp_path, content):
   with WorkdirLock(tmp_path):
     (tmp_path / lock.NAME).write_text(content)
-    with pytest.raises(WorkdirError, match="another run, which has not said which"), WorkdirLock(tmp_path):
+    with pytest.raises(WorkdirError, match="another run, of which the lock file says nothing"), WorkdirLock(tmp_path):
       pass
 
 
@@ -96,6 +120,6 @@ def test_a_folder_that_cannot_be_locked(tmp_path, monkeypatch, capsys):
       pass
   monkeypatch.setattr(fcntl, "flock", fail(errno.ENOTSUP))
   with WorkdirLock(tmp_path):
-    assert "knows no locks" in capsys.readouterr().err
+    assert "has no locks" in capsys.readouterr().err
   with WorkdirLock(tmp_path), WorkdirLock(tmp_path):
-    assert "see to it that no other run uses" in capsys.readouterr().err
+    assert "make sure that no other run uses" in capsys.readouterr().err

@@ -4,9 +4,10 @@ import sys
 from collections.abc import Sequence
 
 from ltjax import main as program
-from ltjax.distributed import signals
+from ltjax.distributed import console, signals
 
 
 def main(arguments: Sequence[str]) -> None:
   """The command line."""
+  console.protect()
   sys.exit(program.main(list(arguments), signals.StopRequest()))

@@ -1,12 +1,13 @@
-"""Runs of several processes: their start, what process 0 tells the others, and the moment when all of them stop.
+"""Runs of several processes: how they start, what process 0 sends to the others, and how all stop at the same step.
 
-Local processes and Kubernetes say who they are by LTJAX_COORDINATOR=host:port, LTJAX_PROCESSES=N and
+Local processes and those of Kubernetes learn their place from LTJAX_COORDINATOR=host:port, LTJAX_PROCESSES=N and
 LTJAX_PROCESS_ID=0..N-1; Slurm steps and TPU pods are recognised. Only process 0 touches the work folder.
 """
 
 import collections
 import math
 import os
+import re
 import sys
 import threading
 import time
@@ -16,54 +17,72 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax._src import distributed
 from jax.experimental import multihost_utils
 
-from ltjax.distributed import console, sharding
-from ltjax.distributed.rendezvous import meet
+from ltjax.distributed import sharding, signals
+from ltjax.distributed.rendezvous import local_address, meet
 from ltjax.distributed.watchdog import FAILED, Timing, Watch
 from ltjax.errors import ConfigError, LtjaxError
 
 _NAMES = ("LTJAX_COORDINATOR", "LTJAX_PROCESSES", "LTJAX_PROCESS_ID")
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
-_CHUNK = 2**24  # bytes of a broadcast that are on the devices at a time
+_CHUNK = 2**24  # bytes of an array that are sent at a time
 _EXPLAIN = 8.0  # seconds: more than the watch takes to name a process that has ended
+_SILENT = 8.0  # seconds after which a process is worth naming: four beats
 _watch: Watch | None = None  # like JAX's own state, one for the process
 
 
 def start(environment: Mapping[str, str] = os.environ, *, init_timeout: float = 300) -> None:
-  """Joins this process to the others of its run, if there are any; to be called before JAX has a backend.
+  """Joins this process to the others of its run, if there are any; call it before JAX has a backend.
 
-  LTJAX_HEARTBEAT (20) is after how many seconds of silence a process is given up, LTJAX_STALL (1800) after how many
-  without progress this one is, LTJAX_INIT_TIMEOUT how long all are waited for, in place of `init_timeout`.
+  LTJAX_HEARTBEAT (20) is the number of seconds of silence after which a process counts as lost, LTJAX_STALL (1800) the
+  number without progress after which this process ends the run, and LTJAX_INIT_TIMEOUT replaces `init_timeout`, the
+  number for which a process waits for all others. LTJAX_TOKEN is a secret that all processes of the run share.
 
   Raises:
-    ConfigError: the environment names processes incompletely.
+    ConfigError: the environment describes the processes incompletely, or switches compilation off.
     MissingProcess: not all have come in time, or one has ended meanwhile.
   """
   global _watch
+  if jax.config.jax_disable_jit:
+    raise ConfigError("JAX_DISABLE_JIT: ltjax trains with compiled steps only; unset it, and look into a step with "
+                      "`python -m ltjax debug_step`")
   init_timeout = _seconds(environment, "LTJAX_INIT_TIMEOUT", init_timeout)
-  place = _named(environment) or _recognised(environment, init_timeout)
-  if not place or place[1] == 1:
+  found = _named(environment) or _recognised(environment, init_timeout)
+  if not found or found[1] == 1:
     return
   heartbeat = _seconds(environment, "LTJAX_HEARTBEAT", 20.0)
   timing = Timing(min(2.0, heartbeat / 5), heartbeat, _seconds(environment, "LTJAX_STALL", 1800.0))
-  address, count, number, devices = place
-  _watch = meet(address, number, count, timing, init_timeout)
-  # All are there: whoever is lost from here on is named by the watch, before JAX aborts.
+  address, count, number, devices = found
+  _watch = meet(address, number, count, timing, init_timeout, environment.get("LTJAX_TOKEN", ""))
+  signals.tell_others = lambda sentence: _watch.stop(f"process {number} was asked to stop: {sentence}")
+  # All are there: from here on the watch names whoever is lost, before JAX aborts.
   late = math.ceil(heartbeat) + 10
-  # It would take SIGTERM for itself, which is ours to answer.
+  # The service would take SIGTERM for itself.
   jax.config.update("jax_enable_preemption_service", False)
+  host, port = address.rsplit(":", 1)
+  own = local_address(host.strip("[]")) if number == 0 else ""
+  bind = f"{f'[{own}]' if ':' in own else own}:{port}" if own else None  # None: all addresses
   jax.distributed.initialize(address, count, number, local_device_ids=devices, cluster_detection_method="deactivate",
-                             initialization_timeout=2 * late, heartbeat_timeout_seconds=late)
-  # Gloo gives a peer 30 s to come to the first collective, which on a busy machine is too short: all come to it
-  # together, after a meeting that waits as long as the start does.
-  distributed.global_state.client.wait_at_barrier("ltjax start", int(1000 * init_timeout))
-  multihost_utils.sync_global_devices("ltjax start")
+                             coordinator_bind_address=bind, initialization_timeout=math.ceil(init_timeout),
+                             heartbeat_timeout_seconds=late)
+  _connect()
+
+
+def _connect() -> None:
+  """Runs a first sum over all devices, for which all processes are waiting by now.
+
+  The first one connects the processes, and Gloo gives up after 30 seconds if another is late for that. In the run
+  itself a process may well be late, as each compiles for as long as it takes; once connected, they wait for each other.
+  """
+  mesh = sharding.data_mesh()
+  rows = sharding.place(np.ones(len(mesh.local_devices), np.float32), mesh)
+  gather(None)
+  jax.block_until_ready(jax.jit(jnp.sum, out_shardings=sharding.replicated(mesh))(rows))
 
 
 def _named(environment: Mapping[str, str]) -> tuple | None:
-  """(address, processes, number, None) of the environment variables."""
+  """(address, processes, number, None) from the environment variables; None where they are not set."""
   given = {name: environment[name] for name in _NAMES if environment.get(name)}
   if not given:
     return None
@@ -75,14 +94,14 @@ def _named(environment: Mapping[str, str]) -> tuple | None:
   if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
     raise ConfigError(f"LTJAX_COORDINATOR: expected host:port of process 0, as in 10.0.0.1:1234, got {address!r}")
   if not count.isdecimal() or int(count) < 1:
-    raise ConfigError(f"LTJAX_PROCESSES: expected how many processes there are, got {count!r}")
+    raise ConfigError(f"LTJAX_PROCESSES: expected the number of processes, got {count!r}")
   if not number.isdecimal() or int(number) >= int(count):
     raise ConfigError(f"LTJAX_PROCESS_ID: expected 0 to {int(count) - 1}, got {number!r}")
   return address, int(count), int(number), None
 
 
 def _recognised(environment: Mapping[str, str], timeout: float) -> tuple | None:
-  """(address, processes, number, ids of local devices) of a Slurm step or a TPU pod, as JAX sees it."""
+  """(address, processes, number, ids of local devices) of a Slurm step or a TPU pod; None elsewhere."""
   if all(name in environment for name in _SLURM) and environment["SLURM_NTASKS"] != "1":
     method = "slurm"
   elif environment.get("TPU_ML_PLATFORM") != "JAX" or "tpu" not in environment.get("JAX_PLATFORMS", "tpu"):
@@ -93,8 +112,8 @@ def _recognised(environment: Mapping[str, str], timeout: float) -> tuple | None:
     method = "gcetpu"
   else:
     return None
-  # The only use of what JAX keeps to itself: jax.distributed.initialize() does the same, but does not say where it will
-  # wait, so that nobody else could wait there and see who does not come.
+  # Our only use of a private part of JAX. jax.distributed.initialize() does the same, but does not say where it waits;
+  # we need to know, to wait there first and name whoever does not come.
   from jax._src import clusters
 
   return clusters.ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, method, math.ceil(timeout))
@@ -119,41 +138,40 @@ def is_first() -> bool:
 
 
 def report_progress(phase: str) -> None:
-  """The main thread has got to `phase`, as in "representation step 120": progress, which costs nothing to report."""
+  """Tells the watch that the main thread has reached `phase`, as in "representation step 120"; costs nothing."""
   if _watch:
     _watch.report_progress(phase)
 
 
-def find_lost() -> None:
-  """After an error that the loss of another process may have caused: does not return where one is lost.
+def find_lost(error: Exception) -> str:
+  """Call it after an `error` that the loss of another process may have caused; does not return if one is lost.
 
-  A collective fails at once where a connection closes, as a ValueError or JaxRuntimeError; a moment later the watch
-  knows whose it was, says so and ends this process. It returns after some seconds where all are there.
+  A collective fails as soon as a connection closes, as a ValueError or JaxRuntimeError; a moment later the watch knows
+  whose it was, says so and ends this process. If all are there, this returns after some seconds: a sentence, to be
+  printed before exit code 69, if a collective gave up waiting for a slow or paused process; "" if `error` has another
+  cause.
   """
-  if _watch:
-    time.sleep(_EXPLAIN)
-
-
-def protect_output() -> None:
-  """Keeps a closed pipe or a full disk behind standard output from ending a run."""
-  console.protect()
-
-
-def are_several() -> bool:
-  """Whether this process has joined others."""
-  return _watch is not None
+  if not _watch:
+    return ""
+  late = _watch.unheard(_SILENT)
+  time.sleep(_EXPLAIN)
+  if re.search("[Gg]loo|DEADLINE_EXCEEDED|[Tt]imed out", str(error)):
+    return (f"a sum over all processes failed ({' '.join(str(error).split())[:200]}), as one of them came too late for "
+            f"it{f': {late}' if late else ''}; the newest checkpoint is intact: run the same command on all processes "
+            "again to continue")
+  return ""
 
 
 def leave(code: int, words: str) -> None:
-  """This process is about to exit with `code`; `words` tell the others why, where they are not "finished" or "stopped".
+  """Call it before this process exits with `code`; `words` tell the others why, unless it is finished or stopped.
 
-  Waits for the others where all is well, and does not return where it is not.
+  Waits for the others if all is well, and does not return otherwise.
   """
   if not _watch:
     return
   well = code in (0, 75)
   if _watch.leave(words if well else FAILED + words):
-    # Nobody misses this process any more; what JAX still has to say to the others must not keep it.
+    # Nobody misses this process any more, so JAX's own farewell must not delay it for long.
     timer = threading.Timer(20.0, _exit, (code,))
     timer.daemon = True
     timer.start()
@@ -173,13 +191,13 @@ def _exit(code: int) -> None:
 
 
 def from_first(function: Callable[[], Any]) -> Any:
-  """Calls `function` on process 0 alone and gives its result to all processes.
+  """Calls `function` on process 0 alone and returns its result on all processes.
 
-  It returns dicts with string keys, lists and tuples of JSON's values and arrays; arrays come as NumPy's.
+  The result consists of dicts with string keys, lists, tuples, JSON's values and arrays; arrays arrive as NumPy arrays.
 
   Raises:
-    LtjaxError: the same, of the same class, on all processes; where `function` raises something else, process 0 raises
-      that, and the others say so.
+    LtjaxError: raised by `function`, and then by all processes; for any other error, process 0 raises it and the others
+      an LtjaxError that quotes it.
   """
   if not _watch:
     return function()
@@ -201,7 +219,7 @@ def from_first(function: Callable[[], Any]) -> Any:
 
 
 def gather(value: Any) -> list:
-  """`value` of every process, on all of them: what JSON can hold, without arrays; to be called by all."""
+  """The `value` of every process, on all of them, which all call it; JSON's values, without arrays."""
   if not _watch:
     return [value]
   if not is_first():
@@ -210,7 +228,7 @@ def gather(value: Any) -> list:
 
 
 def _pack(value: Any, arrays: list[np.ndarray]) -> dict:
-  """A description of `value` in JSON, without the arrays in it, which are appended to `arrays`."""
+  """A description of `value` in JSON; the arrays in it are appended to `arrays` instead."""
   if isinstance(value, Mapping):
     return dict(mapping={key: _pack(item, arrays) for key, item in value.items()})
   if isinstance(value, list | tuple):
@@ -233,7 +251,7 @@ def _unpack(packed: dict, arrays: Iterator[np.ndarray]) -> Any:
 
 
 def _specs(packed: dict) -> list[tuple]:
-  """(type, shape) of the arrays of a description, in order."""
+  """(type, shape) of each array of a description, in order."""
   (kind, value), = packed.items()
   if kind == "array":
     return [(np.dtype(value[0]), tuple(value[1]))]
@@ -242,22 +260,22 @@ def _specs(packed: dict) -> list[tuple]:
 
 
 def _shared(arrays: list[np.ndarray], specs: list[tuple]) -> list[np.ndarray]:
-  """The arrays of process 0, byte by byte, on all processes, which know their types and shapes."""
-  # Bytes, since what sums the processes' values would turn -0.0 into 0.0; each array aligned to 64 of them.
+  """The arrays of process 0 on all processes, which know their types and shapes."""
+  # As bytes, because JAX sends by summing the processes' values, which turns -0.0 into 0.0; each array aligned to 64.
   sizes = [math.prod(shape) * kind.itemsize for kind, shape in specs]
   starts = np.cumsum([0, *(math.ceil(size / 64) * 64 for size in sizes)])
-  whole = np.zeros(starts[-1], np.uint8)
-  parts = [whole[start : start + size] for start, size in zip(starts, sizes, strict=False)]
+  joined = np.zeros(starts[-1], np.uint8)
+  parts = [joined[start : start + size] for start, size in zip(starts, sizes, strict=False)]
   for part, array in zip(parts, arrays, strict=False):
     part[:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-  for first in range(0, len(whole), _CHUNK):
+  for first in range(0, len(joined), _CHUNK):
     with jax.transfer_guard("allow"):
-      whole[first : first + _CHUNK] = multihost_utils.broadcast_one_to_all(whole[first : first + _CHUNK])
+      joined[first : first + _CHUNK] = multihost_utils.broadcast_one_to_all(joined[first : first + _CHUNK])
   return [part.view(kind).reshape(shape) for part, (kind, shape) in zip(parts, specs, strict=True)]
 
 
 def _error_class(name: str) -> type[LtjaxError]:
-  """The error of ours of that name, or their base."""
+  """The subclass of LtjaxError with that name, or LtjaxError."""
   known, found = [LtjaxError], {}
   while known:
     error = known.pop()
@@ -270,27 +288,27 @@ def _error_class(name: str) -> type[LtjaxError]:
 
 
 class Agreement:
-  """Whether any process has been asked to stop, known to all at the same step, without waiting for the devices.
+  """Tells all processes at the same step whether any of them has been asked to stop, without waiting for the devices.
 
-  One object serves all loops of a run. It also keeps the host at most `lag` calls ahead of the devices, so that a
-  request is answered soon.
+  One object serves all loops of a run. It also keeps the host at most `lag` calls ahead of the devices, so that the
+  answer to a request comes soon.
   """
 
   def __init__(self, asked: Callable[[], bool], mesh: jax.sharding.Mesh):
-    """`asked` says whether this process has been asked."""
+    """`asked` returns whether this process has been asked to stop."""
     self._asked, self._pending, self._stop = asked, collections.deque(), False
     local = len(mesh.local_devices)
     self._flags = {flag: sharding.place(np.full(local, flag), mesh) for flag in (False, True)}
-    # Unused, `after` still has to be there before this can run.
+    # Although `after` is unused, this cannot run before it is there.
     self._any = jax.jit(lambda flags, after: jnp.any(flags), keep_unused=True,
                         out_shardings=sharding.replicated(mesh))
 
   def __call__(self, after: jax.Array, *, lag: int = 2) -> bool:
-    """Whether the run stops now; to be called by all processes after the same steps.
+    """Whether the run stops now; all processes call it after the same steps.
 
     Args:
-      after: what the step has computed, an array of any shape on all devices.
-      lag: the answer is that of so many calls ago, which is known by then; 0 waits for the one of this call.
+      after: a result of the step, an array of any shape on all devices.
+      lag: the answer is the one of this many calls ago, which is known by now; 0 waits for that of this call.
     """
     asked = bool(self._asked())
     self._pending.append(self._any(self._flags[asked], after))

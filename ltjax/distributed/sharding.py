@@ -1,4 +1,4 @@
-"""One mesh axis, "data": the state is on every device, a batch is split over them."""
+"""One mesh axis, "data": the state is replicated on every device, a batch is split over them."""
 
 import functools
 
@@ -10,7 +10,7 @@ from ltjax.errors import ConfigError
 
 
 def data_mesh() -> Mesh:
-  """A mesh over all devices of all processes, those of each side by side, which the devices of a TPU pod are not."""
+  """A mesh over all devices of all processes, sorted by process, as the devices of a TPU pod are not."""
   return Mesh(np.array(sorted(jax.devices(), key=lambda device: (device.process_index, device.id))), ("data",))
 
 
@@ -25,21 +25,21 @@ def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
 
 
 def local_rows(mesh: Mesh, size: int) -> slice:
-  """The rows of an array of `size` rows that lie on this process's devices when it is split."""
+  """The rows of an array of `size` rows that this process's devices hold when it is split."""
   spans = [rows.indices(size) for rows, in split(mesh).addressable_devices_indices_map((size,)).values()]
   return slice(min(start for start, _, _ in spans), max(stop for _, stop, _ in spans))
 
 
 def place(rows, mesh: Mesh, axis: int = 0):
-  """The arrays whose dimension `axis` is split over the devices, from this process's rows of it."""
+  """Arrays whose dimension `axis` is split over the devices; `rows` are this process's part of them."""
   if jax.process_count() == 1:
     return jax.device_put(rows, split(mesh, axis))
-  with jax.transfer_guard("allow"):  # a placement on purpose, which JAX takes for an accident only here
+  with jax.transfer_guard("allow"):  # unlike device_put, this counts as an implicit transfer
     return jax.tree.map(functools.partial(jax.make_array_from_process_local_data, split(mesh, axis)), rows)
 
 
 def replicate(tree, mesh: Mesh):
-  """The arrays of `tree`, the same in all processes, on every device."""
+  """Copies the arrays of `tree`, which are the same in all processes, to every device."""
   if jax.process_count() == 1:
     return jax.device_put(tree, replicated(mesh))
 
@@ -53,7 +53,7 @@ def replicate(tree, mesh: Mesh):
 
 
 def check_batch(where: str, batch_size: int, devices: int, examples: int) -> None:
-  """Raises where a batch does not fit the data or the devices."""
+  """Raises a `ConfigError` if a batch does not fit the data or the devices."""
   if not 1 <= batch_size <= examples:
     raise ConfigError(f"{where}.batch_size: {batch_size} does not fit {examples} training images; give 1 to {examples}")
   if batch_size % devices:

@@ -1,4 +1,12 @@
-"""SIGTERM, SIGINT, SIGHUP and SIGUSR1: how a run is asked to stop, at any moment, and what it exits with.
+"""How a run is asked to stop, at any moment, by SIGTERM, SIGINT, SIGUSR1 or SIGHUP, and the exit code it then has.
+
+What is promised: the first signal is a request. The loop sees it after the step that it is about to start, waits for
+the calls that the devices already have, however long they take, saves, and exits with 75: no step is lost. While it
+waits it says so every 5 seconds. A run that is not in its loop, as it compiles, has `GRACE` seconds to get there;
+then it ends at its newest checkpoint, because whoever preempts a machine kills soon after. One request often arrives
+more than once: systemd and Slurm signal a launcher and its children, and the launcher passes the signal on. So signals
+within `AGAIN` seconds of the first count as the same request. A later one ends the program without saving, as does
+Ctrl-C pressed again after `AGAIN_BY_HAND` seconds.
 
 Imports nothing that takes time, so that the program can listen before it imports all else.
 """
@@ -10,31 +18,33 @@ import sys
 import threading
 import time
 
-NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 EXIT_STOPPED = 75  # EX_TEMPFAIL: the same command again continues
 GRACE = 25.0  # seconds; who preempts a machine gives it 30
-# Seconds after which a signal is a second one. systemd and Slurm signal every process of a unit, and launchers pass
-# theirs on, so one request comes twice or more at once; a person presses Ctrl-C again after a moment.
-AGAIN = {signal.SIGINT: 1.0}
-AGAIN_OTHERS = 10.0
+AGAIN, AGAIN_BY_HAND = 10.0, 1.0  # seconds
+REPORT = 5.0  # seconds between two reports that the run waits
+
+
+def tell_others(sentence: str) -> None:
+  """Called before this process exits because of a signal; `processes.start` puts another function in its place."""
 
 
 class StopRequest:
-  """Turns the first signal into a request to stop after the step in flight; a second one ends the program at once.
+  """Turns the first signal into a request to stop, as the module describes; a callable that says whether it has come.
 
-  A thread listens, since the main thread may be compiling for minutes. As long as nobody has asked whether to stop,
-  nothing has been trained by this process: then the program ends there and then. Later it ends when it has saved, or
-  after `GRACE` without anybody asking, at the newest checkpoint. A process of several never ends by itself before its
-  first step, since the others would miss it: they all stop together after it (`together`).
+  A thread listens, since the main thread may be compiling for minutes. Until the first call nobody has asked whether to
+  stop, so this process has trained nothing: then a signal ends it at once, and with it the other processes of its run.
   """
 
   def __init__(self):
-    self._signal, self._since, self._asked, self._together = None, 0.0, None, False
+    self._signal, self._since, self._asked = None, 0.0, None
     listener, speaker = socket.socketpair()
     speaker.setblocking(False)
     self._sockets = listener, speaker
     for number in NUMBERS:
-      signal.signal(number, lambda *_: None)  # Python writes the number to the socket, whatever the main thread does
+      # nohup has SIGHUP ignored, so that a run survives its terminal.
+      if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)  # Python writes the number to the socket, whatever the main thread does
     signal.set_wakeup_fd(speaker.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=self._listen, name="signals", daemon=True).start()
 
@@ -42,10 +52,6 @@ class StopRequest:
     """Whether a signal has come."""
     self._asked = time.monotonic()
     return self._signal is not None
-
-  def together(self) -> None:
-    """Says that this process is one of several."""
-    self._together = True
 
   def _listen(self) -> None:
     while True:
@@ -55,26 +61,30 @@ class StopRequest:
 
   def _received(self, number: signal.Signals) -> None:
     if self._signal is not None:
-      if time.monotonic() - self._since < AGAIN.get(number, AGAIN_OTHERS):
-        return
-      print(f"\n{number.name} again: ending without saving", file=sys.stderr, flush=True)
-      os._exit(128 + number)
+      after = time.monotonic() - self._since
+      if after >= (AGAIN_BY_HAND if number == self._signal == signal.SIGINT else AGAIN):
+        print(f"\n{number.name} again: ending without saving", file=sys.stderr, flush=True)
+        os._exit(128 + number)
+      return
     self._signal, self._since = number, time.monotonic()
-    if self._asked is None and not self._together:
+    if self._asked is None:
       self._end(f"{number.name}: stopped before the first step; run the same command again")
-    print(f"\n{number.name}: saving after the steps in flight ...", file=sys.stderr, flush=True)
-    threading.Thread(target=self._wait, args=(self._since,), name="grace", daemon=True).start()
+    again = AGAIN_BY_HAND if number == signal.SIGINT else AGAIN
+    print(f"\n{number.name}: saving after the steps in flight ... (again after {again:.0f} s: end without saving)",
+          file=sys.stderr, flush=True)
+    threading.Thread(target=self._wait, name="grace", daemon=True).start()
 
-  def _wait(self, since: float) -> None:
-    """Ends the program where no step ends within `GRACE`, and says every few seconds that it waits."""
+  def _wait(self) -> None:
+    """Says every few seconds that the run waits, and ends it if no step ends within `GRACE`."""
     while True:
-      time.sleep(min(5.0, GRACE))
-      waited = time.monotonic() - since
-      if (self._asked or 0.0) < since and waited >= GRACE:
+      time.sleep(REPORT)
+      waited = time.monotonic() - self._since
+      if self._asked < self._since and waited >= GRACE:
         self._end(f"{self._signal.name}: no step ended in {GRACE:.0f} s; the run continues from its newest checkpoint")
       print(f"\n{self._signal.name}: {waited:.0f} s, still waiting for the steps in flight and the save",
             file=sys.stderr, flush=True)
 
-  def _end(self, message: str) -> None:
-    print(f"\n{message}", file=sys.stderr, flush=True)
+  def _end(self, sentence: str) -> None:
+    print(f"\n{sentence}", file=sys.stderr, flush=True)
+    tell_others(sentence)
     os._exit(EXIT_STOPPED)

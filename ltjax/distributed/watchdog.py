@@ -1,8 +1,8 @@
-"""Who of a run's processes is missing: each keeps a TCP connection to process 0, apart from all that JAX does.
+"""Finds out which process of a run is missing: each keeps a TCP connection to process 0, apart from all that JAX does.
 
-JAX's own answer to a lost process is an abort or a wait of minutes, neither of which says who it was. Here every
-process says every two seconds what it is doing. One that is killed is known by its closed connection, one that is
-stopped by its silence; then all others end within seconds, with its name and exit code 69. JAX's abort is the backstop.
+JAX answers to a lost process with an abort, or with a wait of minutes, and names nobody. Here every process reports
+every two seconds what it is doing. A closed connection tells of a process that was killed, silence of one that was
+stopped; then all others end within seconds, with its name and exit code 69. JAX's abort is the backstop.
 """
 
 import ctypes
@@ -17,15 +17,18 @@ import threading
 import time
 from typing import Any, NamedTuple
 
+from ltjax.distributed.signals import EXIT_STOPPED
+
 EXIT_MISSING = 69
 FAILED = "failed: "
-_MEND = "The last committed checkpoint is intact: run the same command on all processes again to continue."
+_ADVICE = "The last committed checkpoint is intact: run the same command on all processes again to continue."
 _GRACE = 3.0  # seconds that a process gets to end by itself after another has failed, as by the same wrong config
 _CLOSE = 6.0  # seconds that process 0 stays after it has failed: JAX aborts the others when it goes
+_LONGEST = 2**26  # bytes of a message
 
 
 class Timing(NamedTuple):
-  """Seconds: between beats, of silence, and of a main thread without progress."""
+  """Seconds between beats, of silence, and of a main thread without progress; the last two end the run."""
 
   interval: float
   heartbeat: float
@@ -44,7 +47,10 @@ class Link:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
   def send(self, message: dict, patience: float = -1) -> None:
-    """Sends `message`, if the line is free within `patience` seconds (-1: ever); what is lost is noticed by reading."""
+    """Sends `message` if no other thread is sending for longer than `patience` seconds (-1: forever).
+
+    A lost connection raises nothing here: whoever reads notices it.
+    """
     if self.lock.acquire(timeout=patience):
       try:
         self.connection.sendall(json.dumps(message).encode() + b"\n")
@@ -54,9 +60,12 @@ class Link:
         self.lock.release()
 
   def read(self, receive) -> None:
-    """Calls `receive(message)` with everything that comes until the connection is closed; a thread of its own."""
+    """Calls `receive(message)` with everything that comes until the connection is closed; a thread of its own.
+
+    What is not a message of ours, or is too long, counts as the end of the connection.
+    """
     rest = []
-    while True:
+    while sum(map(len, rest)) <= _LONGEST:
       try:
         data = self.connection.recv(1 << 16)
       except OSError:
@@ -65,14 +74,17 @@ class Link:
         break
       self.heard = time.monotonic()
       *lines, last = data.split(b"\n")
-      for line in lines:
-        receive(json.loads(b"".join((*rest, line))))
-        rest = []
+      try:
+        for line in lines:
+          receive(json.loads(b"".join((*rest, line))))
+          rest = []
+      except (ValueError, RecursionError):
+        break
       rest.append(last)
     self.heard, self.closed = time.monotonic(), True
 
   def trouble(self, heartbeat: float) -> str | None:
-    """What is wrong with the process, in words, once that is sure."""
+    """A sentence about what is wrong with the process, once that is certain."""
     end, silent = self.beat["end"] or "", time.monotonic() - self.heard
     if end.startswith(FAILED):
       return f"{self.name} {end}" if time.monotonic() - self._ended > _GRACE else None
@@ -83,7 +95,7 @@ class Link:
     return None
 
   def take(self, beat: dict) -> bool:
-    """Takes note of a beat; whether it is the last."""
+    """Stores a beat; returns whether it is the last."""
     last = bool(beat["end"]) and not self.beat["end"]
     if last:
       self._ended = time.monotonic()
@@ -92,7 +104,7 @@ class Link:
 
 
 class Watch:
-  """The watch of process `number` of `count`: a thread that beats and judges, and one for each connection."""
+  """Watches over the others for process `number` of `count`: a thread that beats and judges, and one a connection."""
 
   def __init__(self, number: int, count: int, links: list[Link], timing: Timing):
     self.number, self.count, self._timing = number, count, timing
@@ -105,22 +117,22 @@ class Watch:
     threading.Thread(target=self._run, daemon=True, name="watch").start()
 
   def report_progress(self, phase: str) -> None:
-    """The main thread has got to `phase`."""
+    """Takes note that the main thread has reached `phase`."""
     self._beat, self._progress = dict(phase=phase, count=self._beat["count"] + 1, end=None), time.monotonic()
 
   def send(self, value: Any) -> None:
-    """Sends a value of JSON's from process 0 to all others, or from one of them to process 0."""
+    """Sends a JSON value from process 0 to all others, or from one of them to process 0."""
     for link in self._links.values():
       link.send(dict(value=value))
 
   def receive(self, number: int) -> Any:
-    """The next value that process `number` has sent, however long it takes: the watch sees to it that it is alive."""
+    """The next value from process `number`, however long it takes: the watch makes sure that it is alive."""
     return self._links[number].inbox.get()
 
   def leave(self, words: str) -> bool:
-    """Says this process's last words; whether all processes end well.
+    """Sends this process's last words; returns whether all processes end well.
 
-    It waits for the others, as long as they live, unless it has failed.
+    Waits for the others as long as they live, unless this process has failed.
     """
     failed = words.startswith(FAILED)
     self._judging = not failed
@@ -137,9 +149,25 @@ class Watch:
         self._tell(patience=1.0)
         return not closed and not any(beat["end"].startswith(FAILED) for beat in beats)
       elif closed and all(link.beat["end"] for link in links):
-        break  # of one that is closed without a word, the watch speaks
+        break  # the watch speaks of one that has ended without a word
       time.sleep(0.02)
     return False
+
+  def stop(self, sentence: str) -> None:
+    """Tells the others to end with exit code 75, as this process is about to do without another step."""
+    with self._ending:
+      self._judging = False
+      for link in self._links.values():
+        link.send(dict(stopped=sentence), 0.5)
+      # JAX aborts the others when process 0 goes.
+      deadline = time.monotonic() + (0 if self.number else _CLOSE)
+      while time.monotonic() < deadline and not all(link.closed for link in self._links.values()):
+        time.sleep(0.02)
+
+  def unheard(self, seconds: float) -> str:
+    """Names the processes that have been silent for longer than `seconds`; "" if there are none."""
+    return ", ".join(f"{link.name}, silent for {silent:.0f} s" for link in self._links.values()
+                     if (silent := time.monotonic() - link.heard) > seconds)
 
   # -- the threads ----------------------------------------------------------------------------------------------------
 
@@ -151,6 +179,10 @@ class Watch:
           self._tell(patience=1.0)
       if "value" in message:
         link.inbox.put(message["value"])
+      if "stopped" in message and self._judging:
+        print(f"\n{message['stopped']}", file=sys.stderr, flush=True)
+        self.stop(message["stopped"])
+        os._exit(EXIT_STOPPED)
       if "verdict" in message and self._judging:
         self._end(message["verdict"])
 
@@ -163,7 +195,7 @@ class Watch:
       self._tell(patience=0.1)
       time.sleep(self._timing.interval)
       now = time.monotonic()
-      if now - before > 3 * self._timing.interval + 1:  # it was this process that slept
+      if now - before > 3 * self._timing.interval + 1:  # this process slept, not the others
         for link in self._links.values():
           link.heard = now
       before = now
@@ -205,15 +237,15 @@ class Watch:
       if self._judging:
         for link in self._links.values():
           link.send(dict(verdict=sentence, beat=self._beat), 0.5)
-        print(f"error: {sentence} {_MEND}", file=sys.stderr, flush=True)
+        print(f"error: {sentence} {_ADVICE}", file=sys.stderr, flush=True)
         os._exit(EXIT_MISSING)
 
 
 def _delay_aborts() -> None:
-  """JAX aborts within milliseconds of the loss of process 0: lets the watch speak first.
+  """Lets the watch speak first where JAX aborts, within milliseconds of the loss of process 0.
 
-  The thread that aborts sleeps in the handler, which is the C function itself, called with the signal's number, 6, as
-  the seconds; then it aborts.
+  The thread that aborts sleeps in the signal's handler, which is the C function itself. It is called with the signal's
+  number, so it sleeps for 6 seconds; then the thread aborts.
   """
   libc = ctypes.CDLL(None)
   libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)

@@ -1,17 +1,18 @@
-"""The only module that knows Orbax: save, restore, and the bridge from one stage to the next.
+"""Saves and restores the checkpoints of a stage; the only module that knows Orbax.
 
 A checkpoint is a folder named after its step, with two items: `model` (parameters and BatchNorm statistics), which the
 next stage reads, and `training` (step, optimiser, running counts and the log's open window), which only its own stage
-reads. It is written under another name, hashed, flushed, and gets its own name last, by one rename: what has a step's
-name is whole, whatever ended the program. The first process alone writes and reads; the others are told.
+reads. It is written under another name, hashed and flushed; one rename then gives it its own name. So a folder named
+after a step is complete, whatever ended the program. Only the first process writes and reads; it sends the others what
+it read.
 """
 
 import dataclasses
-import os
 import pathlib
+import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 
 import flax.traverse_util
@@ -20,36 +21,44 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ltjax.distributed import processes, sharding
-from ltjax.errors import SaveError, WorkdirError, writing
-from ltjax.workdir import manifest
+from ltjax.errors import SaveError, WorkdirError
+from ltjax.workdir import durable, log, manifest
+from ltjax.workdir.durable import PARTIAL
 
-PARTIAL, DAMAGED = ".partial", ".damaged"  # ends of names that are no steps
+DAMAGED = ".damaged"  # ends the name of a checkpoint that was set aside
+_STEP = "(0|[1-9][0-9]*)"  # the only names of checkpoints: 007 and superscripts are somebody else's
 
 
 class Checkpoints:
   """The checkpoints of one stage, in `folder`; saves in the background and keeps the last few and the best."""
 
-  def __init__(self, folder: pathlib.Path, *, keep: int = 2, strict: bool = False, read_only: bool = False,
-               run: str = "", on_fallback: Callable[[str], None] = lambda message: None):
-    """Removes what a crash left half-written, unless `read_only`, as beside a run that is under way.
+  def __init__(self, folder: pathlib.Path, *, run: str = "", keep: int = 2, strict: bool = False,
+               read_only: bool = False, on_fallback: Callable[[str], None] = lambda message: None):
+    """Makes the folder and removes what a crash left half-written, unless `read_only`, as beside a run under way.
 
     Args:
       folder: of the stage.
-      keep: how many of the newest are kept, and with them the one with the best score, if any has one.
+      run: the random name of the run in its identity.json. It is written into every checkpoint, and one without it or
+        with another counts as damaged. "" compares nothing: for a run that began before runs had names, and for whoever
+        reads the checkpoints of another run.
+      keep: the number of newest checkpoints to retain, and with them the one with the best score, if any has one.
       strict: a damaged newest checkpoint stops the run, instead of a loud return to the one before.
       read_only: leaves all files as they are.
-      run: the identity of the run, which is written into every checkpoint and compared.
-      on_fallback: is told of each such return.
+      on_fallback: called with the message about each such return.
     """
-    self._run = run
     self._folder, self._keep, self._strict, self._on_fallback = folder.absolute(), keep, strict, on_fallback
-    self._read_only, self._writer, self._pending = read_only, futures.ThreadPoolExecutor(1, "checkpoint"), None
+    self._run, self._read_only, self._logs, self._inode = run, read_only, {}, None
+    self._writer, self._pending = futures.ThreadPoolExecutor(1, "checkpoint"), None
     if processes.is_first() and not read_only:
-      with writing(self._folder):
-        self._folder.mkdir(parents=True, exist_ok=True)
-      for partial in self._folder.glob(f"*{PARTIAL}*"):
-        if _is_step(partial.name.partition(".")[0]) and partial.is_dir():
-          shutil.rmtree(partial)
+      try:
+        durable.make_folder(self._folder)
+        self._inode = self._folder.stat().st_ino
+        for path in self._folder.iterdir():
+          if re.fullmatch(f"{_STEP}{re.escape(PARTIAL)}.*", path.name, re.ASCII) and path.is_dir():
+            shutil.rmtree(path)
+      except OSError as error:
+        raise WorkdirError(f"{error.filename or self._folder} cannot be made or removed ({error.strerror or error}); "
+                           "change its owner or mode, or give another --workdir") from error
 
   def __enter__(self):
     return self
@@ -59,30 +68,42 @@ class Checkpoints:
     if kind is None:
       self.check()
 
+  @property
+  def logs(self) -> dict[str, dict]:
+    """The marks of the logs in the checkpoint that was restored, for `Journal`; known to the first process."""
+    return self._logs
+
   def steps(self) -> list[int]:
-    """The committed steps, the newest last; of the first process, which alone sees them."""
-    return sorted(int(path.name) for path in self._folder.glob("*") if _is_step(path.name) and path.is_dir())
+    """The committed steps in ascending order; called by the first process."""
+    return sorted(int(path.name) for path in self._folder.glob("*")
+                  if re.fullmatch(_STEP, path.name, re.ASCII) and path.is_dir())
 
   def latest(self) -> int | None:
-    """The newest committed step, in every process."""
+    """The newest committed step, known to every process."""
     return processes.from_first(lambda: max(self.steps(), default=None))
 
-  def save(self, state, *, scores: Mapping[int, float] | None = None, wait: bool = False) -> None:
+  def save(self, state, *, scores: Mapping[int, float] | None = None, logs: Sequence[log.Journal] = (),
+           wait: bool = False) -> None:
     """Saves `state` under its step, unless that step is there; the write goes on in the background unless `wait`.
 
-    `scores` are the accuracies on the held-out images, if there are any, at the steps where they were looked at.
+    Args:
+      state: the state.
+      scores: {step: accuracy on the held-out images}, if there are any.
+      logs: are flushed before the checkpoint is committed, which notes how far they go.
+      wait: returns when the checkpoint is committed.
 
     Raises:
-      SaveError: this save failed, if it is waited for, or the one before.
+      SaveError: this save failed, with `wait`, or the save before it.
     """
     if not processes.is_first():
       return
     self._join()
     step = int(jax.device_get(state.step))
     if step not in self.steps():
-      # A copy: what is on a CPU may be lent out, and the next step gives it back for reuse.
+      # A copy: on a CPU, device_get may return the device's own memory, which the next step reuses.
       items = jax.tree.map(np.array, jax.device_get(_items(state)))
-      self._pending = self._writer.submit(self._write, step, items, scores or {})
+      marks = {name: mark for each in logs for name, mark in each.mark().items()}
+      self._pending = self._writer.submit(self._write, step, items, scores or {}, tuple(logs), marks)
     if wait:
       self._join()
 
@@ -96,58 +117,70 @@ class Checkpoints:
     if pending:
       pending.result()
 
-  def _write(self, step: int, items: dict, scores: Mapping[int, float]) -> None:
+  def _write(self, step: int, items: dict, scores: Mapping[int, float], logs: Sequence[log.Journal],
+             marks: Mapping[str, dict]) -> None:
     partial, name = self._folder / f"{step}{PARTIAL}", self._folder / str(step)
     try:
-      if not self._folder.is_dir():
-        raise FileNotFoundError("the folder is gone: was the work folder moved or deleted while the run used it?")
+      self._check_in_place()
       with _orbax() as orbax:
         orbax.save(partial, args=ocp.args.Composite(**{key: ocp.args.StandardSave(item)
                                                        for key, item in items.items()}))
-      manifest.write(partial, items, step=step, run=self._run)
+      manifest.write(partial, items, step=step, run=self._run, logs=marks)
       for path in (*partial.rglob("*"), partial):
-        _flush(path)
+        durable.sync(path)
+      for each in logs:
+        each.flush()
       partial.rename(name)
-      _flush(self._folder)
-      self._prune(scores)
+      durable.sync(self._folder)
     except Exception as error:
       for path in self._folder.glob(f"{step}{PARTIAL}*"):
         shutil.rmtree(path, ignore_errors=True)
       there = self.steps()
       raise SaveError(f"{name}: the checkpoint could not be saved ({_one_line(error)}); "
                       f"{f'that of step {there[-1]} is intact' if there else 'there is none before it'}; make room or "
-                      "mend the folder and run the same command again") from error
+                      "repair the folder and run the same command again") from error
+    self._prune(step, scores)
 
-  def _prune(self, scores: Mapping[int, float]) -> None:
+  def _check_in_place(self) -> None:
+    """Raises where the folder is not the one that was opened: a run that made it again would continue elsewhere."""
+    if not self._folder.is_dir() or self._folder.stat().st_ino != self._inode:
+      raise FileNotFoundError("the work folder was moved or removed during the run")
+
+  def _prune(self, newest: int, scores: Mapping[int, float]) -> None:
     steps = self.steps()
     best = max((step for step in steps if step in scores), key=lambda step: (scores[step], step), default=None)
     for step in steps[:-self._keep]:
       if step != best:
-        # Under another name first: a deletion that is cut short leaves nothing that looks whole.
-        shutil.rmtree((self._folder / str(step)).rename(self._folder / f"{step}{PARTIAL}"))
+        path = self._folder / str(step)
+        try:
+          # Under another name first: a deletion that is cut short leaves nothing that looks complete.
+          shutil.rmtree(path.rename(self._folder / f"{step}{PARTIAL}"))
+        except OSError as error:
+          raise SaveError(f"{path}: the old checkpoint could not be removed ({_one_line(error)}); that of step "
+                          f"{newest} is saved; remove the old one, and run the same command again") from error
 
   def restore(self, like, upto: int = sys.maxsize):
-    """The newest state that is whole, with the shapes, types and shardings of `like`, which need not hold arrays.
+    """The newest undamaged state, with the shapes, types and shardings of `like`, which need not hold arrays.
 
     Args:
       like: such a state.
       upto: the last step that may be taken.
 
     Raises:
-      WorkdirError: none is whole, or the newest is not and `strict`, or it is not the state of such a model.
+      WorkdirError: all are damaged, or with `strict` the newest; or it belongs to another run or another model.
     """
     items = self._restore(_items(like), upto)
     return like.replace(**items["model"], **items["training"])
 
   def restore_model(self, like: dict) -> dict:
-    """The newest parameters and BatchNorm statistics: {"params": ..., "batch_stats": ...}, as `like` them."""
+    """The newest {"params", "batch_stats"}, with the shapes, types and shardings of `like`."""
     return self._restore(dict(model=like))["model"]
 
   def stored_model(self) -> dict:
-    """The newest parameters and BatchNorm statistics as NumPy arrays, of whatever network they are."""
+    """The newest {"params", "batch_stats"} of any network, as NumPy arrays."""
 
     def read():
-      arrays = manifest.read(self._folder / str(self._newest_whole(sys.maxsize)))["arrays"]
+      arrays = manifest.read(self._folder / str(self._newest_undamaged(sys.maxsize)))["arrays"]
       like = {tuple(path.split("/")[1:]): _empty(text) for path, text in arrays.items() if path.startswith("model/")}
       tree = dict(params={}, batch_stats={}) | flax.traverse_util.unflatten_dict(like)
       return self._read(dict(model=tree), sys.maxsize)["model"]
@@ -161,8 +194,9 @@ class Checkpoints:
     return sharding.replicate(jax.tree.unflatten(structure, found), sharding.data_mesh())
 
   def _read(self, like: dict, upto: int) -> dict:
-    folder = self._folder / str(self._newest_whole(upto))
+    folder = self._folder / str(self._newest_undamaged(upto))
     check_fit(like, folder)
+    self._logs = manifest.read(folder).get("logs", {})
     try:
       with _orbax() as orbax:
         found = orbax.restore(folder, args=ocp.args.Composite(**{
@@ -174,16 +208,16 @@ class Checkpoints:
     written = manifest.read(folder)["values_sha256"]
     for key in like:
       if manifest.fingerprint(found[key]) != written[key]:
-        raise WorkdirError(f"{folder}: the files of {key} are whole, but other values were read than were saved; "
-                           "are the versions of orbax-checkpoint and tensorstore those that the README names?")
+        raise WorkdirError(f"{folder}: the files of {key} are undamaged, but other values were read than were saved; "
+                           "install the versions of orbax-checkpoint and tensorstore that the README names")
     return {key: found[key] for key in like}
 
-  def _newest_whole(self, upto: int) -> int:
-    """The newest step whose files are what was written; says so loudly where that is not the newest of all."""
+  def _newest_undamaged(self, upto: int) -> int:
+    """The newest step whose files are as they were written; warns where that is not the newest of all."""
     damage = {}
     for step in reversed([step for step in self.steps() if step <= upto]):
       try:
-        self._check_owner(step, manifest.verified(self._folder / str(step)))
+        manifest.verified(self._folder / str(step), step=step, run=self._run)
       except manifest.DamageError as error:
         damage[step] = f"{self._folder / str(step)}: the checkpoint is damaged: {error}"
         if self._strict:
@@ -201,21 +235,10 @@ class Checkpoints:
       raise WorkdirError(f"{self._folder}: there is no checkpoint{which}; give another --workdir, or start again")
     raise WorkdirError("; ".join(damage.values()) + "; no other is left: move the folder away to start the stage again")
 
-  def _check_owner(self, step: int, content: dict) -> None:
-    """Raises a `DamageError` for a checkpoint that was copied here under another name or from another run."""
-    if content.get("step", step) != step:
-      raise manifest.DamageError(f"it is that of step {content['step']} under another name")
-    if self._run and content.get("run") and content["run"] != self._run:
-      raise manifest.DamageError("it belongs to another run")
-
   def _set_aside(self, step: int) -> None:
     """Gives a damaged checkpoint another name, so that its step can be saved again."""
     number = len(list(self._folder.glob(f"{step}{DAMAGED}*")))
     (self._folder / str(step)).rename(self._folder / f"{step}{DAMAGED}{number or ''}")
-
-
-def _is_step(name: str) -> bool:
-  return name.isascii() and name.isdigit() and str(int(name)) == name
 
 
 def check_fit(like: dict, folder: pathlib.Path) -> None:
@@ -239,15 +262,6 @@ def _orbax() -> ocp.Checkpointer:
   items = {key: ocp.StandardCheckpointHandler(multiprocessing_options=alone) for key in ("model", "training")}
   return ocp.Checkpointer(ocp.CompositeCheckpointHandler(
       composite_options=ocp.CompositeOptions(multiprocessing_options=alone), **items), multiprocessing_options=alone)
-
-
-def _flush(path: pathlib.Path) -> None:
-  """Waits until a file or the names in a folder are on the disk."""
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
 
 
 def _one_line(error: Exception) -> str:

@@ -5,16 +5,16 @@ import json
 import os
 import pathlib
 import re
-import uuid
+import secrets
 from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
 from ltjax.distributed import processes
 from ltjax.errors import LtjaxError, WorkdirError
-from ltjax.workdir import identity, lock, log
+from ltjax.workdir import durable, identity, lock
 
-PARTIALS = ("config.tmp", "identity.tmp", "identity.json")  # a start that was cut short leaves these
+PARTIALS = ("config.json.partial", "identity.json.partial", "identity.json")  # a start that was cut short leaves these
 # What changes no number of a run: these may differ when it goes on. The data themselves are compared by identity.json.
 FREE = ("eval_batch_size", "posthoc", "eval_every_epochs", "checkpoint_every_epochs", "keep_checkpoints",
         "log_every_steps", "skip_limit", "dataset.on_bad_image")
@@ -24,9 +24,7 @@ PATHS = ("root", "test_root", "dir", "lists", "tfds_dir", "train_csv", "test_csv
 
 def check_before_data(config: ConfigDict, workdir: pathlib.Path) -> bool:
   """`check`, in every process: before the data, which may be a long download."""
-  if re.match("[a-z0-9]+:/", str(workdir)):
-    raise WorkdirError(f"--workdir: {workdir} is no local folder; work folders must be on a disk or a mount, which "
-                       "docs/launch.md describes")
+  check_local(workdir)
   for key in ("root", "test_root"):
     root = config.dataset.get(key, "")
     if isinstance(root, str) and root and "://" not in root:
@@ -35,6 +33,16 @@ def check_before_data(config: ConfigDict, workdir: pathlib.Path) -> bool:
         raise WorkdirError(f"--workdir: {workdir} lies inside dataset.{key}={root!r}, where its files would count as "
                            "data; give a folder outside it")
   return processes.from_first(lambda: check(config, workdir))
+
+
+def check_local(workdir: pathlib.Path | str) -> None:
+  """Raises where a path is an address such as gs://bucket/run, or cannot be written in UTF-8."""
+  if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text := str(workdir)):
+    raise WorkdirError(f"--workdir: {text!r} is an address, expected a folder of this machine; mount the bucket, or "
+                       "copy the folder there when the run has ended")
+  if os.fsencode(text) != text.encode("utf-8", "replace"):
+    raise WorkdirError(f"--workdir: {text!r} cannot be written in UTF-8, as checkpoints need it; give another name, or "
+                       "set PYTHONUTF8=1")
 
 
 def check(config: ConfigDict, workdir: pathlib.Path) -> bool:
@@ -85,7 +93,9 @@ def _tuples(value):
 
 @contextlib.contextmanager
 def held(config: ConfigDict, workdir: pathlib.Path, command: str, dataset):
-  """The work folder, locked for this run, with its config.json and identity.json; gives the name of the run.
+  """Locks the work folder for this run and writes its config.json and identity.json; gives the run's name.
+
+  The name is random, drawn at the first start; it is "" for a run that began before runs had names.
 
   Raises:
     WorkdirError: it belongs to another config, to other data, or to a run that is under way.
@@ -112,10 +122,11 @@ def read_identity(workdir: pathlib.Path) -> dict | None:
 
 
 def _check_identity(now: dict, workdir: pathlib.Path) -> str:
-  """The random name of the run, which its first start gives it; raises where the data differ."""
+  """Writes or compares identity.json; returns the run's name."""
   before = read_identity(workdir)
   if before is None:
-    before = now | dict(run=uuid.uuid4().hex)
+    # A run with a config began before there were identities: its checkpoints have no name of a run.
+    before = now if (workdir / "config.json").exists() else now | dict(run=secrets.token_hex(16))
     _write(json.dumps(before), workdir / "identity.json")
   elif different := identity.differences(before, now):
     raise WorkdirError(f"--workdir: {workdir} was started with other data: {'; '.join(different)}. Restore the data "
@@ -125,7 +136,8 @@ def _check_identity(now: dict, workdir: pathlib.Path) -> str:
 
 def _write(text: str, path: pathlib.Path) -> None:
   try:
-    log.write_durably(path, text + "\n")
+    if not path.exists() or path.read_text() != text + "\n":
+      durable.write_durably(path, text + "\n")
   except OSError as error:
     raise _unusable(path.parent, error) from error
 

@@ -1,4 +1,4 @@
-"""One work folder, one run: a lock that the kernel gives back when its holder ends, however it ends."""
+"""One run in a work folder: a lock that the kernel releases when its holder ends, however it ends."""
 
 import datetime
 import errno
@@ -10,50 +10,50 @@ import socket
 import sys
 
 from ltjax.errors import WorkdirError
+from ltjax.workdir import durable
 
 NAME = ".lock"
-_UNKNOWN_TO_FILE_SYSTEM = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
+_WITHOUT_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 
 
 class WorkdirLock:
-  """Holds a work folder for this run, as a context; only process 0 of a run takes it.
+  """Locks a work folder for this run, as a context; only process 0 of a run takes it.
 
-  `workdir/.lock` says who holds it. The file stays when the run ends: it means nothing unless it is locked, so a killed
-  run leaves nothing to clear up. A file system without locks (Lustre mounted without flock) is said on stderr, and the
-  run goes on without one. NFS knows of other machines' locks; a bucket mounted as a folder may not.
+  `workdir/.lock` says who holds the folder. The file stays when the run ends: it means nothing unless it is locked, so
+  a killed run leaves nothing to clear up. The folder itself is locked, too, where the file system can: a `.lock` that
+  was removed during a run lets no second run in. Where the file system has no locks (Lustre mounted without flock),
+  the run warns and goes on without one. NFS shares locks between machines; a bucket mounted as a folder may not.
   """
 
   def __init__(self, workdir: pathlib.Path, command: str = ""):
-    """`command` is the command line, which the lock names to a second run."""
+    """`command` is the command line, to be named to whoever is refused."""
     self._workdir, self._command, self._file, self._folder = workdir, command, None, None
 
   def __enter__(self):
-    """Makes the folder where it is missing.
+    """Makes the folder if it is missing.
 
     Raises:
-      WorkdirError: another run holds it, which is named, or it cannot be written.
+      WorkdirError: another run holds it, and is named, or it cannot be written.
     """
     try:
-      self._workdir.mkdir(parents=True, exist_ok=True)
+      durable.make_folder(self._workdir)
       self._file = os.open(self._workdir / NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
       raise WorkdirError(f"--workdir: {self._workdir} cannot be used ({error.strerror or error}); "
                          "give a folder that can be read and written") from error
     try:
       fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      # The file may be deleted and made anew while a run holds it; the folder itself is locked too.
-      self._folder = os.open(self._workdir, os.O_RDONLY | os.O_CLOEXEC)
-      fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      self._lock_folder()
     except BlockingIOError as error:
       holder = _holder(self._workdir / NAME)
       self.__exit__()
       raise WorkdirError(f"--workdir: {self._workdir} is in use by {holder}; wait for its end, stop it, or give "
                          "another folder") from error
     except OSError as error:
-      if error.errno not in _UNKNOWN_TO_FILE_SYSTEM:
+      if error.errno not in _WITHOUT_LOCKS:
         self.__exit__()
         raise WorkdirError(f"--workdir: {self._workdir} cannot be locked ({error.strerror})") from error
-      print(f"--workdir: the file system of {self._workdir} knows no locks ({error.strerror}); see to it that no other "
+      print(f"--workdir: the file system of {self._workdir} has no locks ({error.strerror}); make sure that no other "
             "run uses this folder", file=sys.stderr)
     self._sign()
     return self
@@ -63,6 +63,16 @@ class WorkdirLock:
       if descriptor is not None:
         os.close(descriptor)
     self._file = self._folder = None
+
+  def _lock_folder(self) -> None:
+    """Locks the folder itself; raises a `BlockingIOError` where another run has done so."""
+    try:
+      self._folder = os.open(self._workdir, os.O_RDONLY | os.O_CLOEXEC)
+      fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise
+    except OSError:
+      pass  # NFS locks only files that are open for writing; `.lock` is locked already
 
   def _sign(self) -> None:
     since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -77,9 +87,9 @@ class WorkdirLock:
 
 
 def _holder(path: pathlib.Path) -> str:
-  """Who holds a lock, in words."""
+  """A sentence part that names the holder of a lock."""
   try:
     owner = json.loads(path.read_text())
     return f"another run: process {owner['pid']} on {owner['host']} since {owner['since']} ({owner['command']})"
   except (OSError, ValueError, KeyError, TypeError):
-    return "another run, which has not said which"
+    return "another run, of which the lock file says nothing"

@@ -1,32 +1,48 @@
-"""A stage's log: one JSON object a line, never out of step with the checkpoints; and what a run has to own up to."""
+"""The logs of a run and of its stages, one JSON object a line."""
 
 import collections
+import hashlib
 import json
 import os
 import pathlib
 import sys
+from collections.abc import Callable, Mapping
 
 from ltjax import errors
 from ltjax.distributed import processes
-from ltjax.errors import WorkdirError
+from ltjax.errors import SaveError, WorkdirError
+from ltjax.workdir.durable import make_folder, sync, write_durably
+
+_TYPES = dict(step=int, event=str)
 
 
 class Journal:
-  """Appends lines to `path`; what lies beyond step `upto`, where the run resumes, is cut away first.
+  """The log of a stage, in step with its checkpoints: lines beyond the step where the stage resumes are removed.
 
-  The first process reads and writes the file; all know the lines.
+  The first process reads and writes the file; all processes know the lines.
   """
 
-  def __init__(self, path: pathlib.Path, *, upto: int):
+  def __init__(self, path: pathlib.Path, *, upto: int, logs: Mapping[str, Mapping] | None = None,
+               on_loss: Callable[[str], None] = lambda message: None):
+    """
+    Args:
+      path: the file.
+      upto: the step where the stage resumes, the last whose lines stay.
+      logs: the marks of all logs from the checkpoint that the stage resumes from, `Checkpoints.logs`. Lines that the
+        checkpoint knows and the file lacks are reported on stderr, as their loss would change results silently: the
+        best epoch, the count of skipped steps, the scores on held-out images.
+      on_loss: called with such a report.
+    """
     self._path = path
-    self._lines = processes.from_first(lambda: _cut(path, upto))
+    self._lines = processes.from_first(lambda: _resume(path, upto, (logs or {}).get(path.name), on_loss))
+    self._digest = hashlib.sha256(_text(self._lines).encode())
 
   def has(self, step: int, key: str) -> bool:
     """Whether a line of `step` has `key`."""
     return any(line["step"] == step and key in line for line in self._lines)
 
   def values(self, key: str) -> dict[int, object]:
-    """{step: what `key` is there} of the lines that have it."""
+    """{step: value of `key`} of the lines that have it."""
     return {line["step"]: line[key] for line in self._lines if key in line}
 
   def count(self, key: str) -> int:
@@ -36,12 +52,23 @@ class Journal:
   def write(self, **entries) -> None:
     """Appends one line."""
     self._lines.append(entries)
+    self._digest.update(_text([entries]).encode())
     if processes.is_first():
       append(self._path, entries)
 
+  def mark(self) -> dict[str, dict]:
+    """{file name: number, last step and hash of the lines so far}, for a checkpoint's manifest."""
+    return {self._path.name: _mark(self._lines, self._digest)}
+
+  def flush(self) -> None:
+    """Waits until all lines are on the disk; a checkpoint does so before it is committed."""
+    if processes.is_first() and self._path.exists():
+      with errors.writing(self._path):
+        sync(self._path)
+
 
 class Events:
-  """What happened that nobody asked for: one JSON object a line of `path`, kept through all restarts of a run."""
+  """What went wrong and was survived: one JSON object a line of `path`, retained through all restarts of a run."""
 
   def __init__(self, path: pathlib.Path):
     self._path = path
@@ -49,69 +76,116 @@ class Events:
   def write(self, kind: str, message: str) -> None:
     """Adds an event; called by the first process."""
     append(self._path, dict(event=kind, message=message))
+    with errors.writing(self._path):
+      sync(self._path)
 
   def counts(self) -> dict[str, int]:
-    """The number of events of each kind."""
-    return collections.Counter(line["event"] for line in read(self._path, "event"))
+    """The number of events of each kind; an unreadable line is reported on stderr and left out."""
+    found = collections.Counter()
+    for number, content in _parsed(self._path, "event"):
+      if content is None:
+        print(f"WARNING: {self._path}:{number}: not a line that ltjax has written; it is left out", file=sys.stderr)
+      else:
+        found[content["event"]] += 1
+    return found
 
 
 def append(path: pathlib.Path, entries: dict) -> None:
-  """Adds a line to a log and waits until it is on the disk; half a line that a crash left is cut off first."""
-  with errors.writing(path), path.open("ab+") as file:
-    content = file.tell() and path.read_bytes()
-    if content and not content.endswith(b"\n"):
-      file.truncate(content.rfind(b"\n") + 1)
-    file.write(json.dumps(entries).encode() + b"\n")
-    file.flush()
-    os.fsync(file.fileno())
+  """Adds a line to a log; half a line at its end, left by a crash, is removed first."""
+  with errors.writing(path):
+    try:
+      with path.open("a+b") as file:
+        _remove_half_line(file)
+        file.write(_text([entries]).encode())
+    except FileNotFoundError as error:
+      raise SaveError(f"{path.parent} is gone: the work folder was moved or removed during the run; move it back, or "
+                      "give its new place as --workdir, and run the same command again") from error
 
 
-def write_durably(path: pathlib.Path, text: str) -> None:
-  """Writes a file that is complete or not there, also after a power cut."""
-  partial = path.with_suffix(".tmp")
-  try:
-    with partial.open("w", encoding="utf-8", errors="surrogateescape") as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    partial.replace(path)
-  except OSError:
-    partial.unlink(missing_ok=True)
-    raise
-  folder = os.open(path.parent, os.O_RDONLY)
-  try:
-    os.fsync(folder)
-  finally:
-    os.close(folder)
+def read(path: pathlib.Path, key: str = "step", flushed: int | None = None) -> list[dict]:
+  """The lines of a log, which all have `key`.
 
-
-def read(path: pathlib.Path, key: str = "step") -> list[dict]:
-  """The lines of a log, which all have `key`; a last line cut short by a crash is left out.
+  A last line that a crash cut short is left out, with a warning. So is everything from an unreadable line on if it
+  comes after the first `flushed` lines, which were on the disk before the newest checkpoint: a power cut may leave
+  anything there, and the run is about to write it again.
 
   Raises:
     WorkdirError: another line is not as it was written.
   """
-  if not path.is_file():
-    return []
-  found, lines = [], path.read_bytes().splitlines(keepends=True)
-  for number, line in enumerate(lines, 1):
-    try:
-      content = json.loads(line)
-      content[key]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-      if number == len(lines) and not line.endswith(b"\n"):
+  found, lines = [], list(_parsed(path, key))
+  for number, content in lines:
+    if content is None:
+      if number == len(lines) and not path.read_bytes().endswith(b"\n"):
         print(f"WARNING: {path}: its last line was cut short and is left out", file=sys.stderr)
         break
-      raise WorkdirError(f"{path}:{number}: not a line that ltjax has written; mend the line, or move the work folder "
-                         "away") from error
+      if flushed is not None and number > flushed:
+        print(f"WARNING: {path}: line {number} cannot be read; it and the lines after it were written after the newest "
+              "checkpoint and are left out", file=sys.stderr)
+        break
+      raise WorkdirError(f"{path}:{number}: not a line that ltjax has written; repair the line, or move the work "
+                         "folder away")
     found.append(content)
   return found
 
 
-def _cut(path: pathlib.Path, upto: int) -> list[dict]:
+def _resume(path: pathlib.Path, upto: int, mark: Mapping | None, on_loss: Callable[[str], None]) -> list[dict]:
+  """The lines of a stage that resumes at step `upto`; the file has no others when this returns."""
   with errors.writing(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-  kept = [line for line in read(path) if line["step"] <= upto]
+    make_folder(path.parent)
+  lines = read(path, flushed=mark and mark["lines"]) if upto > 0 else []
+  retained = [line for line in lines if line["step"] <= upto]
+  if mark and hashlib.sha256(_text(retained[:mark["lines"]]).encode()).hexdigest() != mark["sha256"]:
+    message = _loss(path, retained, mark)
+    print(f"WARNING: {message}", file=sys.stderr)
+    on_loss(message)
   with errors.writing(path):
-    write_durably(path, "".join(json.dumps(line) + "\n" for line in kept))
-  return kept
+    text = _text(retained)
+    if not path.exists() or path.read_bytes() != text.encode():
+      write_durably(path, text)
+  return retained
+
+
+def _loss(path: pathlib.Path, lines: list[dict], mark: Mapping) -> str:
+  if len(lines) >= mark["lines"]:
+    return f"{path}: a line up to step {mark['last_step']} is not the one that was written; results are taken from it"
+  newest = max((line["step"] for line in lines), default=0)
+  where = f"those after step {newest}" if newest < mark["last_step"] else "some before its end"
+  return (f"{path}: {len(lines)} of the {mark['lines']} lines up to step {mark['last_step']} are there, {where} are "
+          "missing; best epochs, skipped steps and held-out scores are taken from those that are there")
+
+
+def _mark(lines: list[dict], digest) -> dict:
+  return dict(lines=len(lines), last_step=max((line["step"] for line in lines), default=0), sha256=digest.hexdigest())
+
+
+def _text(lines: list[dict]) -> str:
+  return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def _parsed(path: pathlib.Path, key: str):
+  """(number, content) of each line; None in place of content that is no object with such a key."""
+  lines = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+  for number, line in enumerate(lines if lines[-1] else lines[:-1], 1):
+    try:
+      content = json.loads(line)
+      valid = isinstance(content, dict) and isinstance(content.get(key), _TYPES[key])
+    except (ValueError, RecursionError):
+      valid = False
+    yield number, content if valid else None
+
+
+def _remove_half_line(file) -> None:
+  """Cuts an open log after its last complete line; a last line that lacks nothing but its end gets it."""
+  size = file.seek(0, os.SEEK_END)
+  if not size:
+    return
+  file.seek(size - 1)
+  if file.read(1) == b"\n":
+    return
+  file.seek(0)
+  last = file.read().rpartition(b"\n")[2]
+  try:
+    json.loads(last)
+    file.write(b"\n")
+  except (ValueError, RecursionError):
+    file.truncate(size - len(last))

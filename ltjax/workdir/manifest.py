@@ -1,4 +1,4 @@
-"""What a checkpoint consists of, written beside it: the hash of every file, so that damage is found and named."""
+"""The manifest of a checkpoint: its step, its run and the hash of every file, so that damage is found and named."""
 
 import hashlib
 import json
@@ -11,13 +11,13 @@ NAME = "manifest.json"
 
 
 class DamageError(Exception):
-  """What is wrong with a checkpoint's files."""
+  """A checkpoint is not as it was written; says in what."""
 
 
 def write(folder: pathlib.Path, arrays: dict, **entries) -> None:
-  """Writes `folder/manifest.json`: all files there, what `arrays` are, item by item, and `entries`.
+  """Writes `folder/manifest.json`: the hashes of all files there, a description of `arrays`, and `entries`.
 
-  Its own last entry is the hash of all before it.
+  The last entry is the hash of all entries before it.
   """
   files = {str(path.relative_to(folder)): _of_file(path) for path in sorted(folder.rglob("*")) if path.is_file()}
   content = dict(entries, arrays=describe(arrays), files=files,
@@ -26,13 +26,18 @@ def write(folder: pathlib.Path, arrays: dict, **entries) -> None:
   (folder / NAME).write_text(json.dumps(content | dict(sha256=_of_json(content)), indent=1))
 
 
-def verified(folder: pathlib.Path) -> dict:
-  """The manifest of `folder`, after every file has been found to be what it says.
+def verified(folder: pathlib.Path, *, step: int | None = None, run: str = "") -> dict:
+  """The manifest of `folder`, after a comparison of every file with it.
 
   Raises:
-    DamageError: a file is missing or not as it was written.
+    DamageError: a file is missing or differs from what was written, or the checkpoint was copied here: it is of another
+      step than `step`, or of another run than `run`. Both are compared only if they are given.
   """
   content = read(folder)
+  if step is not None and content.get("step") != step:
+    raise DamageError(f"{NAME} is of step {content.get('step')}: this is a copy of another checkpoint")
+  if run and content.get("run", "") != run:
+    raise DamageError(f"{NAME} is of another run: this is a copy of its checkpoint")
   for name, (size, sha256) in content["files"].items():
     path = folder / name
     try:
@@ -53,19 +58,19 @@ def read(folder: pathlib.Path) -> dict:
   except OSError as error:
     raise DamageError(f"{NAME} cannot be read ({error.strerror or error})") from error
   except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-    raise DamageError(f"{NAME} is not what was written: it is no manifest") from error
+    raise DamageError(f"{NAME} is not what was written: it is not a manifest") from error
   if sha256 != _of_json(content):
     raise DamageError(f"{NAME} is not what was written: its SHA-256 differs")
   return content
 
 
 def describe(tree) -> dict[str, str]:
-  """{"model/params/head/kernel": "float32[64,10]"} of a tree of arrays or of their shapes."""
+  """{"model/params/head/kernel": "float32[64,10]"} of a tree of arrays or shapes."""
   return {path: f"{np.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]" for path, leaf in _leaves(tree)}
 
 
 def differences(wanted: dict[str, str], stored: dict[str, str]) -> str:
-  """In which arrays two descriptions differ, the first few of them in words; empty where they do not."""
+  """The first few arrays in which two descriptions differ, in words; empty if they agree."""
   found = [f"{path} is {stored.get(path, 'absent')}, expected {wanted.get(path, 'absent')}"
            for path in sorted({*wanted, *stored}) if wanted.get(path) != stored.get(path)]
   return "; ".join(found[:4]) + (f"; and {len(found) - 4} more" if found[4:] else "")

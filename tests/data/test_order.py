@@ -1,5 +1,3 @@
-import time
-
 import numpy as np
 import pytest
 
@@ -141,23 +139,16 @@ def test_a_class_without_probability_is_never_drawn(monkeypatch, draw, drawn):
   assert found.batch(0).tolist() == [drawn, drawn]
 
 
-def test_a_large_set_costs_two_integer_arrays_and_no_time():
+def test_a_large_set_costs_two_integer_arrays():
   classes, examples = 8142, 437_513  # iNaturalist 2018
   counts = np.geomspace(1, 1000, classes)
   counts = np.maximum(1, (counts * examples / counts.sum()).astype(int))
   counts[-1] += examples - counts.sum()
   labels = np.random.default_rng(0).permutation(np.repeat(np.arange(classes), counts))
   for name in ("cben", "instance", "class_aware"):
-    began = time.perf_counter()
     found = order(name, labels=labels, classes=classes, batch_size=256)
-    assert time.perf_counter() - began < 2
-    found.batch(0)  # instance sampling draws its permutation once an epoch
-    seconds = []
-    for step in range(1, 8):
-      began = time.perf_counter()
+    for step in range(2):  # instance sampling draws its permutation once an epoch
       found.batch(step)
-      seconds.append(time.perf_counter() - began)
-    assert min(seconds) < 0.02
     held = [value for value in vars(found._streams[0]).values() if isinstance(value, np.ndarray)]
     assert sum(value.nbytes for value in held) < 2 * 4 * examples + 64 * classes
 

@@ -1,6 +1,6 @@
-"""The run that faults are injected into: GCL's two stages on digits, shrunk to a network of a few thousand parameters.
+"""The run that faults are injected into: the two stages of GCL on digits, with a network of one convolution.
 
-Its arguments: epochs a stage, the place of the first stage at which its learning rate becomes infinite, and what to do
+Its arguments: epochs a stage, the epoch of the first stage at which its learning rate becomes infinite, and what to do
 then.
 """
 
@@ -11,7 +11,8 @@ from ltjax import recipes
 def get_config(text="6"):
   given = recipes.arguments(text, epochs=6, breaks_at=0, on_nonfinite=("stop", "skip"), calls=1)
   config = gcl_digits.get_config()
-  config.backbone.depth, config.backbone.widths = 8, (4, 4, 8)
+  with config.unlocked():
+    config.backbone = dict(name="tests.tiny:OneConv")
   config.dataset.imbalance = 5.0
   config.log_every_steps, config.eval_every_epochs, config.checkpoint_every_epochs = 3, 1, 1
   config.steps_per_call, config.on_nonfinite = given["calls"], given["on_nonfinite"]

@@ -13,7 +13,7 @@ from tests.faults.tally import Trial
 from tests.processes import Ended, Processes, free_port
 
 HEARTBEAT = 5.0  # seconds
-LIMIT = HEARTBEAT + 30
+LIMIT = HEARTBEAT + 30  # seconds; the soak compares with it
 PHASES = ("start", "compile", "train", "evaluate")
 FIRST_ALONE = ("save", "stage change", "report")  # what process 0 does while the others wait for it, or do not
 
@@ -56,7 +56,6 @@ class Peers:
       assert process.code == EXIT_MISSING, (at, process.code, process.err[-3000:])
       assert re.search(rf"error: .*process {victim} \(", process.err), (at, process.err[-3000:])
     seconds = max(process.seconds for process in ended)
-    assert seconds <= LIMIT, (at, seconds)
     return Trial(seconds, note=f"process {victim} {'killed' if fault['signal'] == 'SIGKILL' else 'stopped'}")
 
   def check_finished(self, workdir: pathlib.Path) -> None:

@@ -35,12 +35,13 @@ PLAN = dict(
     clean=("none: restored whole, for false alarms (F3)", 100, 1),
     cut=("a cut or removed file in the newest checkpoint (F2)", 125, 1),
     save=("a save that fails (F4)", 20, 1),
-    stop=("SIGTERM, SIGINT or SIGUSR1 to a run (F5)", 50, 1),
+    stop=("SIGTERM, SIGINT, SIGUSR1 or SIGHUP to a run (F5)", 50, 1),
     peer=("a process lost of two (F20)", 20, 1),
     three=("a process lost of three (F20)", 2, 1),
     number=("a number that becomes infinite (F13)", 3, 1),
     lock=("a second run in the same folder (F19)", 3, 1),
 )
+LIMITS = dict(stop=stops.LIMIT, peer=peers.LIMIT, three=peers.LIMIT)  # seconds
 LANES = (("kill", "call", "flip", "clean", "cut", "save"), ("stop", "peer", "three", "number", "lock"))
 
 
@@ -134,9 +135,14 @@ class Soak:
         lock=lambda rng: others.second_run(folder / "locked", self._cache)), end
 
   def all_survived(self) -> bool:
-    """Whether nothing was lost and nothing went unnoticed."""
-    return not self.problems and not any(
+    """Whether nothing was lost, nothing went unnoticed and nothing took too long."""
+    return not self.problems and not self.too_slow() and not any(
         tally.problems or tally.lost or tally.survived != tally.injected for tally in self.tallies.values())
+
+  def too_slow(self) -> list[str]:
+    """The kinds of which one trial took longer than it may."""
+    return [f"{kind}: {max(self.tallies[kind].seconds):.1f} s, at most {limit:.0f}" for kind, limit in LIMITS.items()
+            if max(self.tallies[kind].seconds, default=0) > limit]
 
   def short_of(self, minutes: float) -> list[str]:
     """The kinds of which there were fewer than the plan has for so many minutes."""
@@ -199,7 +205,8 @@ def main() -> None:
   if args.output:
     args.output.write_text(page + "\n")
   short = soak.short_of(args.minutes)
-  print("\n".join(["", *(f"fewer than planned: {text}" for text in short)]))
+  print("\n".join(["", *(f"fewer than planned: {text}" for text in short), *(
+      f"too slow: {text}" for text in soak.too_slow())]))
   sys.exit(0 if soak.all_survived() and not short else 1)
 
 

@@ -1,4 +1,4 @@
-"""F5: SIGTERM, SIGINT and SIGUSR1 in all phases of a run, which is continued until it is finished."""
+"""F5: SIGTERM, SIGINT, SIGUSR1 and SIGHUP in all phases of a run, which is continued until it is finished."""
 
 import json
 import pathlib
@@ -11,7 +11,7 @@ from tests.faults import runs
 from tests.faults.inside import PHASES
 from tests.faults.tally import Trial
 
-LIMIT = 30.0  # seconds
+LIMIT = 30.0  # seconds; the soak compares with it
 
 
 class Stopped:
@@ -27,7 +27,7 @@ class Stopped:
     workdir, file = self._folder / f"run {self._number}", self._folder / "fault.json"
     file.unlink(missing_ok=True)
     phase = phase or str(rng.choice([*PHASES, "any"]))
-    fault = dict(phase=phase, file=str(file), signal=signal or f"SIG{rng.choice(['TERM', 'INT', 'USR1'])}",
+    fault = dict(phase=phase, file=str(file), signal=signal or f"SIG{rng.choice(['TERM', 'INT', 'USR1', 'HUP'])}",
                  steps=int(rng.integers(5)), delay=float(rng.uniform(0, 6 if phase == "any" else 0.3)))
     # Without the cache, compiling takes long enough for the signal to come in the middle of it.
     cache = None if phase == "compile" and rng.random() < 0.25 else self._cache
@@ -43,7 +43,6 @@ class Stopped:
 
   def _survived(self, workdir, at: dict, now: float, ended) -> Trial:
     seconds, lost = now - at["time"], 0
-    assert seconds <= LIMIT, f"{at}: {seconds:.1f} s"
     if ended.returncode:
       assert "Traceback" not in ended.stderr, ended.stderr[-3000:]
       assert "saved in" in ended.stderr or "stopped before the first step" in ended.stderr, ended.stderr[-2000:]

@@ -7,7 +7,6 @@ import http.server
 import pathlib
 import tarfile
 import threading
-import time
 
 import pytest
 
@@ -52,10 +51,8 @@ def cifar(folder):
 def test_what_came_in_place_of_a_cifar_file(content, reason, tmp_path):
   if content is not None:
     (tmp_path / "data_batch_1.bin").write_bytes(content)
-  began = time.perf_counter()
   with pytest.raises(DataError, match=f"{reason}.*{TEN}"):
     cifar(tmp_path)
-  assert time.perf_counter() - began < 5
 
 
 def test_a_folder_that_is_not_there_or_still_packed(tmp_path):

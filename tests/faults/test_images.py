@@ -10,7 +10,6 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -76,9 +75,8 @@ BAD = {
 @pytest.mark.parametrize("kind", BAD)
 def test_it_is_one_error_that_names_the_file(kind, tmp_path):
   images = decode.Images(photos.write(tmp_path, {"a b/ü.jpg": BAD[kind]}), log := decode.BadImages())
-  began, memory = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   np.testing.assert_array_equal(images.open(0).pixels, np.zeros((1, 1, 3)))
-  assert time.perf_counter() - began < 2
   assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 300_000  # KB; a bomb would take gigabytes
   with pytest.raises(DataError, match=r"a b/ü\.jpg: the image cannot be decoded: \S") as caught:
     log.check()

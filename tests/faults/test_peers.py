@@ -9,5 +9,4 @@ def test_each_is_lost_once(tmp_path, cache):
   rng, two = np.random.default_rng(0), peers.Peers(tmp_path, cache)
   trials = [two.lose(rng, 1, "train", "SIGKILL"), two.lose(rng, 0, "save", "SIGSTOP")]
   assert [trial and trial.note for trial in trials] == ["process 1 killed", "process 0 stopped"]
-  assert trials[0].seconds < peers.HEARTBEAT
   two.finish(compare=False)  # tests/test_elastic.py compares, and the soak

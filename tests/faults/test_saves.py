@@ -22,14 +22,14 @@ def test_a_save_that_fails(tmp_path, fault):
 def test_a_run_whose_saves_fail_says_so_and_continues_where_they_work_again(tmp_path, cache, expected):
   workdir = tmp_path / "run"
   del expected  # by which all programs are in the cache: what is written there is limited, too
-  # Logs are shorter than 16 blocks of 512 bytes, checkpoints are not.
+  # The config and the logs are shorter than 7 blocks of 512 bytes, the manifest of a checkpoint is not.
   ended = subprocess.run(
-      ["sh", "-c", 'ulimit -f 16; exec "$@"', "sh", sys.executable, "-m", *runs.command(workdir, "2")], cwd=ROOT,
+      ["sh", "-c", 'ulimit -f 7; exec "$@"', "sh", sys.executable, "-m", *runs.command(workdir, "2")], cwd=ROOT,
       text=True, capture_output=True, timeout=240, env=os.environ | runs.environment(cache))
   assert ended.returncode == 74, ended.stderr[-3000:]
   last = [line for line in ended.stderr.splitlines() if line.startswith("error: ")][-1]
   assert f"{workdir}/representation/checkpoints/5: the checkpoint could not be saved" in last
-  assert "make room or mend the folder" in last
+  assert "make room or repair the folder" in last
   assert runs.newest(workdir, "representation") == 0
   ended = runs.run(workdir, cache, "2")
   assert ended.returncode == 0, ended.stderr[-3000:]

@@ -8,7 +8,7 @@ from tests.faults import stops
 def test_stopped_in_every_phase(tmp_path, cache, expected):
   rng, stopped, seen = np.random.default_rng(0), stops.Stopped(tmp_path, cache, expected), set()
   for number, phase in enumerate(("import", "start", "train", "save", "evaluate", "stage change", "report")):
-    trial = stopped.stop(rng, phase, ("SIGTERM", "SIGINT", "SIGUSR1")[number % 3])
+    trial = stopped.stop(rng, phase, ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")[number % 4])
     if trial:
       seen.add(trial.note.removeprefix("in "))
   stopped.finish()
