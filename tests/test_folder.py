@@ -110,6 +110,32 @@ def test_unusable_folders_are_refused(tmp_path):
   assert names(tmp_path) == ["config.json", "file", "folder", "full", "thesis.tex"]
 
 
+@pytest.mark.parametrize("path", ["gs://bucket/run", "s3://bucket", "file:/tmp/x", pathlib.Path("gs://bucket/run")])
+def test_an_address_is_no_folder(path):
+  with pytest.raises(WorkdirError, match="--workdir: .* is an address, expected a folder of this machine"):
+    folder.check_local(path)
+
+
+def test_a_name_that_is_not_utf_8_is_refused_before_training():
+  with pytest.raises(WorkdirError, match="cannot be written in UTF-8, as checkpoints need it"):
+    folder.check_local("runs/caf\udce9")
+  for path in ("runs/größer", "a:b/c", "C:", "/data/x:/y"):
+    folder.check_local(path)
+
+
+def test_a_run_has_one_name_and_a_folder_of_a_former_release_none(tmp_path):
+  names_of = []
+  for _ in range(2):
+    with folder.held(CONFIG, tmp_path / "new", "command", DATA) as name:
+      names_of.append(name)
+  assert len(set(names_of)) == 1 and len(names_of[0]) == 32
+  start(CONFIG, tmp_path / "old")
+  (tmp_path / "old" / "identity.json").unlink()
+  for _ in range(2):
+    with folder.held(CONFIG, tmp_path / "old", "command", DATA) as name:
+      assert name == ""
+
+
 @pytest.mark.parametrize("key", ["root", "test_root"])
 def test_a_folder_inside_the_images_is_refused(tmp_path, key):
   config = types.SimpleNamespace(dataset={key: str(tmp_path)})
