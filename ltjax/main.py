@@ -8,11 +8,9 @@ process of the run is missing, 74 a checkpoint could not be saved, 75 stopped by
 """
 # ruff: noqa: E402
 
-from ltjax.distributed import console, signals
+from ltjax.distributed import signals
 
-if __name__ == "__main__":
-  console.protect()
-_STOP = signals.StopRequest() if __name__ == "__main__" else None  # listens while the rest is imported, for seconds
+_STOP = signals.listen() if __name__ == "__main__" else None  # listens while the rest is imported, for seconds
 
 import logging
 import pathlib

@@ -4,10 +4,9 @@ import sys
 from collections.abc import Sequence
 
 from ltjax import main as program
-from ltjax.distributed import console, signals
+from ltjax.distributed import signals
 
 
 def main(arguments: Sequence[str]) -> None:
   """The command line."""
-  console.protect()
-  sys.exit(program.main(list(arguments), signals.StopRequest()))
+  sys.exit(program.main(list(arguments), signals.listen()))

@@ -18,6 +18,8 @@ import sys
 import threading
 import time
 
+from ltjax.distributed import console
+
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 EXIT_STOPPED = 75  # EX_TEMPFAIL: the same command again continues
 GRACE = 25.0  # seconds; who preempts a machine gives it 30
@@ -27,6 +29,12 @@ REPORT = 5.0  # seconds between two reports that the run waits
 
 def tell_others(sentence: str) -> None:
   """Called before this process exits because of a signal; `processes.start` puts another function in its place."""
+
+
+def listen() -> "StopRequest":
+  """Listens for signals, and keeps an output that goes away from ending the run; called by programs."""
+  console.protect()
+  return StopRequest()
 
 
 class StopRequest:
