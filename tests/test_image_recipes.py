@@ -30,13 +30,17 @@ def write(folder, name: str) -> int:
   return len(labels)
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("name", ["gcl_imagenet_lt", "gcl_places_lt", "gcl_inat"])
 def test_three_steps_of_each_stage(name, tmp_path):
   config = importlib.import_module(f"configs.{name}").get_config()
   images = write(tmp_path, config.dataset.name)
   config.dataset.lists, config.dataset.root = str(tmp_path), str(tmp_path / "images")
   config.augment, config.log_every_steps = recipes.crop_flip(16), 1
-  config.backbone = dict(name="ResNet", depth=10, width=4, bn_groups=1)
+  # Places-LT's recipe trains some layers of a ResNet; the others take a network that compiles faster.
+  resnet = dict(name="ResNet", depth=10, width=4, bn_groups=1)
+  with config.unlocked(), config.ignore_type():
+    config.backbone = tiny.ONE_CONV if config.representation.train == (".*",) else resnet
   for stage in config.stages:
     config[stage].epochs, config[stage].batch_size = 1, images // 3
   results = tiny.run(config, tmp_path / "run")
