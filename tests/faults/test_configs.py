@@ -3,7 +3,6 @@
 tests/config/test_check.py asks more of the messages.
 """
 
-import time
 
 import pytest
 
@@ -11,8 +10,6 @@ from ltjax.data import listing, longtail, records, sources, tables
 from ltjax.errors import ConfigError
 from tests import tiny
 from tests.config import trees
-
-SLOWEST = 2.0  # seconds
 
 
 @pytest.fixture(autouse=True)
@@ -36,9 +33,7 @@ def test_a_changed_key_stops_the_run_before_anything_is_done(name, tmp_path):
       block = trees.parent(found, path)
       value = block.pop(path[-1])
       block |= {path[-1] + "x": value} if misspell else {path[-1]: 1j}  # no key takes a complex number
-      began = time.process_time()
       with pytest.raises(ConfigError) as caught:
         tiny.run(trees.config(found), tmp_path / "run")
-      assert time.process_time() - began < SLOWEST
       assert path[-1] in str(caught.value) and "\n" not in str(caught.value)
   assert not list(tmp_path.iterdir())
