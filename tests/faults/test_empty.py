@@ -66,7 +66,7 @@ CASES = {  # the data set, and what is said of it
     "only hidden": (lambda root: folder(root, **{".a": 3, "__MACOSX": 3}), "no folder in .*, expected one for each"),
     "hidden in a class": (lambda root: folder(root, **{"a/.thumbs": 3, "b": 3}), "no image in the folder of class 'a'"),
     "twice in a table": (lambda root: table(root, "a/000.jpg,a\na/000.jpg,b\n"), "train.csv:2: .* line 1 already"),
-    "no official lists": (lambda root: dict(name="places_lt", root="/usr", lists=str(root)), "dataset.lists: no folder"),
+    "no lists there": (lambda root: dict(name="places_lt", root="/usr", lists=str(root)), "dataset.lists: no folder"),
     "nothing of TFDS": (lambda root: dict(name="inat2018", tfds_dir=str(root)), "TFDS has no prepared"),
 }
 
