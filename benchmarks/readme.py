@@ -29,7 +29,8 @@ GOLDEN = dict(
     Cosine="cosine_classifier", DisAlign="disalign", LearnableScale="lws", NormalizedLinear="paper_normfc",
     ResNetBBN="bbn_mix", TDE="tde", cben="paper_gcl_cben", class_balanced="samplers", class_balanced_focal="cb_focal",
     cross_entropy="ce", effective_number="class_balanced_weights", generate_features="paper_afa_generation",
-    nearest_class_mean="ncm", reverse="samplers", tau_normalize="tau_norm")
+    nearest_class_mean="ncm", progressive="samplers", reverse="samplers",
+    tau_normalize="tau_norm")
 NOTE = """Published top-1 in %, on CIFAR at imbalance 100. Two numbers come from two papers; norm_fc's three are the
 classifier as trained, re-trained and by class means. golden: tested against values of the released code or its
 equations; equation: tested against the paper's equations. Arguments after the colon give ablations and other backbones,
