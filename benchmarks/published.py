@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from ltjax.errors import ConfigError
 
-# Methods of tests/golden/published_results.csv that are another's config with arguments: {method: (config, arguments)}.
+# Methods of the table that another method's config trains with arguments: {method: (config, arguments)}.
 _VARIANTS = dict(
     ce_mixup=("ce", "mixup=1.0"),
     gcl_stage1=("gcl", "retrain=false"),
@@ -21,21 +21,19 @@ _VARIANTS = dict(
     fbl_linear_increase=("fbl", "curriculum=linear_increase"),
     fbl_sine_increase=("fbl", "curriculum=sine_increase"),
     fbl_cosine_increase=("fbl", "curriculum=cosine_increase"))
-# The AFA paper's methods are arguments of one config, its baselines too: they have its backbone.
+# Arguments of the AFA config give the methods of its paper and the baselines, which have its backbone.
 _AFA = dict(
     ce="decomposition=none,retrain=false", ce_crt="decomposition=none", afa="retrain=false", afa_crt="",
     afa_no_generation="generation=false,retrain=false", afa_no_addition="addition=false,retrain=false",
     afa_no_layback="layback=false,retrain=false")
-# MiSLAS has other constants where the imbalance is not 100: its released configs. None is released for 200.
+# The released MiSLAS configs have other constants at imbalance 10 and 50; the authors released none for 200.
 _MISLAS = {
     ("cifar10", 10): "head=0.1,lr_factor=0.2", ("cifar10", 50): "head=0.2,lr_factor=0.2",
     ("cifar100", 10): "head=0.2,tail=0.0,lr_factor=0.1", ("cifar100", 50): "head=0.3,tail=0.0,lr_factor=0.1"}
-
-
+# {data set of the table: (ending of the configs, their default backbone)}
 _DATASETS = dict(imagenet=("imagenet_lt", "resnet50"), places=("places_lt", "resnet152"), inat18=("inat", "resnet50"))
-# Methods on photographs: those with a config of their name for each data set, and arguments of such a config. The three
-# rows of normalised classifiers are one run's.
-_ON_PHOTOGRAPHS = ("camc", "camcpp", "ce", "ce_crt", "fbl", "gcl", "kps", "norm_fc")
+# Methods with a config for each of these data sets, and the rows that are evaluations of one run of norm_fc.
+_LARGE_SCALE = ("camc", "camcpp", "ce", "ce_crt", "fbl", "gcl", "kps", "norm_fc")
 _NORM_FC = dict(linear="classifier=linear", norm_fc="", norm_fc_crt="", norm_fc_ncm="")
 
 
@@ -55,7 +53,7 @@ def published(row: Mapping[str, str]) -> str:
   """
   method, dataset = row["method"], row["dataset"]
   if dataset in _DATASETS:
-    return _published_photographs(row)
+    return _large_scale(row)
   if dataset not in ("cifar10", "cifar100"):
     raise ConfigError(f"published: there is no config for {method!r} of {row['paper']!r} on {dataset!r}")
   stem, given = _VARIANTS.get(method, (method, "")) if row["paper"] != "afa" else ("afa", _AFA[method])
@@ -66,14 +64,14 @@ def published(row: Mapping[str, str]) -> str:
   return f"configs/{stem}_cifar.py:{dataset},{row['imbalance']}" + (f",{given}" if given else "")
 
 
-def _published_photographs(row: Mapping[str, str]) -> str:
+def _large_scale(row: Mapping[str, str]) -> str:
   method, (dataset, backbone) = row["method"], _DATASETS[row["dataset"]]
   stem, given = ("norm_fc", _NORM_FC[method]) if method in _NORM_FC else (method, "")
   if row["paper"] == "afa" and dataset == "imagenet_lt" and method in _AFA:
     stem, given = "afa", _AFA[method]
-  elif stem not in _ON_PHOTOGRAPHS:
+  elif stem not in _LARGE_SCALE:
     raise ConfigError(f"published: there is no config for {method!r} of {row['paper']!r} on {row['dataset']!r}; of "
-                      f"methods on photographs there are afa, {', '.join(_ON_PHOTOGRAPHS)}")
+                      f"methods with such configs are afa, {', '.join(_LARGE_SCALE)}")
   if dataset == "imagenet_lt" and row["paper"] in ("afa", "camc"):
     backbone = "resnext50"
   entries = [f"backbone={row['backbone']}" if row["backbone"] != backbone else "", given]

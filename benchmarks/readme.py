@@ -1,7 +1,7 @@
-"""Fills the generated blocks of README.md: python benchmarks/readme.py
+"""Writes the generated blocks of README.md: python benchmarks/readme.py
 
-The table of methods comes from the configs, their docstrings and tests/golden, the digits' figures from
-benchmarks/results/digits.md. A test fails where the README is out of date.
+The table of methods comes from the configs, their docstrings and tests/golden; the results on digits come from
+benchmarks/results/digits.md. A test fails if the README is out of date.
 """
 
 import ast
@@ -18,23 +18,24 @@ from benchmarks.published import published as command  # noqa: E402
 from ltjax.config import load  # noqa: E402
 from ltjax.errors import ConfigError  # noqa: E402
 
-# Data families, as the names of configs end; the first that a method has describes it.
+# The data families that names of configs end with; the docstring of the first describes the method.
 FAMILIES = ("cifar", "imagenet_lt", "places_lt", "inat", "folder", "csv", "caltech", "digits")
 COLUMNS = dict(cifar10="CIFAR-10-LT", cifar100="CIFAR-100-LT", imagenet_lt="ImageNet-LT", places_lt="Places-LT",
                inat="iNaturalist 2018")
 COMMON = ("ResNet", "ResNetCIFAR", "Linear", "instance")  # parts of nearly every config
-# The golden file of a part where it is not called as the part is.
+# The golden files whose names differ from those of the parts.
 GOLDEN = dict(
-    lade="lade", prior_lade="lade", two_branches="bbn_mix", AFA="paper_afa_decomposition", CAMC="paper_camc",
-    Cosine="cosine_classifier", DisAlign="disalign",
-    LearnableScale="lws",
-    NormalizedLinear="paper_normfc", ResNetBBN="bbn_mix", TDE="tde", cben="paper_gcl_cben", class_balanced="samplers",
-    class_balanced_focal="cb_focal", cross_entropy="ce", effective_number="class_balanced_weights",
-    generate_features="paper_afa_generation", nearest_class_mean="ncm", reverse="samplers", tau_normalize="tau_norm")
-NOTE = """Published top-1 in %, on CIFAR at imbalance 100 (two numbers are two papers', norm_fc's three the classifier
-as trained, re-trained and by class means). golden: compared with numbers that released code or its equations give;
-equation: with the paper's. Arguments behind the colon give ablations and other backbones, as in
-`--config=configs/gcl_cifar.py:cifar10,cloud_size=cosine`; the first lines of a config list them with their numbers."""
+    prior_lade="lade", two_branches="bbn_mix", AFA="paper_afa_decomposition", CAMC="paper_camc",
+    Cosine="cosine_classifier", DisAlign="disalign", LearnableScale="lws", NormalizedLinear="paper_normfc",
+    ResNetBBN="bbn_mix", TDE="tde", cben="paper_gcl_cben", class_balanced="samplers", class_balanced_focal="cb_focal",
+    cross_entropy="ce", effective_number="class_balanced_weights", generate_features="paper_afa_generation",
+    nearest_class_mean="ncm", progressive="samplers", reverse="samplers",
+    tau_normalize="tau_norm")
+NOTE = """Published top-1 in %, on CIFAR at imbalance 100. Two numbers come from two papers; norm_fc's three are the
+classifier as trained, re-trained and by class means. golden: tested against values of the released code or its
+equations; equation: tested against the paper's equations. Arguments after the colon give ablations and other backbones,
+as in `--config=configs/gcl_cifar.py:cifar10,cloud_size=cosine`; the docstring of each config lists them with their
+numbers."""
 
 
 def configs() -> dict[str, dict[str, pathlib.Path]]:
@@ -54,7 +55,7 @@ def description(path: pathlib.Path) -> str:
 
 
 def published() -> dict[str, str]:
-  """{config: numbers} of the rows that are a config as it stands, CIFAR's at imbalance 100."""
+  """{config: numbers} of the rows that a config without further arguments trains, on CIFAR at imbalance 100."""
   found = {}
   for row in csv.DictReader((ROOT / "tests" / "golden" / "published_results.csv").read_text().splitlines()):
     try:
@@ -68,7 +69,7 @@ def published() -> dict[str, str]:
 
 
 def parts(path: pathlib.Path) -> list[str]:
-  """The functions and modules that a config names, what every config has (instance sampling, ...) left out."""
+  """The functions and modules that a config names, without those of nearly every config."""
   config = load.read(str(path))
   stages = [config[name] for name in config.stages]
   blocks = [stage[key] for key in ("adjust", "loss", "class_weights", "sampler", "head") for stage in stages]
@@ -81,7 +82,7 @@ def parts(path: pathlib.Path) -> list[str]:
 
 
 def checks(names: list[str]) -> str:
-  """What of `names` is tested against numbers of released code, what against the paper's equations alone."""
+  """Which of `names` are tested against values of released code, and which against the paper's equations alone."""
   found = {"golden": [], "equation": []}
   for name in names:
     path = ROOT / "tests" / "golden" / f"{GOLDEN.get(name, name)}.json"
@@ -91,7 +92,7 @@ def checks(names: list[str]) -> str:
 
 
 def methods() -> str:
-  """One row a method: what it is, its configs, its published numbers, what its parts are tested against."""
+  """The table: one row per method."""
   titles = ("method", "what, paper", "configs", *COLUMNS.values(), "tested against")
   rows, numbers = [f"| {' | '.join(titles)} |", f"|{' --- |' * len(titles)}"], published()
   for method, paths in configs().items():
@@ -103,7 +104,7 @@ def methods() -> str:
 
 
 def digits() -> str:
-  """The results file without its title."""
+  """The results on digits, without their title."""
   return (ROOT / "benchmarks" / "results" / "digits.md").read_text().split("\n", 1)[1].strip()
 
 

@@ -1,7 +1,7 @@
 """Attentive feature augmentation with classifier re-training (AFA/LTVR; Wang et al., 2022) on CIFAR-LT.
 
 python -m ltjax.main --config=configs/afa_cifar.py --workdir=runs/afa    CIFAR-10-LT, imbalance 100
-    --config=configs/afa_cifar.py:cifar100,imbalance=50    others
+    --config=configs/afa_cifar.py:cifar100,imbalance=50    another data set and imbalance
 Published on CIFAR-10-LT 78.2 (imbalance 100; table II), and 69.2 with retrain=false. With decomposition=none, the
 paper's baselines, 75.8, and 68.3 with retrain=false. On CIFAR-100-LT 46.8 (imbalance 100; table III), and 42.0 with
 retrain=false. With decomposition=none, the paper's baselines, 44.7, and 37.9 with retrain=false. Ablations (tables V to
@@ -9,10 +9,10 @@ VIII), with and without re-training: decomposition=cbam 38.9 and 34.0, decomposi
 generation=false 44.8 and 38.0, addition=false 45.8 and 41.2, layback=false 36.9 and 29.9.
 ltjax: see benchmarks/results.
 ResNeXt-50 with a 3x3 stem. A run of two stages reports both; retrain=false stops after the first.
-Deviations: the last N mod 128 images of an epoch's permutation are left out (static shapes); the last epoch is reported
-and bridged. Ours where the paper is silent: the batch size (the paper has its ratio to the learning rate), the stem, a
-new start of the classifier, and what ltjax.models.afa says of its modules. Without generation the loss is that of the
-images alone in all epochs.
+Deviations: each epoch leaves out the last N mod 128 images of its permutation (static shapes); the last epoch is
+reported and starts the next stage. Our choices where the paper gives none: the batch size (it gives the ratio to the
+learning rate), the stem, a second stage that initialises the classifier anew, and those that ltjax.models.afa lists.
+Without generation the loss covers the images alone in all epochs.
 """
 from ltjax import recipes
 

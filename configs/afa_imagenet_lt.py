@@ -4,10 +4,11 @@ python -m ltjax.main --config=configs/afa_imagenet_lt.py --workdir=runs/afa_imag
     --config=configs/afa_imagenet_lt.py:retrain=false                                   other arguments
 Published 52.6 (many 64.8, medium 49.6, few 28.5; table IV), and 48.9 (68.2, 42.9, 15.3) with retrain=false.
 ltjax: see benchmarks/results.
-ResNeXt-50. A run of two stages reports both; retrain=false stops after the first. Ablations as in afa_cifar10.py.
-Deviations: the last N mod 512 images of an epoch's permutation are left out (static shapes); the last epoch is reported
-and bridged, not the best on the test set. Ours where the paper is silent: a new start of the classifier, colour jitter
-as in Kang et al., whose batch size and learning rate it has, and what ltjax.models.afa says of its modules.
+ResNeXt-50. A run of two stages reports both; retrain=false stops after the first. Ablations as in afa_cifar.py.
+Deviations: each epoch leaves out the last N mod 512 images of its permutation (static shapes); the last epoch, not the
+best on the test set, is reported and starts the next stage. Our choices where the paper gives none: a second stage that
+initialises the classifier anew, colour jitter as in Kang et al., whose batch size and learning rate the paper uses, and
+those that ltjax.models.afa lists.
 """
 from ltjax import recipes
 

@@ -1,13 +1,13 @@
 """Additive angular margin loss (ArcFace; Deng et al., CVPR 2019) on CIFAR-LT.
 
 python -m ltjax.main --config=configs/arcface_cifar.py --workdir=runs/arcface    CIFAR-10-LT, imbalance 100
-    --config=configs/arcface_cifar.py:cifar100,imbalance=50    others
+    --config=configs/arcface_cifar.py:cifar100,imbalance=50    another data set and imbalance
 Published on CIFAR-10-LT 73.76 (imbalance 100; thesis table 3.2). On CIFAR-100-LT 39.06 (imbalance 100; thesis table
 3.2).
 ltjax: see benchmarks/results.
-ResNet-32; the schedule of KPS's released code, whose authors ran it.
-Deviations: the last N mod 64 images of an epoch's permutation are left out (static shapes); the last epoch is reported,
-not the best on the test set; scale 30 and margin 0.5 are given nowhere.
+ResNet-32; the schedule of the released KPS code, whose authors report the number.
+Deviations: each epoch leaves out the last N mod 64 images of its permutation (static shapes); the last epoch is
+reported, not the best on the test set; scale 30 and margin 0.5 are ours, because the thesis gives none.
 """
 from ltjax import recipes
 

@@ -1,13 +1,15 @@
 """Balanced softmax (Ren et al., NeurIPS 2020) with AutoAugment and Cutout on CIFAR-LT: a strong baseline.
 
 python -m ltjax.main --config=configs/balanced_softmax_cifar.py --workdir=runs/bs    CIFAR-100-LT, imbalance 100
-    --config=configs/balanced_softmax_cifar.py:cifar10,imbalance=50,epochs=400    others
-Published on CIFAR-100-LT, imbalance 100: 50.3 with 200 epochs, 50.8 with epochs=400, as contrastive methods quote it.
+    --config=configs/balanced_softmax_cifar.py:cifar10,imbalance=50,epochs=400    other arguments
+Published on CIFAR-100-LT 50.3 (imbalance 100), and 50.8 with epochs=400, in papers on contrastive learning, as their
+baseline.
 ltjax: see benchmarks/results.
-ResNet-32; shifts, flips, AutoAugment's CIFAR policy and a Cutout of 16 pixels; the loss is logit adjustment with tau 1.
-Ours, as no configuration of these baselines was released: batch size 128, learning rate 0.1 with 5 epochs of warm-up
-and tenfold decays after 80 and 90 per cent of the epochs, weight decay 5e-4.
-Deviations: the last N mod 128 images of an epoch's permutation are left out (static shapes); the last epoch is
+ResNet-32; the loss is logit adjustment with tau 1. Shifts, flips, AutoAugment's CIFAR policy, a Cutout of 16 pixels,
+weight decay 5e-4 and decays of the learning rate after 80 and 90 per cent of the epochs are those of PaCo's released
+code (Cui et al., ICCV 2021). Ours, because no code of these baselines is released: batch size 128 and learning rate 0.1
+with 5 epochs of warm-up.
+Deviations: each epoch leaves out the last N mod 128 images of its permutation (static shapes); the last epoch is
 reported, not the best on the test set.
 """
 from ltjax import recipes

@@ -1,12 +1,12 @@
 """Bilateral-branch network with cumulative learning (BBN; Zhou et al., CVPR 2020) on CIFAR-LT.
 
 python -m ltjax.main --config=configs/bbn_cifar.py --workdir=runs/bbn    CIFAR-10-LT, imbalance 100
-    --config=configs/bbn_cifar.py:cifar100,imbalance=50    others
+    --config=configs/bbn_cifar.py:cifar100,imbalance=50    another data set and imbalance
 Published on CIFAR-10-LT 79.82 (imbalance 100; thesis table 5.2). On CIFAR-100-LT 42.56 (imbalance 100; thesis table
 5.2).
 ltjax: see benchmarks/results.
 The two-branch ResNet-32, schedule and constants of the released code.
-Deviations: the last N mod 128 images of an epoch's permutation are left out (static shapes); the last epoch is
+Deviations: each epoch leaves out the last N mod 128 images of its permutation (static shapes); the last epoch is
 reported, not the best on the test set.
 """
 from ltjax import recipes

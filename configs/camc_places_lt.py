@@ -4,14 +4,15 @@ python -m ltjax.main --config=configs/camc_places_lt.py --workdir=runs/camc_plac
     --config=configs/camc_places_lt.py:pick=kmeans                                    other arguments
 Published 39.1 (table IV).
 ltjax: see benchmarks/results.
-ResNet-152; the paper's optimiser, epochs, magnitudes (g 0.5, then 16), 5 prototypes and threshold 100 (ImageNet-LT's;
-not said); weight decay 5e-4 and colour jitter as in Kang et al., whom the paper follows. Ablations: pick=first or
-kmeans; shared_fusion=true; fusion_size=1; fusion_layers=2; normalize_prototypes=true; num_prototypes=; g=. Only the
-last stage of the network and the head train, the others evaluate: give ImageNet weights,
---config.pretrained=resnet152.pth (part=stage4_block3 trains the last block alone, as the released code of GCL and FBL
-does, which draws it afresh).
-Deviations: the last N mod 256 images of an epoch's permutation are left out (static shapes); the last epoch is reported
-and bridged, not the best on the test set.
+ResNet-152; the paper's optimiser, epochs, magnitudes (g 0.5, then 16), 5 prototypes and threshold 100 (of ImageNet-LT;
+the paper gives none here); weight decay 5e-4 and colour jitter as in Kang et al., whom the paper follows. Ablations:
+pick=first or kmeans; shared_fusion=true; fusion_size=1; fusion_layers=2; normalize_prototypes=true; num_prototypes=;
+g=. Only the last stage of the network and the head train, so give ImageNet weights: --config.pretrained=resnet152.pth.
+The released code of GCL and FBL trains the last block alone (part=stage4_block3), initialises it anew and trains its
+BatchNorm; here all BatchNorm layers evaluate.
+Deviations: each epoch leaves out the last N mod 256 images of its permutation (static shapes); the last epoch, not the
+best on the test set, is reported and starts the next stage; in the second stage classes are drawn independently and
+BatchNorm evaluates, where Kang et al., whom the paper follows, cycle through the classes and train BatchNorm.
 """
 from ltjax import recipes
 

@@ -6,11 +6,12 @@ Published 55.4 with ResNeXt-50 (many 67.4, medium 51.8, few 34.2; table III), 47
 backbone=resnext152 (table IV).
 ltjax: see benchmarks/results.
 ResNeXt-50; the paper's optimiser, epochs, magnitudes (g 0.5, then 16), 5 prototypes and threshold 100; weight decay
-5e-4 and colour jitter as in Kang et al., whom the paper follows. 5 x 5 crops, in training and in tests: crops=.
-Ablations: pick=first or kmeans; shared_fusion=true; fusion_size=1; fusion_layers=2; normalize_prototypes=true;
-num_prototypes=; g=.
-Deviations: the last N mod 256 images of an epoch's permutation are left out (static shapes); the last epoch is reported
-and bridged, not the best on the test set.
+5e-4 and colour jitter as in Kang et al., whom the paper follows. crops= sets the crops a side in training and testing:
+5 by default. Ablations: pick=first or kmeans; shared_fusion=true; fusion_size=1; fusion_layers=2;
+normalize_prototypes=true; num_prototypes=; g=.
+Deviations: each epoch leaves out the last N mod 256 images of its permutation (static shapes); the last epoch, not the
+best on the test set, is reported and starts the next stage; in the second stage classes are drawn independently and
+BatchNorm evaluates, where Kang et al., whom the paper follows, cycle through the classes and train BatchNorm.
 """
 from ltjax import recipes
 

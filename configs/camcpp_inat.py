@@ -4,12 +4,14 @@ python -m ltjax.main --config=configs/camcpp_inat.py --workdir=runs/camcpp_inat 
     --config=configs/camcpp_inat.py:crops=3                                        other arguments
 Published 73.0 (table IV).
 ltjax: see benchmarks/results.
-ResNet-50; the paper's optimiser, epochs, magnitudes (g 0.5, then 16), 5 prototypes and threshold 100 (ImageNet-LT's;
-not said); weight decay 1e-4 and no colour jitter as in Kang et al., whom the paper follows. 5 x 5 crops, in training
-and in tests (not said; the best on ImageNet-LT): crops=. Ablations: pick=first or kmeans; shared_fusion=true;
-fusion_size=1; fusion_layers=2; normalize_prototypes=true; num_prototypes=; g=.
-Deviations: the last N mod 256 images of an epoch's permutation are left out (static shapes); the last epoch is reported
-and bridged, not the best on the test set.
+ResNet-50; the paper's optimiser, epochs, magnitudes (g 0.5, then 16), 5 prototypes and threshold 100 (of ImageNet-LT;
+the paper gives none here); weight decay 1e-4 and no colour jitter as in Kang et al., whom the paper follows. crops=
+sets the crops a side in training and testing: 5 by default, the best on ImageNet-LT; the paper gives no number here.
+Ablations: pick=first or kmeans; shared_fusion=true; fusion_size=1; fusion_layers=2; normalize_prototypes=true;
+num_prototypes=; g=.
+Deviations: each epoch leaves out the last N mod 256 images of its permutation (static shapes); the last epoch, not the
+best on the test set, is reported and starts the next stage; in the second stage classes are drawn independently and
+BatchNorm evaluates, where Kang et al., whom the paper follows, cycle through the classes and train BatchNorm.
 """
 from ltjax import recipes
 

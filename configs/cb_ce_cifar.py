@@ -1,11 +1,12 @@
 """Class-balanced cross entropy (Cui et al., CVPR 2019) on CIFAR-LT.
 
 python -m ltjax.main --config=configs/cb_ce_cifar.py --workdir=runs/cb_ce    CIFAR-10-LT, imbalance 100
-    --config=configs/cb_ce_cifar.py:cifar100,imbalance=50    others
-No published number on these data sets.
+    --config=configs/cb_ce_cifar.py:cifar100,imbalance=50    another data set and imbalance
+No published number in tests/golden/published_results.csv.
 ltjax: see benchmarks/results.
-ResNet-32 and the schedule of ldam_drw_cifar.py; effective-number weights with beta 0.9999, as in cb_focal_cifar.py.
-Deviations: the last N mod 128 images of an epoch's permutation are left out (static shapes); the last epoch is
+ResNet-32 and the schedule of ldam_drw_cifar.py. The weights have beta 0.9999, as in cb_focal_cifar.py, and the loss is
+divided by their sum over the batch.
+Deviations: each epoch leaves out the last N mod 128 images of its permutation (static shapes); the last epoch is
 reported, not the best on the test set.
 """
 from ltjax import recipes

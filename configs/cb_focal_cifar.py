@@ -1,15 +1,16 @@
 """Class-balanced focal loss (Cui et al., CVPR 2019) on CIFAR-LT.
 
 python -m ltjax.main --config=configs/cb_focal_cifar.py --workdir=runs/cb_focal    CIFAR-10-LT, imbalance 100
-    --config=configs/cb_focal_cifar.py:cifar100,imbalance=50    others
+    --config=configs/cb_focal_cifar.py:cifar100,imbalance=50    another data set and imbalance
 Published on CIFAR-10-LT 74.57 (imbalance 100; thesis table 3.2). On CIFAR-100-LT 39.60 (imbalance 100; thesis table
 3.2).
 ltjax: see benchmarks/results.
-ResNet-32; the schedule and constants of the released code: the sigmoid form, divided by the batch size, and a last bias
-that starts at -log(C - 1) and is not decayed.
-Deviations: the last N mod 128 images of an epoch's permutation are left out (static shapes); in the first five epochs
-the learning rate rises once an epoch, not once a step; the network is LDAM-DRW's, whose shortcuts and first kernels
-differ; gamma is 1 and beta 0.9999, which the paper chose for each data set; its image set is not seeded.
+ResNet-32; the schedule and constants of the released code: the sigmoid form, averaged over the batch, and a classifier
+bias that starts at -log(C - 1) without weight decay.
+Deviations: each epoch leaves out the last N mod 128 images of its permutation (static shapes); in the first five epochs
+the learning rate rises once an epoch, not once a step; the network is that of LDAM-DRW, with other shortcuts and
+initial kernels; gamma is 1 and beta 0.9999, where the paper tunes both for each data set; the paper drew its images
+without a seed.
 """
 from ltjax import recipes
 

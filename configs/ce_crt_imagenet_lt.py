@@ -7,9 +7,9 @@ page). With GCL's schedule, ResNet-50 and mixup the thesis has 51.68 (table 5.3)
 ltjax: see benchmarks/results.
 ResNeXt-50 and the released code's configuration (facebookresearch/classifier-balancing), class-aware sampling in the
 second stage.
-Deviations: the last N mod 512 images of an epoch's permutation are left out (static shapes); the last epoch is reported
-and bridged, not the best on the test set; the last epoch's learning rate is not 0; the frozen network's BatchNorm
-evaluates (--config.classifier.batch_norm=train is the released code's).
+Deviations: each epoch leaves out the last N mod 512 images of its permutation (static shapes); the last epoch, not the
+best on the test set, is reported and starts the next stage; the learning rate of the last epoch is not 0 (the released
+code's is); the frozen network's BatchNorm evaluates (the released code has --config.classifier.batch_norm=train).
 """
 from ltjax import recipes
 

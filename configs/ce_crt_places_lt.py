@@ -6,12 +6,13 @@ No published number in the papers here; with GCL's schedule and mixup the thesis
 ltjax: see benchmarks/results.
 ResNet-152; the second stage, and the learning rates of classifier and network (0.1, 0.01), as in the released code's
 configuration (facebookresearch/classifier-balancing), class-aware sampling in the second stage. Only the last stage of
-the network and the head train, the others evaluate: give ImageNet weights, --config.pretrained=resnet152.pth
-(part=stage4_block3 trains the last block alone, as the released code of GCL and FBL does, which draws it afresh).
-Deviations: the last N mod 256 images of an epoch's permutation are left out (static shapes); the last epoch is reported
-and bridged, not the best on the test set; the last epoch's learning rate is not 0; the frozen network's BatchNorm
-evaluates (--config.classifier.batch_norm=train is the released code's); the first stage is not released: its 30 epochs
-are ours.
+the network and the head train, so give ImageNet weights: --config.pretrained=resnet152.pth. The released code of GCL
+and FBL trains the last block alone (part=stage4_block3), initialises it anew and trains its BatchNorm; here all
+BatchNorm layers evaluate.
+Deviations: each epoch leaves out the last N mod 256 images of its permutation (static shapes); the last epoch, not the
+best on the test set, is reported and starts the next stage; the learning rate of the last epoch is not 0 (the released
+code's is); the frozen network's BatchNorm evaluates (the released code has --config.classifier.batch_norm=train); the
+30 epochs of the first stage are ours, because the authors released no configuration for it.
 """
 from ltjax import recipes
 

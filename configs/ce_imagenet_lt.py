@@ -6,7 +6,7 @@ Published 44.51 (many 64.91, medium 38.10, few 11.28; thesis table 5.7). With mi
 ltjax: see benchmarks/results.
 ResNet-50; the schedule of thesis table 5.1, as in the gcl config, with warm-up and decays as GCL's released code has
 them (0.1, then 0.01). Colour jitter as in Kang et al., whom the thesis follows.
-Deviations: the last N mod 256 images of an epoch's permutation are left out (static shapes); the last epoch is
+Deviations: each epoch leaves out the last N mod 256 images of its permutation (static shapes); the last epoch is
 reported, not the best on the test set.
 """
 from ltjax import recipes

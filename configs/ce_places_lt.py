@@ -5,11 +5,11 @@ python -m ltjax.main --config=configs/ce_places_lt.py --workdir=runs/ce_places  
 Published 27.13 (thesis table 5.3). With mixup=0.2 29.51 (thesis table 5.3).
 ltjax: see benchmarks/results.
 ResNet-152; the schedule of thesis table 5.1, as in the gcl config, with warm-up and decays as GCL's released code has
-them (0.1, then 0.01). Only the last stage of the network and the head train, the others evaluate: give ImageNet
-weights, --config.pretrained=resnet152.pth (part=stage4_block3 trains the last block alone, as the released code of GCL
-and FBL does, which draws it afresh).
-Deviations: the last N mod 512 images of an epoch's permutation are left out (static shapes); the last epoch is
-reported, not the best on the test set; the frozen layers' BatchNorm and the trained ones' evaluate.
+them (0.1, then 0.01). Only the last stage of the network and the head train, so give ImageNet weights:
+--config.pretrained=resnet152.pth. The released code of GCL and FBL trains the last block alone (part=stage4_block3),
+initialises it anew and trains its BatchNorm; here all BatchNorm layers evaluate.
+Deviations: each epoch leaves out the last N mod 512 images of its permutation (static shapes); the last epoch is
+reported, not the best on the test set.
 """
 from ltjax import recipes
 

@@ -1,14 +1,14 @@
 """Softmax equalisation loss (Tan et al., CVPR 2020) on CIFAR-LT.
 
 python -m ltjax.main --config=configs/equalization_cifar.py --workdir=runs/equalization    CIFAR-10-LT, imbalance 100
-    --config=configs/equalization_cifar.py:cifar100,imbalance=50    others
+    --config=configs/equalization_cifar.py:cifar100,imbalance=50    another data set and imbalance
 Published on CIFAR-10-LT 73.98 (imbalance 100; thesis table 3.2). On CIFAR-100-LT 42.74 (imbalance 100; thesis table
 3.2).
 ltjax: see benchmarks/results.
-ResNet-32; the schedule and constants of LDAM-DRW's released code. Threshold and keep rate of BagofTricks-LT, the
-authors' softmax code being unreleased.
-Deviations: the last N mod 128 images of an epoch's permutation are left out (static shapes); the last epoch is
-reported, not the best on the test set; the published number is quoted from Menon et al., whose schedule is another.
+ResNet-32; the schedule and constants of LDAM-DRW's released code. Threshold and keep rate come from BagofTricks-LT,
+because the authors released no code of the softmax form.
+Deviations: each epoch leaves out the last N mod 128 images of its permutation (static shapes); the last epoch is
+reported, not the best on the test set; the published number comes from Menon et al., who train with another schedule.
 """
 from ltjax import recipes
 

@@ -1,14 +1,14 @@
 """Feature-balanced loss (FBL; Li et al., ICME 2022; thesis ch. 4) on CIFAR-LT.
 
 python -m ltjax.main --config=configs/fbl_cifar.py --workdir=runs/fbl    CIFAR-10-LT, imbalance 100
-    --config=configs/fbl_cifar.py:cifar100,imbalance=50    others
+    --config=configs/fbl_cifar.py:cifar100,imbalance=50    another data set and imbalance
 Published on CIFAR-10-LT 82.46 (imbalance 100; 84.30 at 50; paper table 2). With curriculum=linear_decrease 75.97,
 curriculum=linear_increase 81.67, curriculum=sine_increase 81.22, curriculum=cosine_increase 80.79. On CIFAR-100-LT
 45.22 (imbalance 100; 50.65 at 50; paper table 2).
 ltjax: see benchmarks/results.
 ResNet-32; the released code's schedule and constants. The other curricula are the paper's ablation.
-Deviations: the last N mod 64 images of an epoch's permutation are left out (static shapes); the last epoch is reported,
-not the best on the test set.
+Deviations: each epoch leaves out the last N mod 64 images of its permutation (static shapes); the last epoch is
+reported, not the best on the test set.
 """
 from ltjax import recipes
 

@@ -5,8 +5,9 @@ python -m ltjax.main --config=configs/fbl_imagenet_lt.py --workdir=runs/fbl_imag
 Published 50.70 (paper table 3).
 ltjax: see benchmarks/results.
 ResNet-50; the paper's 180 epochs with the decays (120, 160), warm-up, lambda (150) and curriculum of the released code;
-the weight decay of thesis table 4.1, whose 200 epochs and decays (160, 180) are those of neither.
-Deviations: the last N mod 512 images of an epoch's permutation are left out (static shapes); the last epoch is
+the weight decay (2e-4) of thesis table 4.1, which has 200 epochs and decays at 160 and 180. The released command sets
+neither epochs nor weight decay, so that code runs with its defaults: 200 epochs and 2e-4.
+Deviations: each epoch leaves out the last N mod 512 images of its permutation (static shapes); the last epoch is
 reported, not the best on the test set.
 """
 from ltjax import recipes

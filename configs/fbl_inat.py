@@ -5,8 +5,9 @@ python -m ltjax.main --config=configs/fbl_inat.py --workdir=runs/fbl_inat    def
 Published 69.90 (paper table 3).
 ltjax: see benchmarks/results.
 ResNet-50; the paper's 180 epochs, the weight decay of thesis table 4.1, and the decays, warm-up, lambda (150) and
-curriculum of the released code.
-Deviations: the last N mod 512 images of an epoch's permutation are left out (static shapes); the last epoch is
+curriculum of the released code. The released command sets neither epochs nor weight decay, so that code runs with its
+defaults: 200 epochs and 2e-4.
+Deviations: each epoch leaves out the last N mod 512 images of its permutation (static shapes); the last epoch is
 reported, not the best on the test set.
 """
 from ltjax import recipes

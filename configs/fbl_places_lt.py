@@ -5,11 +5,11 @@ python -m ltjax.main --config=configs/fbl_places_lt.py --workdir=runs/fbl_places
 Published 38.66 (paper table 3).
 ltjax: see benchmarks/results.
 ResNet-152; thesis table 4.1, with the warm-up, lambda (150) and curriculum of the released code. Only the last stage of
-the network and the head train, the others evaluate: give ImageNet weights, --config.pretrained=resnet152.pth
-(part=stage4_block3 trains the last block alone, as the released code of GCL and FBL does, which draws it afresh).
-Deviations: the last N mod 512 images of an epoch's permutation are left out (static shapes); the last epoch is
-reported, not the best on the test set; the trained layers' BatchNorm evaluates like the frozen ones', where in the code
-it trains.
+the network and the head train, so give ImageNet weights: --config.pretrained=resnet152.pth. The released code of GCL
+and FBL trains the last block alone (part=stage4_block3), initialises it anew and trains its BatchNorm; here all
+BatchNorm layers evaluate.
+Deviations: each epoch leaves out the last N mod 512 images of its permutation (static shapes); the last epoch is
+reported, not the best on the test set.
 """
 from ltjax import recipes
 

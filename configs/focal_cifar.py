@@ -1,12 +1,12 @@
 """Focal loss (Lin et al., ICCV 2017) on CIFAR-LT.
 
 python -m ltjax.main --config=configs/focal_cifar.py --workdir=runs/focal    CIFAR-10-LT, imbalance 100
-    --config=configs/focal_cifar.py:cifar100,imbalance=50    others
+    --config=configs/focal_cifar.py:cifar100,imbalance=50    another data set and imbalance
 Published on CIFAR-10-LT 70.38 (imbalance 100; thesis table 3.2). On CIFAR-100-LT 37.25 (imbalance 100; thesis table
 3.2).
 ltjax: see benchmarks/results.
 ResNet-32; the schedule and constants of LDAM-DRW's released code. The softmax form with gamma 1.
-Deviations: the last N mod 128 images of an epoch's permutation are left out (static shapes); the last epoch is
+Deviations: each epoch leaves out the last N mod 128 images of its permutation (static shapes); the last epoch is
 reported, not the best on the test set.
 """
 from ltjax import recipes

@@ -1,12 +1,13 @@
 """Gaussian clouds on the angle (Li et al., TAI 2024) with CBEN re-training on CIFAR-LT.
 
 python -m ltjax.main --config=configs/gcl_angular_cifar.py --workdir=runs/gcl_angular    CIFAR-10-LT, imbalance 100
-    --config=configs/gcl_angular_cifar.py:cifar100,imbalance=50    others
-No published number on these data sets.
+    --config=configs/gcl_angular_cifar.py:cifar100,imbalance=50    another data set and imbalance
+No published number in tests/golden/published_results.csv.
 ltjax: see benchmarks/results.
-gcl_cifar.py with the angular form in both stages: eps_0 = 0.1, margin 0.5 in the released code's second stage.
-Deviations: the last N mod 64 images of an epoch's permutation are left out (static shapes); the last epoch is
-reported, not the best on the test set.
+gcl_cifar.py with the angular form in both stages: eps_0 is 0.1 and the second stage's margin 0.5, as in the released
+code.
+Deviations: each epoch leaves out the last N mod 64 images of its permutation (static shapes); the last epoch, not the
+best on the test set, is reported and starts the next stage.
 """
 from ltjax import recipes
 

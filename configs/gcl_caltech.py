@@ -2,10 +2,10 @@
 
 python -m ltjax.main --config=configs/gcl_caltech.py --workdir=runs/gcl_caltech
     --config.dataset.root=DIR    where the images lie elsewhere: DIR/train/<class>/ and DIR/test/<class>/
-No published number. ltjax: see benchmarks/results/caltech.md.
-40 classes of Caltech-101 (Fei-Fei et al., 2004), long-tailed with 235 to 5 photographs, at 64 pixels, ResNet-10 of half
-the width: minutes on two cores. The same data, network and first schedule as ce_caltech.py.
-Deviations: the schedule is ours, all else is gcl_cifar10.py's, with mixup 0.2 as on the large data sets.
+No published number. ltjax: see benchmarks/results/caltech.md. 40 classes of Caltech-101 (Fei-Fei et al., 2004),
+long-tailed with 235 to 5 images, at 64 pixels, ResNet-10 of half the width: minutes on two cores. The same data,
+network and first schedule as ce_caltech.py.
+Deviations: the schedule is ours, the rest is as in gcl_cifar.py, with mixup 0.2 as on the large data sets.
 """
 from ltjax import recipes
 

@@ -1,7 +1,7 @@
 """Gaussian clouded logit adjustment with CBEN re-training (Li et al., CVPR 2022; thesis ch. 5) on CIFAR-LT.
 
 python -m ltjax.main --config=configs/gcl_cifar.py --workdir=runs/gcl    CIFAR-10-LT, imbalance 100
-    --config=configs/gcl_cifar.py:cifar100,imbalance=50    others
+    --config=configs/gcl_cifar.py:cifar100,imbalance=50    another data set and imbalance
 Published on CIFAR-10-LT 82.68 (imbalance 100; 79.03 at 200, 85.46 at 50; thesis table 5.2). With retrain=false 80.52,
 sampler=instance 80.41, sampler=class_balanced 82.43, sampler=effective_number 82.47, cloud_size=cosine 79.21,
 cloud_size=power_1_3 80.80, cloud_size=power_1_4 82.31. On CIFAR-100-LT 48.71 (imbalance 100; 44.88 at 200, 53.55 at 50;
@@ -9,8 +9,8 @@ thesis table 5.2).
 ltjax: see benchmarks/results.
 ResNet-32; the released code's schedule and constants, with the thesis's CBEN sampler in the second stage. Its
 ablations: retrain=false; sampler= and cloud_size= as below.
-Deviations: the last N mod 64 images of an epoch's permutation are left out (static shapes); the last epoch is reported
-and bridged, not the best on the test set.
+Deviations: each epoch leaves out the last N mod 64 images of its permutation (static shapes); the last epoch, not the
+best on the test set, is reported and starts the next stage.
 """
 from ltjax import recipes
 

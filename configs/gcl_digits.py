@@ -2,8 +2,8 @@
 
 python -m ltjax.main --config=configs/gcl_digits.py --workdir=runs/digits
 No published number: scikit-learn's digits are the embedded data set. ltjax: see README.
-Deviations from the CIFAR recipe of gcl_cifar10.py: a ResNet-8, 60 epochs, batch 32, weight decay 1e-4, no flips, and no
-mixup in the second stage (the authors say that it may be better without).
+Deviations from the CIFAR recipe of gcl_cifar.py: a ResNet-8, 60 epochs, batch 32, weight decay 1e-4, no flips, and no
+mixup in the second stage (the authors expect better results without it).
 """
 from ltjax import recipes
 

@@ -5,12 +5,11 @@ python -m ltjax.main --config=configs/gcl_folder.py --workdir=runs/gcl_folder --
     --config.pretrained=resnet50.safetensors                         starts from weights that PyTorch has trained
 DIR holds a folder of images for each class; or train/ and test/ (or val/) with such. Without a test set, a fifth of
 each class becomes one. What is in there, without training: python -m ltjax verify with the same --config.
-No published number. ltjax: see benchmarks/results.
-For 2 to 10,000 classes of any imbalance: the loss and the sampler take all they need from the class counts, and
-balanced classes leave plain cosine classification. GCL's two stages with its constants; the first stage's learning rate
-is 0.1 for 256 images, and batch_size= scales it further.
-Deviations: schedule, batch size and mixup are ours: cosine, 90 and 10 epochs, 64, 0.2; the last N mod 64 images of an
-epoch's permutation are left out (static shapes).
+No published number. ltjax: see benchmarks/results. For 2 to 10,000 classes of any imbalance: the loss and the sampler
+take all they need from the class counts, and balanced classes leave plain cosine classification. GCL's two stages with
+its constants; the first stage's learning rate is 0.1 for 256 images, and batch_size= scales it further.
+Deviations: schedule, batch size and mixup are ours: cosine, 90 and 10 epochs, 64, 0.2; each epoch leaves out the last N
+mod 64 images of its permutation (static shapes).
 """
 from ltjax import recipes
 

@@ -6,10 +6,10 @@ Published 54.88 (many 63.78, medium 52.62, few 38.70; thesis table 5.7), 52.93 a
 code's page).
 ltjax: see benchmarks/results.
 ResNet-50; the schedule of thesis table 5.1, with decays of 0.1 and 0.01, warm-up and all constants as in the released
-CIFAR code, for none is released for this data set; the thesis's CBEN sampler in the second stage. The paper has noise
-of amplitude 1: noise_scale=1.0. Colour jitter as in Kang et al., whom the thesis follows.
-Deviations: the last N mod 256 images of an epoch's permutation are left out (static shapes); the last epoch is reported
-and bridged, not the best on the test set.
+CIFAR code, because the authors released none for this data set; the thesis's CBEN sampler in the second stage. The
+paper has noise of amplitude 1: noise_scale=1.0. Colour jitter as in Kang et al., whom the thesis follows.
+Deviations: each epoch leaves out the last N mod 256 images of its permutation (static shapes); the last epoch, not the
+best on the test set, is reported and starts the next stage.
 """
 from ltjax import recipes
 

@@ -5,10 +5,10 @@ python -m ltjax.main --config=configs/gcl_inat.py --workdir=runs/gcl_inat    def
 Published 72.01 (thesis table 5.3), 70.33 after the first stage (the released code's page).
 ltjax: see benchmarks/results.
 ResNet-50; the schedule of thesis table 5.1, with decays of 0.1 and 0.01, warm-up and all constants as in the released
-CIFAR code, for none is released for this data set; the thesis's CBEN sampler in the second stage. The paper has noise
-of amplitude 1: noise_scale=1.0.
-Deviations: the last N mod 256 images of an epoch's permutation are left out (static shapes); the last epoch is reported
-and bridged, not the best on the test set.
+CIFAR code, because the authors released none for this data set; the thesis's CBEN sampler in the second stage. The
+paper has noise of amplitude 1: noise_scale=1.0.
+Deviations: each epoch leaves out the last N mod 256 images of its permutation (static shapes); the last epoch, not the
+best on the test set, is reported and starts the next stage.
 """
 from ltjax import recipes
 

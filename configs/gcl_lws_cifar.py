@@ -1,13 +1,13 @@
 """GCL with learnable scales (LWS; Kang et al., ICLR 2020) in place of cRT on CIFAR-LT (thesis table 5.6).
 
 python -m ltjax.main --config=configs/gcl_lws_cifar.py --workdir=runs/gcl_lws    CIFAR-10-LT, imbalance 100
-    --config=configs/gcl_lws_cifar.py:imbalance=50    others
+    --config=configs/gcl_lws_cifar.py:imbalance=50    another imbalance
 Published on CIFAR-10-LT 82.25 (imbalance 100; thesis table 5.6).
 ltjax: see benchmarks/results.
-As gcl_cifar10.py, but the second stage learns one scale a class, the classifier being frozen.
-Deviations: the last N mod 64 images of an epoch's permutation are left out (static shapes); the last epoch is reported
-and bridged, not the best on the test set; how long and how fast the thesis trained the scales is not said: here as
-cRT's classifier.
+As gcl_cifar.py, but the second stage freezes the classifier and learns one scale per class.
+Deviations: each epoch leaves out the last N mod 64 images of its permutation (static shapes); the last epoch, not the
+best on the test set, is reported and starts the next stage; the scales train with the schedule of the re-trained
+classifier, because the thesis gives none for them.
 """
 from ltjax import recipes
 

@@ -1,13 +1,13 @@
 """GCL with tau-normalisation (Kang et al., ICLR 2020) in place of cRT on CIFAR-LT (thesis table 5.6).
 
 python -m ltjax.main --config=configs/gcl_tau_norm_cifar.py --workdir=runs/gcl_tau_norm    CIFAR-10-LT, imbalance 100
-    --config=configs/gcl_tau_norm_cifar.py:imbalance=50    others
+    --config=configs/gcl_tau_norm_cifar.py:imbalance=50    another imbalance
 Published on CIFAR-10-LT 82.16 (imbalance 100; thesis table 5.6).
 ltjax: see benchmarks/results.
-As gcl_cifar10.py with retrain=false, whose classifier is normalised after the training.
-Deviations: the last N mod 64 images of an epoch's permutation are left out (static shapes); the last epoch is reported,
-not the best on the test set; tau is fixed at 0.7, there being no validation set; the thesis does not say how it was
-chosen.
+As gcl_cifar.py with retrain=false; the classifier is normalised after training.
+Deviations: each epoch leaves out the last N mod 64 images of its permutation (static shapes); the last epoch is
+reported, not the best on the test set; tau is fixed at 0.7, because there is no validation set; the thesis does not
+report how it chose tau.
 """
 from ltjax import recipes
 

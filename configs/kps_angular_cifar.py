@@ -1,11 +1,11 @@
 """Key point sensitive loss on the angle (KPS; Li et al., TPAMI 2022; thesis equation 3.20) on CIFAR-LT.
 
 python -m ltjax.main --config=configs/kps_angular_cifar.py --workdir=runs/kps_angular    CIFAR-10-LT, imbalance 100
-    --config=configs/kps_angular_cifar.py:cifar100,imbalance=50    others
+    --config=configs/kps_angular_cifar.py:cifar100,imbalance=50    another data set and imbalance
 No published number: the thesis has no experiment with it.
 ltjax: see benchmarks/results.
-kps_cifar.py with radius and margin on the angle too; max_angle 0.2 and angle_power 1 are ours.
-Deviations: the last N mod 64 images of an epoch's permutation are left out (static shapes); the last epoch is
+kps_cifar.py with a radius and a margin on the angle as well. Ours: max_angle 0.2 and angle_power 1.
+Deviations: each epoch leaves out the last N mod 64 images of its permutation (static shapes); the last epoch is
 reported, not the best on the test set.
 """
 from ltjax import recipes

@@ -1,16 +1,17 @@
 """Key point sensitive loss with gradient adjustment (KPS; Li et al., TPAMI 2022; thesis ch. 3) on CIFAR-LT.
 
 python -m ltjax.main --config=configs/kps_cifar.py --workdir=runs/kps    CIFAR-10-LT, imbalance 100
-    --config=configs/kps_cifar.py:cifar100,imbalance=50    others
+    --config=configs/kps_cifar.py:cifar100,imbalance=50    another data set and imbalance
 Published on CIFAR-10-LT 81.23 (imbalance 100; 84.59 at 50; thesis table 3.2). With ga=false 80.15 (83.60 at 50),
 ga=false,drw=true 80.91, mixup=1.0 82.16 (84.93 at 50). On CIFAR-100-LT 45.03 (imbalance 100; 49.18 at 50; thesis table
 3.2). With ga=false 44.69 (49.08 at 50), ga=false,drw=true 41.05, mixup=1.0 45.34 (50.55 at 50).
 ltjax: see benchmarks/results.
 ResNet-32; the released code's schedule and constants; the thesis has max_margin=0.5. Its ablations: ga=false without
 gradient adjustment, drw=true with deferred re-weighting, mixup=1.0.
-Deviations: the last N mod 64 images of an epoch's permutation are left out (static shapes); the last epoch is reported,
-not the best on the test set; margins are r_max + 1 - r as in the thesis, where the code reverses the list; the subset's
-seed is 0 as everywhere, the released one 666 (--config.dataset.subset_seed=666).
+Deviations: each epoch leaves out the last N mod 64 images of its permutation (static shapes); the last epoch is
+reported, not the best on the test set; margins are r_max + 1 - r as in the thesis, where the code reverses the list of
+radii; the seed of the subset is 0 as in all configs, where the released code has 666
+(--config.dataset.subset_seed=666).
 """
 from ltjax import recipes
 

@@ -5,8 +5,8 @@ python -m ltjax.main --config=configs/kps_imagenet_lt.py --workdir=runs/kps_imag
 Published 51.28 with ResNet-50, 52.83 with backbone=resnext50 (thesis table 3.3).
 ltjax: see benchmarks/results.
 ResNet-50; thesis table 3.1 and section 3.5; no warm-up. Gradient adjustment starts with the first decay of the learning
-rate, epoch 120 (not said; 120 in the released CIFAR code). Ablation: ga=false.
-Deviations: the last N mod 128 images of an epoch's permutation are left out (static shapes); the last epoch is
+rate, epoch 120 (as in the released CIFAR code; the thesis gives no epoch). Ablation: ga=false.
+Deviations: each epoch leaves out the last N mod 128 images of its permutation (static shapes); the last epoch is
 reported, not the best on the test set; random-resized crops, where the thesis crops 224 pixels of images scaled to 256.
 """
 from ltjax import recipes

@@ -5,8 +5,8 @@ python -m ltjax.main --config=configs/kps_inat.py --workdir=runs/kps_inat    def
 Published 70.35 (thesis table 3.3).
 ltjax: see benchmarks/results.
 ResNet-50; thesis table 3.1 and section 3.5; no warm-up. Gradient adjustment starts with the first decay of the learning
-rate, epoch 120 (not said; 120 in the released CIFAR code). Ablation: ga=false.
-Deviations: the last N mod 512 images of an epoch's permutation are left out (static shapes); the last epoch is
+rate, epoch 120 (as in the released CIFAR code; the thesis gives no epoch). Ablation: ga=false.
+Deviations: each epoch leaves out the last N mod 512 images of its permutation (static shapes); the last epoch is
 reported, not the best on the test set; random-resized crops, where the thesis crops 224 pixels of images scaled to 256.
 """
 from ltjax import recipes

@@ -5,11 +5,11 @@ python -m ltjax.main --config=configs/kps_places_lt.py --workdir=runs/kps_places
 No published number on Places-LT.
 ltjax: see benchmarks/results.
 ResNet-152; the schedule of FBL on Places-LT (thesis table 4.1), the margin of iNaturalist and gradient adjustment from
-the first decay: the thesis has no Places-LT. Only the last stage of the network and the head train, the others
-evaluate: give ImageNet weights, --config.pretrained=resnet152.pth (part=stage4_block3 trains the last block alone, as
-the released code of GCL and FBL does, which draws it afresh).
-Deviations: the last N mod 512 images of an epoch's permutation are left out (static shapes); the last epoch is
-reported, not the best on the test set; all of the schedule is ours.
+the first decay: the thesis does not train on Places-LT. Only the last stage of the network and the head train, so give
+ImageNet weights: --config.pretrained=resnet152.pth. The released code of GCL and FBL trains the last block alone
+(part=stage4_block3), initialises it anew and trains its BatchNorm; here all BatchNorm layers evaluate.
+Deviations: each epoch leaves out the last N mod 512 images of its permutation (static shapes); the last epoch is
+reported, not the best on the test set; the schedule is ours.
 """
 from ltjax import recipes
 

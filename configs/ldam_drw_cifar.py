@@ -1,12 +1,12 @@
 """Label-distribution-aware margins with deferred re-weighting (Cao et al., NeurIPS 2019) on CIFAR-LT.
 
 python -m ltjax.main --config=configs/ldam_drw_cifar.py --workdir=runs/ldam_drw    CIFAR-10-LT, imbalance 100
-    --config=configs/ldam_drw_cifar.py:cifar100,imbalance=50    others
+    --config=configs/ldam_drw_cifar.py:cifar100,imbalance=50    another data set and imbalance
 Published on CIFAR-10-LT 77.03 (imbalance 100; 73.52 at 200, 81.03 at 50; thesis table 5.2). On CIFAR-100-LT 42.04
 (imbalance 100; 38.91 at 200, 47.62 at 50; thesis table 5.2).
 ltjax: see benchmarks/results.
 ResNet-32; the schedule and constants of LDAM-DRW's released code.
-Deviations: the last N mod 128 images of an epoch's permutation are left out (static shapes); the last epoch is
+Deviations: each epoch leaves out the last N mod 128 images of its permutation (static shapes); the last epoch is
 reported, not the best on the test set.
 """
 from ltjax import recipes

@@ -1,14 +1,14 @@
 """Logit adjustment by the training prior (Menon et al., ICLR 2021; with tau 1 the balanced softmax) on CIFAR-LT.
 
 python -m ltjax.main --config=configs/logit_adjustment_cifar.py --workdir=runs/la    CIFAR-10-LT, imbalance 100
-    --config=configs/logit_adjustment_cifar.py:cifar100,imbalance=50    others
+    --config=configs/logit_adjustment_cifar.py:cifar100,imbalance=50    another data set and imbalance
 Published on CIFAR-10-LT 80.92 (imbalance 100; thesis table 3.2). On CIFAR-100-LT 43.89 (imbalance 100; thesis table
 3.2).
 ltjax: see benchmarks/results.
 ResNet-32; the schedule and constants of LDAM-DRW's released code.
-Deviations: the last N mod 128 images of an epoch's permutation are left out (static shapes); the last epoch is
-reported, not the best on the test set; the published number comes from another network, schedule (over 1,200 epochs)
-and image set.
+Deviations: each epoch leaves out the last N mod 128 images of its permutation (static shapes); the last epoch is
+reported, not the best on the test set; the authors' code trains another network on another image set for more than
+1,200 epochs.
 """
 from ltjax import recipes
 

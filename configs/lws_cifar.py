@@ -1,13 +1,13 @@
 """Learnable weight scaling after cross entropy (LWS; Kang et al., ICLR 2020) on CIFAR-LT.
 
 python -m ltjax.main --config=configs/lws_cifar.py --workdir=runs/lws    CIFAR-10-LT, imbalance 100
-    --config=configs/lws_cifar.py:cifar100,imbalance=50    others
-No published number on these data sets.
+    --config=configs/lws_cifar.py:cifar100,imbalance=50    another data set and imbalance
+No published number in tests/golden/published_results.csv.
 ltjax: see benchmarks/results.
-ce_cifar.py, then 10 epochs in which one scale a class is learned on a frozen linear classifier; the released code has
-5 epochs on large data sets, class-aware sampling as here.
-Deviations: the last N mod 128 images of an epoch's permutation are left out (static shapes); the last epoch is
-reported, not the best on the test set.
+The first stage is that of ce_cifar.py. The second freezes it and learns one scale per class with class-aware sampling,
+as the released code does for 5 epochs on ImageNet-LT. Ours: 10 epochs, with cosine decay from 0.1.
+Deviations: each epoch leaves out the last N mod 128 images of its permutation (static shapes); the last epoch, not the
+best on the test set, is reported and starts the next stage.
 """
 from ltjax import recipes
 

@@ -1,15 +1,17 @@
 """Mixup, then label-aware smoothing and learnable scales (MiSLAS; Zhong et al., CVPR 2021) on CIFAR-LT.
 
 python -m ltjax.main --config=configs/mislas_cifar.py --workdir=runs/mislas    CIFAR-10-LT, imbalance 100
-    --config=configs/mislas_cifar.py:cifar100,imbalance=50    others
+    --config=configs/mislas_cifar.py:cifar100,imbalance=50    another data set and imbalance
 Published on CIFAR-10-LT 82.06 (imbalance 100; 77.31 at 200, 85.16 at 50; thesis table 5.2). On CIFAR-100-LT 47.50
 (imbalance 100; 42.33 at 200, 52.62 at 50; thesis table 5.2).
 ltjax: see benchmarks/results.
-ResNet-32; the released code's schedule and constants. The released constants go with the
-imbalance: on CIFAR-10 head=0.2,lr_factor=0.2 at 50 and head=0.1,lr_factor=0.2 at 10, on CIFAR-100
-head=0.3,tail=0.0,lr_factor=0.1 at 50 and head=0.2,tail=0.0,lr_factor=0.1 at 10.
-Deviations: the last N mod 128 images of an epoch's permutation are left out (static shapes); the last epoch is reported
-and bridged, not the best on the test set; 200 has the constants of 100, none being released.
+ResNet-32; the released code's schedule and constants. The released constants depend on the imbalance: on CIFAR-10
+head=0.2,lr_factor=0.2 at 50 and head=0.1,lr_factor=0.2 at 10, on CIFAR-100 head=0.3,tail=0.0,lr_factor=0.1 at 50 and
+head=0.2,tail=0.0,lr_factor=0.1 at 10.
+Deviations: each epoch leaves out the last N mod 128 images of its permutation (static shapes); the last epoch, not the
+best on the test set, is reported and starts the next stage; the second stage draws classes independently, where the
+released code cycles through them, four images at a time; imbalance 200 has the constants of 100, because the authors
+released none for it.
 """
 from ltjax import recipes
 

@@ -1,17 +1,18 @@
 """MiSLAS (Zhong et al., CVPR 2021) with KPS in its second stage (thesis ch. 3) on CIFAR-LT.
 
 python -m ltjax.main --config=configs/mislas_kps_cifar.py --workdir=runs/mislas_kps    CIFAR-10-LT, imbalance 100
-    --config=configs/mislas_kps_cifar.py:cifar100,imbalance=50    others
+    --config=configs/mislas_kps_cifar.py:cifar100,imbalance=50    another data set and imbalance
 Published on CIFAR-10-LT 82.74 (imbalance 100; 85.64 at 50; thesis table 3.6). On CIFAR-100-LT 47.72 (imbalance 100;
 52.41 at 50; thesis table 3.6).
 ltjax: see benchmarks/results.
-ResNet-32; the schedule and constants of both released codes. The released constants go with the imbalance:
-on CIFAR-10 head=0.2,lr_factor=0.2 at 50 and head=0.1,lr_factor=0.2 at 10, on CIFAR-100 head=0.3,tail=0.0,lr_factor=0.1
-at 50 and head=0.2,tail=0.0,lr_factor=0.1 at 10.
-Deviations: the last N mod 128 images of an epoch's permutation are left out (static shapes); the last epoch is reported
-and bridged, not the best on the test set; no code of the combination is released: the second stage's classifier is a
-cosine one that goes on from the linear one's kernel, KPS comes before the label-aware smoothing, with its gradient
-adjustment from the start.
+ResNet-32; the schedule and constants of both released codes. The released constants depend on the imbalance: on
+CIFAR-10 head=0.2,lr_factor=0.2 at 50 and head=0.1,lr_factor=0.2 at 10, on CIFAR-100 head=0.3,tail=0.0,lr_factor=0.1 at
+50 and head=0.2,tail=0.0,lr_factor=0.1 at 10.
+Deviations: each epoch leaves out the last N mod 128 images of its permutation (static shapes); the last epoch, not the
+best on the test set, is reported and starts the next stage; the second stage draws classes independently, where
+MiSLAS's code cycles through them. The authors released no code of the combination; ours: the second stage has a cosine
+classifier that starts from the linear one's kernel, and KPS, with gradient adjustment from the start, comes before the
+label-aware smoothing.
 """
 from ltjax import recipes
 

@@ -1,12 +1,16 @@
 """Normalised classifiers for long-tailed representations (NormFC of CAMC; Zhang et al., 2021) on CIFAR-LT.
 
 python -m ltjax.main --config=configs/norm_fc_cifar.py --workdir=runs/norm_fc    CIFAR-10-LT, imbalance 100
-    --config=configs/norm_fc_cifar.py:cifar100,imbalance=50    others
+    --config=configs/norm_fc_cifar.py:cifar100,imbalance=50    another data set and imbalance
+No published number on CIFAR-LT: table II reports ImageNet-LT.
 ltjax: see benchmarks/results.
-ResNet-32; the paper's optimiser and epochs, weight decay 2e-4 as in the other CIFAR configs (not said). All rows are
-re-trained as CAMC's second stage without calibration is: its equation 8, g=16, from the directions of the first.
-Deviations: the last N mod 256 images of an epoch's permutation are left out (static shapes); the last epoch is reported
-and bridged.
+ResNet-32 (the paper names no backbone for CIFAR); the paper's optimiser and epochs, weight decay 2e-4 as in the other
+CIFAR configs, because the paper gives none. One run gives the three evaluations of table II: as trained (stage
+representation), re-trained (classifier) and by nearest class mean (post-hoc). The second stage has equation 8 with g=16
+and starts from the class directions of the first.
+Deviations: each epoch leaves out the last N mod 256 images of its permutation (static shapes); the last epoch is
+reported and starts the next stage; the second stage re-trains a normalised classifier for all rows, where the paper
+re-trains a linear one for linear, wn, wn_g and g=1.
 """
 from ltjax import recipes
 

@@ -8,8 +8,9 @@ ResNet-50. One run gives the three evaluations of the paper's table II: as train
 with class-balanced sampling (classifier), and nearest class mean (post-hoc). Its rows are classifier=linear,
 classifier=wn, classifier=wn_g, g=1 and, as it stands, g=0.5. The paper's optimiser and epochs; weight decay 1e-4 and no
 colour jitter as in Kang et al., whom the paper follows.
-Deviations: the last N mod 256 images of an epoch's permutation are left out (static shapes); the last epoch is reported
-and bridged, not the best on the test set.
+Deviations: each epoch leaves out the last N mod 256 images of its permutation (static shapes); the last epoch, not the
+best on the test set, is reported and starts the next stage; the second stage re-trains a normalised classifier for all
+rows, where the paper re-trains a linear one for linear, wn, wn_g and g=1.
 """
 from ltjax import recipes
 

@@ -7,11 +7,12 @@ ltjax: see benchmarks/results.
 ResNet-152. One run gives the three evaluations of the paper's table II: as trained (stage representation), re-trained
 with class-balanced sampling (classifier), and nearest class mean (post-hoc). Its rows are classifier=linear,
 classifier=wn, classifier=wn_g, g=1 and, as it stands, g=0.5. The paper's optimiser and epochs; weight decay 5e-4 and
-colour jitter as in Kang et al., whom the paper follows. Only the last stage of the network and the head train, the
-others evaluate: give ImageNet weights, --config.pretrained=resnet152.pth (part=stage4_block3 trains the last block
-alone, as the released code of GCL and FBL does, which draws it afresh).
-Deviations: the last N mod 256 images of an epoch's permutation are left out (static shapes); the last epoch is reported
-and bridged, not the best on the test set.
+colour jitter as in Kang et al., whom the paper follows. Only the last stage of the network and the head train, so give
+ImageNet weights: --config.pretrained=resnet152.pth. The released code of GCL and FBL trains the last block alone
+(part=stage4_block3), initialises it anew and trains its BatchNorm; here all BatchNorm layers evaluate.
+Deviations: each epoch leaves out the last N mod 256 images of its permutation (static shapes); the last epoch, not the
+best on the test set, is reported and starts the next stage; the second stage re-trains a normalised classifier for all
+rows, where the paper re-trains a linear one for linear, wn, wn_g and g=1.
 """
 from ltjax import recipes
 

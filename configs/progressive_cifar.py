@@ -1,12 +1,12 @@
 """Progressively balanced sampling (Kang et al., ICLR 2020) on CIFAR-LT.
 
 python -m ltjax.main --config=configs/progressive_cifar.py --workdir=runs/progressive    CIFAR-10-LT, imbalance 100
-    --config=configs/progressive_cifar.py:cifar100,imbalance=50    others
-No published number on these data sets.
+    --config=configs/progressive_cifar.py:cifar100,imbalance=50    another data set and imbalance
+No published number in tests/golden/published_results.csv.
 ltjax: see benchmarks/results.
-ResNet-32 and the schedule of ldam_drw_cifar.py; the sampler goes from instance to class-balanced over the stage, as in
-the released code.
-Deviations: the last N mod 128 images of an epoch's permutation are left out (static shapes); the last epoch is
+ResNet-32 and the schedule of ldam_drw_cifar.py. Sampling moves linearly from instance to class-balanced over the
+epochs, as in the released code.
+Deviations: each epoch leaves out the last N mod 128 images of its permutation (static shapes); the last epoch is
 reported, not the best on the test set.
 """
 from ltjax import recipes

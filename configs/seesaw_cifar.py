@@ -1,11 +1,12 @@
 """Seesaw loss (Wang et al., CVPR 2021) on CIFAR-LT.
 
 python -m ltjax.main --config=configs/seesaw_cifar.py --workdir=runs/seesaw    CIFAR-10-LT, imbalance 100
-    --config=configs/seesaw_cifar.py:cifar100,imbalance=50    others
-No published number: the paper is about detection.
+    --config=configs/seesaw_cifar.py:cifar100,imbalance=50    another data set and imbalance
+No published number on CIFAR-LT: the paper is about instance segmentation.
 ltjax: see benchmarks/results.
-ResNet-32, the schedule of ldam_drw_cifar.py, the paper's constants; the counts are those of the images drawn so far.
-Deviations: the last N mod 128 images of an epoch's permutation are left out (static shapes); the last epoch is
+ResNet-32 and the schedule of ldam_drw_cifar.py; p and q are the paper's. The counts are those of the images drawn so
+far.
+Deviations: each epoch leaves out the last N mod 128 images of its permutation (static shapes); the last epoch is
 reported, not the best on the test set.
 """
 from ltjax import recipes

@@ -1,12 +1,12 @@
 """Sigmoid equalisation loss (Tan et al., CVPR 2020) on CIFAR-LT.
 
 python -m ltjax.main --config=configs/sigmoid_equalization_cifar.py --workdir=runs/seql    CIFAR-10-LT, imbalance 100
-    --config=configs/sigmoid_equalization_cifar.py:cifar100,imbalance=50    others
-No published number: the paper's sigmoid form is about detection.
+    --config=configs/sigmoid_equalization_cifar.py:cifar100,imbalance=50    another data set and imbalance
+No published number on CIFAR-LT: the paper's sigmoid form is for detection.
 ltjax: see benchmarks/results.
-ResNet-32 and the schedule of ldam_drw_cifar.py. The paper's threshold of 0.00177 is for LVIS; 0.005 is that of the
-softmax form in equalization_cifar.py. The classifier starts at each class's share of 1/c, as sigmoid losses need.
-Deviations: the last N mod 128 images of an epoch's permutation are left out (static shapes); the last epoch is
+ResNet-32 and the schedule of ldam_drw_cifar.py. The classifier's bias starts at -log(C - 1), so that the first
+probabilities are 1/C. Ours: the threshold 0.005, as in equalization_cifar.py; the paper's 0.00177 is for LVIS.
+Deviations: each epoch leaves out the last N mod 128 images of its permutation (static shapes); the last epoch is
 reported, not the best on the test set.
 """
 from ltjax import recipes

@@ -1,14 +1,14 @@
 """De-confounded training with total direct effect (TDE; Tang et al., NeurIPS 2020) on CIFAR-LT.
 
 python -m ltjax.main --config=configs/tde_cifar.py --workdir=runs/tde    CIFAR-10-LT, imbalance 100
-    --config=configs/tde_cifar.py:cifar100,imbalance=50    others
+    --config=configs/tde_cifar.py:cifar100,imbalance=50    another data set and imbalance
 Published on CIFAR-10-LT 80.60 (imbalance 100; thesis table 5.2). On CIFAR-100-LT 44.15 (imbalance 100; thesis table
 5.2).
 ltjax: see benchmarks/results.
 The released code's backbone (BBN's ResNet-32 with 128 features), schedule and constants.
-Deviations: the last N mod 256 images of an epoch's permutation are left out (static shapes); the last epoch is
-reported, not the best on the test set; alpha is 1.5 on both, where the released CIFAR-10 file
-has 1.0.
+Deviations: each epoch leaves out the last N mod 256 images of its permutation (static shapes); the last epoch is
+reported, not the best on the test set; alpha is 1.5 on both data sets, where the released CIFAR-10 configuration has
+1.0.
 """
 from ltjax import recipes
 

@@ -1,4 +1,4 @@
-"""What configs are written with: one function a data set, `stage` and `arguments`. They return plain literals."""
+"""Building blocks of configs: one function per data set, `stage` and `arguments`. They return plain literals."""
 
 import functools
 import re
@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from ltjax.errors import ConfigError, nearest
 
-CIFAR = ("cifar10", "cifar100")  # the choices of a config's argument, the first is the default
+CIFAR = ("cifar10", "cifar100")  # the choices of an argument of `arguments`
 
 
 def cifar_lt(dataset: str, *, imbalance: float) -> ConfigDict:
@@ -34,12 +34,12 @@ def digits_lt(*, imbalance: float) -> ConfigDict:
 
 
 def folder(*, root: str, augment: tuple, backbone: dict) -> ConfigDict:
-  """The user's own images, a folder a class: `ltjax.data.photos.folder`."""
+  """Your own images in one folder per class: `ltjax.data.photos.folder`."""
   return _images("folder", augment, backbone, root=root, test_root="", val_fraction=0.2)
 
 
 def csv(*, augment: tuple, backbone: dict) -> ConfigDict:
-  """The user's own images, listed in a table: `ltjax.data.photos.csv`."""
+  """Your own images, listed in a table: `ltjax.data.photos.csv`."""
   return _images("csv", augment, backbone, root="", train_csv="", test_csv="", image_column="", label_column="",
                  val_fraction=0.2)
 
@@ -55,7 +55,7 @@ def places_lt(*, augment: tuple, backbone: dict) -> ConfigDict:
 
 
 def inat(*, augment: tuple, backbone: dict) -> ConfigDict:
-  """iNaturalist 2018; as ImageNet-LT, and from TFDS without lists where both are empty."""
+  """iNaturalist 2018, as `imagenet_lt`; with both empty, TFDS gives the lists too."""
   return _images("inat2018", augment, backbone, lists="", root="", tfds_dir="")
 
 
@@ -66,12 +66,12 @@ _RESNETS = dict(
 
 
 def resnets(first: str) -> tuple[str, ...]:
-  """The names that `resnet` knows, `first` in front: the choices of a config's argument, with its default."""
+  """The names that `resnet` knows, with `first` in front as the default of an argument of `arguments`."""
   return (first, *(name for name in _RESNETS if name != first))
 
 
 def resnet(name: str) -> dict:
-  """The backbone block of a ResNet or ResNeXt (32x4d), such as "resnext50"."""
+  """The backbone block of a ResNet or ResNeXt (32x4d) by name, such as "resnext50"."""
   return dict(name="ResNet", **_RESNETS[name], bn_groups=1)
 
 
@@ -81,16 +81,16 @@ def sgd(weight_decay: float, **around) -> dict:
 
 
 def crop_flip(size: int, jitter: float = 0.0) -> tuple[dict, ...]:
-  """The augmentation of images from files: random-resized crops to `size`, flips, and colour jitter if given."""
+  """The augmentation of images from files: random-resized crops to `size`, flips, and colour jitter unless it is 0."""
   operations = (dict(name="random_resized_crop", size=size), dict(name="flip"))
   return (*operations, dict(name="jitter", strengths=(jitter,) * 3)) if jitter else operations
 
 
 def scaled_batch(config: ConfigDict, batch_size: int) -> ConfigDict:
-  """`config` with `batch_size` images a step in every stage, the learning rate scaled likewise; 0 leaves all as it is.
+  """Sets the batch size of every stage and scales its learning rate with it; 0 changes nothing.
 
   lr <- lr batch_size / published batch size: the linear rule of Goyal et al., `Accurate, Large Minibatch SGD
-  <https://arxiv.org/abs/1706.02677>`_, 2017. What it changes is said on stderr.
+  <https://arxiv.org/abs/1706.02677>`_, 2017. Each change is printed to stderr.
   """
   for name in config.stages:
     stage, published = config[name], config[name].batch_size
@@ -104,7 +104,7 @@ def scaled_batch(config: ConfigDict, batch_size: int) -> ConfigDict:
 
 @functools.cache
 def _say(message: str) -> None:
-  """Once, although the command line reads a config more than once."""
+  """Prints a message once, although the command line reads a config more than once."""
   print(message, file=sys.stderr)
 
 
@@ -129,30 +129,30 @@ def stage(*, epochs: int, batch_size: int, lr, loss: dict, optimizer: dict, adju
           sampler: dict | None = None, mixup: float = 0.0, augment: tuple | None = None, transforms: tuple = (),
           class_weights: dict | None = None, train: tuple = (".*",), lr_factors: tuple = (), head: dict | None = None,
           reset: tuple = (), batch_norm: str = "", reduce: str = "weighted_mean") -> ConfigDict:
-  """One stage: a fresh optimiser and a trainable set.
+  """The block of one stage, which starts with a new optimiser.
 
   Args:
     epochs: passes of N // batch_size steps.
-    batch_size: global batch size; the last N mod batch_size examples of an epoch's permutation are not used.
+    batch_size: over all devices; each epoch leaves out the last N mod batch_size examples of its permutation.
     lr: a number or a schedule.
     loss: a loss of `ltjax.losses`, by name, with its hyper-parameters (numbers or schedules).
     optimizer: an optimiser of `ltjax.optim`, by name, with its hyper-parameters; beside them `no_decay`, regular
       expressions of parameters without weight decay; `clip_norm`; `accumulate`, parts that a batch is cut into; `ema`,
       the decay of a moving average of the model, which is evaluated beside it.
     adjust: a logit adjustment of `ltjax.losses` that precedes the loss.
-    sampler: a sampler of `ltjax.data.samplers`; instance sampling where none is given.
+    sampler: a sampler of `ltjax.data.samplers`; instance sampling by default.
     mixup: alpha of the Beta distribution; 0 is off.
-    augment: a list of operations of `ltjax.augment` for this stage, in place of the config's.
+    augment: operations of `ltjax.augment` for this stage, instead of the config's.
     transforms: transforms of the batch, by name in `ltjax.augment.batches`: two_branches (BBN), generate_features
       (AFA).
     class_weights: weights from class counts; see `reduce`.
-    train: regular expressions on parameter paths; what none of them matches is frozen.
+    train: regular expressions of parameter paths; parameters that match none are frozen.
     lr_factors: (regular expression, factor on the learning rate) pairs.
-    head: a head of its own for this stage, in place of the config's; it takes over the parameters of the stage before
-      that have its paths, and draws the others.
-    reset: regular expressions of parameters that start afresh instead of from the stage before.
-    batch_norm: train: batch statistics, running ones move; eval: running statistics, fixed; shift: as train, with the
-      affine parameters frozen. Where none is given, train if everything is trained, else eval.
+    head: the head of this stage, instead of the config's; it takes the parameters that it shares with the stage before
+      from there and initialises the others.
+    reset: regular expressions of parameters that are initialised anew instead of taken from the stage before.
+    batch_norm: "train" uses the statistics of the batch and updates the running ones; "eval" uses the running ones;
+      "shift" is "train" with frozen affine parameters. By default "train" if everything is trained, else "eval".
     reduce: a reduction of `ltjax.losses`, by name, for the class weights w: weighted_mean is sum(w l) / sum(w), mean is
       sum(w l) / batch_size. Without weights both are the mean.
   """
@@ -166,9 +166,9 @@ def stage(*, epochs: int, batch_size: int, lr, loss: dict, optimizer: dict, adju
 def arguments(text: str, **defaults) -> dict:
   """The arguments of a config from the text behind the colon of --config.
 
-  Entries are separated by commas: name=value, or a bare value, which is a choice of some argument or else the first
-  number. A value gets the type of its default. A default that is a tuple lists the choices, the default first; one that
-  is a dict has a default for each choice of the first argument.
+  Commas separate the entries: name=value, or a bare value. A bare value sets the first argument that has it as a
+  choice, else the first number. Each value takes the type of its default. A default that is a tuple lists the choices,
+  with the default first; a dict gives a default for each choice of the first argument.
 
   Args:
     text: "cifar100,50", "50,cloud_size=cosine" or "cloud_size=cosine".
@@ -202,8 +202,11 @@ def arguments(text: str, **defaults) -> dict:
 
 
 def _bare(value: str, defaults: Mapping, where: str) -> str:
-  """The argument that a bare value is for."""
-  choices = {choice: key for key, default in defaults.items() if isinstance(default, tuple) for choice in default}
+  """The argument that a bare value sets."""
+  choices = {}
+  for key, default in defaults.items():
+    for choice in default if isinstance(default, tuple) else ():
+      choices.setdefault(choice, key)
   if value in choices:
     return choices[value]
   numbers = [key for key, default in defaults.items() if type(default) in (int, float)]

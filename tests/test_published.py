@@ -11,6 +11,7 @@ from benchmarks.published import published
 from ltjax.config import keys, load, parse
 from ltjax.data import longtail
 from ltjax.errors import ConfigError
+from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
 ROWS = list(csv.DictReader((ROOT / "tests" / "golden" / "published_results.csv").read_text().splitlines()))
@@ -19,6 +20,12 @@ NOT_REIMPLEMENTED = ()  # (paper, method, data set) of rows without a command
 OURS = [row for row in ROWS if (row["paper"], row["method"], row["dataset"]) not in NOT_REIMPLEMENTED]
 CALLS = sorted({published(row) for row in OURS})
 NAMES = dict(imagenet="imagenet_lt", places="places_lt", inat18="inat2018")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def traced_once():
+  with tiny.shared_shapes():
+    yield
 
 
 def built(call):

@@ -2,7 +2,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from ltjax import recipes
-from ltjax.config import parse
+from ltjax.config import parse, spec
 from ltjax.errors import ConfigError, DataError
 
 STAGE = dict(epochs=1, batch_size=8, lr=0.1, loss=dict(name="cross_entropy"), optimizer=recipes.sgd(0.0))
@@ -38,7 +38,7 @@ def test_backbones_by_name():
   for name in recipes.resnets("resnet10"):
     config = recipes.cifar_lt("cifar10", imbalance=5)
     config.backbone, config.stages, config.only = ConfigDict(recipes.resnet(name)), ("only",), recipes.stage(**STAGE)
-    assert parse(config).stages[0].backbone.name == "ResNet"
+    assert spec.parse(config).stages[0].backbone.name == "ResNet"
 
 
 def test_another_batch_size_scales_the_learning_rate_and_says_so(capsys):
