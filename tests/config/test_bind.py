@@ -114,7 +114,7 @@ def test_no_function_takes_keywords_in_which_a_misspelt_one_could_hide(module):
 @pytest.mark.parametrize(("name", "message"), [
     ("tests.no_such:part", "module 'tests.no_such' of 'tests.no_such:part' cannot be imported .*ModuleNotFoundError"),
     ("tests.config.test_bind:functoin", "has no 'functoin' .did you mean 'function'"),
-    ("tests.config.test_bind:FIRST", "'tests.config.test_bind:FIRST' is a Clock, expected a function or a class"),
+    ("tests.config.test_bind:FIRST", "'tests.config.test_bind:FIRST' is of type Clock, expected a function or a class"),
     ("tests.config.test_bind:nested", "here.name: 'tests.config.test_bind:nested' is not what is needed"),
     ("builtins:dict", "here.name: 'builtins:dict' has no signature to check arguments by")])
 def test_outside_names_that_cannot_be_used_are_refused(name, message):
