@@ -191,8 +191,8 @@ def test_an_order_that_makes_no_sense_is_refused_by_both_names(operations, messa
 
 
 def test_a_long_list_in_a_good_order_runs():
-  found, pairs = run(composed(CROP, FLIP, JITTER, FLIP, CROP, CUT, ERASE, FLIP, CUTMIX))
-  assert found.shape == PIXELS.shape and found.dtype == np.float32 and len(pairs) == 2
+  found, pairs = run(composed(CROP, FLIP, JITTER, FLIP, CROP, CUT, ERASE, FLIP))
+  assert found.shape == PIXELS.shape and found.dtype == np.float32 and len(pairs) == 1
   assert jnp.isfinite(found).all()
 
 
