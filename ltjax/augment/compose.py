@@ -19,7 +19,10 @@ _WANTS = ("raw pixels", "normalised images", "labels beside the images")
 
 def level(operation: Callable) -> int | None:
   """What an operation works on: PIXELS, NORMALIZED, MIXED for one that mixes examples; None where it does not care."""
-  parameters = inspect.signature(operation).parameters
+  try:
+    parameters = inspect.signature(operation, eval_str=True).parameters
+  except (NameError, AttributeError, SyntaxError, TypeError):  # an annotation that cannot be evaluated
+    parameters = inspect.signature(operation).parameters
   if "labels" in parameters:
     return MIXED
   dtypes = getattr(parameters["images"].annotation, "dtypes", ())
@@ -28,10 +31,36 @@ def level(operation: Callable) -> int | None:
   return NORMALIZED if dtypes else None
 
 
+def stream(key: jax.Array, name: str, repetition: int = 0) -> jax.Array:
+  """The key of the operation `name`; `repetition` counts those of the same name before it in the list."""
+  own = jax.random.fold_in(key, _STREAMS.get(name, zlib.crc32(name.encode())))
+  return jax.random.fold_in(own, repetition) if repetition else own
+
+
+def check_order(operations: Sequence[tuple[str, Callable]]) -> None:
+  """Raises a ConfigError where (name, function) pairs are in an order that makes no sense."""
+  reached, last = PIXELS, ""
+  for name, function in operations:
+    wanted = level(function)
+    if wanted == reached == MIXED:
+      raise ConfigError(f"{name}: the examples are mixed already; remove one of the two, {last} or {name}")
+    if wanted is None and reached == MIXED:
+      raise ConfigError(f"{name} works on single examples and must come before {last}, which mixes them")
+    if wanted is not None and wanted < reached:
+      raise ConfigError(f"{name} works on {_WANTS[wanted]} and must come before {last}, which works on "
+                        f"{_WANTS[reached]}")
+    if wanted is not None:
+      reached, last = wanted, name
+  sizes = [name for name, function in operations if hasattr(function, "boxes")]
+  if len(sizes) > 1:
+    raise ConfigError(f"{sizes[0]} and {sizes[1]} both give the images a size; remove one")
+
+
 def compose(operations: Sequence[tuple[str, Callable, Callable]]) -> Callable:
   """apply(images, key, labels, mean, std) -> (normalised images, ((labels, weight), ...)), to be called inside jit.
 
-  Images are normalised before the first operation that wants that, or at the end.
+  Images are normalised right after the last operation that wants raw pixels. An operation that takes either kind
+  works on raw pixels before that place, and on normalised images after it.
 
   Args:
     operations: (name, function, the function with its hyper-parameters bound) in their order.
@@ -39,36 +68,22 @@ def compose(operations: Sequence[tuple[str, Callable, Callable]]) -> Callable:
   Raises:
     ConfigError: an order that makes no sense.
   """
-  reached, levels = (PIXELS, ""), []
-  for name, function, _ in operations:
-    wanted = level(function)
-    if wanted is not None and wanted < reached[0]:
-      raise ConfigError(f"{name} works on {_WANTS[wanted]} and must come before {reached[1]}, which works on "
-                        f"{_WANTS[reached[0]]}")
-    if wanted is not None and wanted >= reached[0]:
-      reached = (wanted, name)
-    levels.append(reached[0] if wanted is None else wanted)
-  sizes = [name for name, function, _ in operations if hasattr(function, "boxes")]
-  if len(sizes) > 1:
-    raise ConfigError(f"{sizes[0]} and {sizes[1]} both give the images a size; remove one")
+  check_order([(name, function) for name, function, _ in operations])
+  names, levels = [name for name, _, _ in operations], [level(function) for _, function, _ in operations]
+  pixels = max((place + 1 for place, wanted in enumerate(levels) if wanted == PIXELS), default=0)
 
   def apply(images, key, labels, mean, std):
-    pairs, normalized, seen = ((labels, 1.0),), False, []
-    for (name, function, call), wanted in zip(operations, levels, strict=True):
-      own = jax.random.fold_in(key, _STREAMS.get(name, zlib.crc32(name.encode())))
-      for _ in range(seen.count(name)):  # the second of a name has other draws than the first
-        own = jax.random.fold_in(own, 1)
-      seen.append(name)
-      if wanted >= NORMALIZED and not normalized:
-        images, normalized = normalize(images, mean, std), True
-      if level(function) == PIXELS and images.dtype != jnp.uint8:
+    pairs = ((labels, 1.0),)
+    for place, (name, _, call) in enumerate(operations):
+      if place == pixels:
+        images = normalize(images, mean, std)
+      if levels[place] == PIXELS and images.dtype != jnp.uint8:
         images = jnp.clip(jnp.round(images), 0, 255).astype(jnp.uint8)
-      if level(function) == MIXED:
-        if len(pairs) > 1:
-          raise ConfigError(f"{name}: the examples are mixed already; remove one of the two operations")
+      own = stream(key, name, names[:place].count(name))
+      if levels[place] == MIXED:
         images, pairs = call(images, own, labels)
       else:
         images = call(images, own)
-    return images if normalized else normalize(images, mean, std), pairs
+    return images if pixels < len(operations) else normalize(images, mean, std), pairs
 
   return apply

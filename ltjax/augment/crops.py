@@ -3,6 +3,8 @@
 import numpy as np
 from jaxtyping import Float, Int
 
+from ltjax.errors import ConfigError
+
 ATTEMPTS = 10
 DRAWS = 2 * ATTEMPTS + 2  # the numbers that a random crop takes
 
@@ -37,6 +39,9 @@ def random_resized(sizes: Int[np.ndarray, "b 2"], draws: Float[np.ndarray, "b d"
 
 def random_boxes(sizes, draws, *, area, ratio, xp=np):
   """(boxes [b 4], whether one of the ten attempts fits [b]); the arguments are those of `random_resized`."""
+  for name, limits in dict(area=area, ratio=ratio).items():
+    if len(limits) != 2 or not 0 < limits[0] <= limits[1]:
+      raise ConfigError(f"{name} must be two positive numbers, the smaller first, got {tuple(limits)!r}")
   shares, ratios, places = draws[:, :ATTEMPTS], draws[:, ATTEMPTS:2 * ATTEMPTS], draws[:, 2 * ATTEMPTS:]
   areas = sizes.prod(axis=1, keepdims=True) * (area[0] + (area[1] - area[0]) * shares)
   ratios = xp.exp(np.log(ratio[0]) + np.log(ratio[1] / ratio[0]) * ratios)

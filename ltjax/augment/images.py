@@ -28,29 +28,57 @@ def random_flip(images: UInt8[Array, "b h w c"], key: jax.Array) -> UInt8[Array,
 
 
 def draw_jitter(key: jax.Array, batch_size: int, *, strengths: Sequence[float]) -> tuple[
-    Float[Array, "b 3"], Int[Array, "b 3"]]:
-  """Factors of brightness, contrast and saturation, uniform in 1 +- strength, and a random order of the three."""
+    Float[Array, "b n"], Int[Array, "b n"]]:
+  """Factors of brightness, contrast and saturation, uniform in 1 +- strength, and a random order of the three.
+
+  A fourth strength adds the shift of the hue, uniform in +- strength, at a uniform place of the order. The draws of
+  the three stay as they are without it.
+  """
   key_factors, key_order = jax.random.split(key)
   spread = jax.random.uniform(key_factors, (batch_size, 3), minval=-1.0, maxval=1.0)
-  return 1 + spread * jnp.float32(strengths), jnp.argsort(jax.random.uniform(key_order, (batch_size, 3)), axis=1)
+  factors, ranks = 1 + spread * jnp.float32(strengths[:3]), jax.random.uniform(key_order, (batch_size, 3))
+  if len(strengths) == 4:
+    key_shift, key_rank = jax.random.split(jax.random.fold_in(key, 2))
+    shift = strengths[3] * jax.random.uniform(key_shift, (batch_size, 1), minval=-1.0, maxval=1.0)
+    factors = jnp.concatenate((factors, shift), axis=1)
+    ranks = jnp.concatenate((ranks, jax.random.uniform(key_rank, (batch_size, 1))), axis=1)
+  return factors, jnp.argsort(ranks, axis=1)
 
 
-def jitter(images: UInt8[Array, "b h w 3"], factors: Float[Array, "b 3"], order: Int[Array, "b 3"]) -> Float[
+def jitter(images: UInt8[Array, "b h w 3"], factors: Float[Array, "b n"], order: Int[Array, "b n"]) -> Float[
     Array, "b h w 3"]:
   """factor * image + (1 - factor) * other, clipped to [0, 255], three times: for each entry of `order`.
 
   The other image is black for 0 (brightness), the mean of the image's grey for 1 (contrast), its grey for 2
-  (saturation). That is torchvision's `ColorJitter` of those three, without the rounding after each.
+  (saturation). An entry 3 shifts the hue by its factor instead. That is torchvision's `ColorJitter` without the
+  rounding after each.
   """
-  images = images.astype(jnp.float32)
-  for turn in range(3):
+  images, hue = images.astype(jnp.float32), order.shape[1] == 4
+  for turn in range(order.shape[1]):
     kind = order[:, turn]
     grey = images @ jnp.float32([0.299, 0.587, 0.114])
     other = jnp.choose(kind[:, None, None], [jnp.zeros_like(grey), jnp.broadcast_to(
         grey.mean(axis=(1, 2), keepdims=True), grey.shape), grey], mode="clip")[..., None]
     factor = jnp.take_along_axis(factors, kind[:, None], axis=1)[..., None, None]
-    images = jnp.clip(factor * images + (1 - factor) * other, 0, 255)
+    blended = jnp.clip(factor * images + (1 - factor) * other, 0, 255)
+    images = jnp.where((kind == 3)[:, None, None, None], shift_hue(images, factors[:, 3]), blended) if hue else blended
   return images
+
+
+def shift_hue(images: Float[Array, "b h w 3"], shift: Float[Array, "b"]) -> Float[Array, "b h w 3"]:
+  """Turns the hue by `shift` of the colour circle; value and saturation (of HSV) stay.
+
+  With hue h in [0, 6), value v and chroma c the channels are v - c clip(min(k, 4 - k), 0, 1), k = (h + n) mod 6 with
+  n = 5, 3, 1 for red, green and blue (Smith, `Color Gamut Transform Pairs`, SIGGRAPH 1978, in one formula).
+  """
+  red, green, blue = jnp.moveaxis(images, -1, 0)
+  value = images.max(axis=-1)
+  chroma = value - images.min(axis=-1)
+  safe = jnp.where(chroma > 0, chroma, 1)  # a grey has no hue, and its chroma of 0 leaves every channel at the value
+  hue = jnp.where(value == red, (green - blue) / safe,
+                  jnp.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe))
+  k = jnp.mod((hue + 6 * shift[:, None, None])[..., None] + jnp.float32([5, 3, 1]), 6)
+  return value[..., None] - chroma[..., None] * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
 
 
 def normalize(images: Real[Array, "b h w c"], mean: Float[Array, "c"], std: Float[Array, "c"]) -> Float[
@@ -73,7 +101,6 @@ def mixup(images: Float[Array, "b h w c"], labels: Int[Array, "b"], share: Float
   """
   mixed = share * images + (1 - share) * images[order]
   return mixed, ((labels, share), (labels[order], 1 - share))
-
 
 
 def resize(images: UInt8[Array, "b h w c"], *, size: int) -> Float[Array, "b size size c"]:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, Real, UInt8
 from ltjax.augment import crops
 from ltjax.augment import images as arithmetic
 from ltjax.errors import ConfigError
+from ltjax.losses.arguments import in_range
 
 FILLS = ("zero", "noise")
 
@@ -24,14 +25,21 @@ def flip(images: Real[Array, "b h w c"], key: jax.Array) -> Real[Array, "b h w c
 
 
 def jitter(images: UInt8[Array, "b h w 3"], key: jax.Array, *,
-           strengths: Annotated[Sequence[float], "[0, 1]"]) -> UInt8[Array, "b h w 3"]:
-  """Brightness, contrast and saturation by factors uniform in 1 +- strength, in a random order.
+           strengths: Annotated[Sequence[float], "[0, 1]"]) -> Real[Array, "b h w 3"]:
+  """Brightness, contrast and saturation by factors uniform in 1 +- strength, in a random order; hue if asked for.
 
-  That is torchvision's `ColorJitter` of those three, without the rounding after each; pixels stay in [0, 255].
+  That is torchvision's `ColorJitter` without the rounding after each. The result is float32 in [0, 255].
+
+  Args:
+    images: raw pixels.
+    key: of the draws.
+    strengths: of (brightness, contrast, saturation), or of these and hue; hue is in [0, 0.5], as a part of the circle.
   """
-  if len(strengths) != 3:
-    raise ConfigError("jitter: strengths must be those of (brightness, contrast, saturation), got "
-                      f"{tuple(strengths)!r}")
+  if len(strengths) not in (3, 4):
+    raise ConfigError("jitter: strengths must be those of (brightness, contrast, saturation) or (brightness, contrast, "
+                      f"saturation, hue), got {tuple(strengths)!r}")
+  in_range("jitter: strengths", tuple(strengths), "[0, 1]")
+  in_range("jitter: the fourth of strengths, that of hue,", tuple(strengths[3:]), "[0, 0.5]")
   return arithmetic.jitter(images, *arithmetic.draw_jitter(key, len(images), strengths=strengths))
 
 
@@ -66,6 +74,9 @@ def cutout(images: Real[Array, "b h w c"], key: jax.Array, *, size: Annotated[in
     Array, "b h w c"]:
   """A square of zeros whose centre is uniform over the image; the part outside the image is cut off.
 
+  Zero is black in raw pixels and the mean colour in normalised images, as in the authors' code. That code makes the
+  side of the square even; here an odd `size` stays odd.
+
   References:
     DeVries and Taylor, `Improved Regularization of Convolutional Neural Networks with Cutout
     <https://arxiv.org/abs/1708.04552>`_, 2017.
@@ -78,15 +89,26 @@ def cutout(images: Real[Array, "b h w c"], key: jax.Array, *, size: Annotated[in
 
 def random_erasing(
     images: Float[Array, "b h w c"], key: jax.Array, *, probability: Annotated[float, "[0, 1]"] = 0.5,
-    area: Annotated[tuple, "(0, 1)"] = (0.02, 1 / 3), ratio: Annotated[tuple, "(0, inf)"] = (0.3, 10 / 3),
+    area: Annotated[tuple, "(0, 1)"] = (0.02, 1 / 3), ratio: Annotated[tuple, "(0, inf)"] = (0.3, 3.3),
     fill: str = "zero",
 ) -> Float[Array, "b h w c"]:
   """A random box of each normalised image becomes zeros, or normal noise, with some probability.
 
-  An image stays as it is where none of ten drawn boxes fits.
+  An image stays as it is where none of ten drawn boxes fits. Noise is standard normal, one number per channel of a
+  pixel.
+
+  Args:
+    images: normalised.
+    key: of the draws.
+    probability: that an image gets a box.
+    area: range of the part of the image's area that the box covers, uniform.
+    ratio: range of width / height, log-uniform.
+    fill: "zero", which is the mean colour, or "noise".
 
   References:
-    Zhong et al., `Random Erasing Data Augmentation <https://arxiv.org/abs/1708.04896>`_, 2020; torchvision's defaults.
+    Zhong et al., `Random Erasing Data Augmentation <https://arxiv.org/abs/1708.04896>`_, 2020, algorithm 1. The
+    log-uniform ratio, the ten attempts and the defaults are those of torchvision's `RandomErasing`; its largest area is
+    0.33.
   """
   if fill not in FILLS:
     raise ConfigError(f"random_erasing: fill must be one of {', '.join(FILLS)}, got {fill!r}")

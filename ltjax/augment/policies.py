@@ -33,16 +33,16 @@ _DRAWN = tuple(name for name in primitives.NAMES if name != "invert")
 def levels(bins: int, height: int, width: int) -> np.ndarray:
   """[primitives bins]: the level of every primitive at every magnitude, without its sign.
 
-  Shear up to 0.3, translation up to 150/331 of the side, rotation up to 30 degrees, factors up to 1 + 0.9, posterize
-  from 8 bits to 4, solarize from 255 down to 0.
+  Shear up to 0.3, translation by whole pixels up to 150/331 of the side, rotation up to 30 degrees, factors up to
+  1 + 0.9, posterize from 8 bits to 4, solarize from 255 down to 0.
 
   References:
     Cubuk et al., `AutoAugment <https://arxiv.org/abs/1805.09501>`_, 2019, table 6, in the form of torchvision.
   """
   up = np.linspace(0, 1, bins)
-  tops = dict(shear_x=0.3, shear_y=0.3, translate_x=150 / 331 * width, translate_y=150 / 331 * height, rotate=30.0,
-              brightness=0.9, color=0.9, contrast=0.9, sharpness=0.9)
+  tops = dict(shear_x=0.3, shear_y=0.3, rotate=30.0, brightness=0.9, color=0.9, contrast=0.9, sharpness=0.9)
   rows = {name: top * up for name, top in tops.items()}
+  rows |= dict(translate_x=np.floor(150 / 331 * width * up), translate_y=np.floor(150 / 331 * height * up))
   rows |= dict(posterize=8 - np.round(np.arange(bins) / ((bins - 1) / 4)), solarize=255 * (1 - up))
   return np.stack([rows.get(name, np.zeros(bins)) for name in primitives.NAMES]).astype(np.float32)
 
