@@ -10,8 +10,7 @@ weight decay 5e-4 and decays of the learning rate after 80 and 90 per cent of th
 code (Cui et al., ICCV 2021). Ours, because no code of these baselines is released: batch size 128 and learning rate 0.1
 with 5 epochs of warm-up.
 Deviations: Cutout fills with the mean colour, as in its own paper, where PaCo's code fills with black; each epoch leaves
-out the last N mod 128 images of its permutation (static shapes); the last epoch is reported, not the best on the test
-set.
+out the last N mod 128 images of its permutation (static shapes); the last epoch is reported, not the best on the test set.
 """
 from ltjax import recipes
 
