@@ -9,8 +9,9 @@ ResNet-32; the loss is logit adjustment with tau 1. Shifts, flips, AutoAugment's
 weight decay 5e-4 and decays of the learning rate after 80 and 90 per cent of the epochs are those of PaCo's released
 code (Cui et al., ICCV 2021). Ours, because no code of these baselines is released: batch size 128 and learning rate 0.1
 with 5 epochs of warm-up.
-Deviations: Cutout fills with the mean colour, as in its own paper, where PaCo's code fills with black; each epoch leaves
-out the last N mod 128 images of its permutation (static shapes); the last epoch is reported, not the best on the test set.
+Deviations: Cutout fills with the mean colour, as in its own paper, where PaCo's code fills with black; each epoch
+leaves out the last N mod 128 images of its permutation (static shapes); the last epoch is reported, not the best on
+the test set.
 """
 from ltjax import recipes
 
