@@ -115,7 +115,7 @@ def test_the_imbalance_of_a_data_set_without_that_argument_is_that_of_its_counts
   stages = tuple(tiny.stages(config, dataset).values())
   left = {stage.name: StageResult({}, None, 1, np.eye(10, dtype=int), None, [], 0) for stage in stages}
   bad_images = types.SimpleNamespace(found={}, retried=0)
-  again = report.summary(spec._replace(dataset=source), stages, left, workdir, "", bad_images)
+  again = report.summary(spec._replace(dataset=source, posthoc=()), stages, left, workdir, "", bad_images)
   counts = dataset.class_counts
   assert again["data"]["imbalance"] == counts.max() / counts.min() != results["data"]["imbalance"]
 

@@ -17,6 +17,9 @@ def main(arguments: Sequence[str]) -> None:
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("archive", metavar="ARCHIVE")
   parser.add_argument("folder", metavar="DIR")
+  if len(arguments) != 2 and not {"-h", "--help"} & set(arguments):
+    print(f"error: expected an archive and a folder: {archives.COMMAND}", file=sys.stderr)
+    sys.exit(2)
   given = parser.parse_args(arguments)
   try:
     print(f"written: {archives.extract(given.archive, given.folder)}")

@@ -1,5 +1,6 @@
 """Checks of a parsed config: which parts go together, and where schedules lead. Touches no data and no device."""
 
+import pathlib
 from collections.abc import Sequence
 
 import jax
@@ -21,6 +22,11 @@ def check(spec: RunSpec) -> None:
   if spec.reset_head and not spec.pretrained:
     raise ConfigError("reset_head: without pretrained there is no head to reset; give --config.pretrained=DIR, the "
                       "work folder of a run, or write reset_head=False")
+  if spec.pretrained and not pathlib.Path(spec.pretrained).expanduser().is_dir():
+    backbone = spec.stages[0].backbone
+    if not getattr(backbone.function, "imports_weights", False):
+      raise ConfigError(f"pretrained: weights of PyTorch are for backbone=dict(name='ResNet', ...), not for "
+                        f"{backbone.name!r}; write pretrained=''")
   for stage in spec.stages:
     model = stage.model(None)
     _check_parts(stage, model, names)

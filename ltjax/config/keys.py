@@ -23,16 +23,18 @@ def flat(config: Mapping, prefix: str = "") -> dict[str, object]:
 def check_literals(config: ConfigDict) -> None:
   """Raises for a value that config.json could not hold."""
 
-  def literal(value):
+  def check(value, where: str) -> None:
     if isinstance(value, Mapping | ConfigDict):
-      return all(map(literal, value.values()))
-    return all(map(literal, value)) if isinstance(value, tuple | list) else (
-        value is None or isinstance(value, bool | int | float | str))
-
-  for key, value in flat(config).items():
-    if not literal(value):
-      raise ConfigError(f"{key}: expected a number, string, bool, tuple, dict or None, got {show(value)}; "
+      for key, entry in value.items():
+        check(entry, f"{where}.{key}" if where else key)
+    elif isinstance(value, tuple | list):
+      for index, entry in enumerate(value):
+        check(entry, f"{where}[{index}]")
+    elif value is not None and not isinstance(value, bool | int | float | str):
+      raise ConfigError(f"{where}: expected a number, string, bool, tuple, dict or None, got {show(value)}; "
                         "config.json could not hold it")
+
+  check(config, "")
 
 
 def stage_names(config: ConfigDict) -> tuple[str, ...]:

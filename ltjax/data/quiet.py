@@ -1,7 +1,6 @@
 """TensorFlow and TFDS, imported where they are needed: without their greetings, and away from the accelerator."""
 
 import contextlib
-import functools
 import importlib
 import os
 import sys
@@ -26,9 +25,10 @@ def _no_greetings():
     os.close(saved)
 
 
-@functools.cache
 def tensorflow() -> ModuleType:
   """The module `tensorflow`; raises an `ImportError` where it is missing."""
+  if loaded := sys.modules.get("tensorflow"):
+    return loaded
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   with _no_greetings():
     module = importlib.import_module("tensorflow")
@@ -37,9 +37,10 @@ def tensorflow() -> ModuleType:
   return module
 
 
-@functools.cache
 def tensorflow_datasets() -> ModuleType:
   """The module `tensorflow_datasets`; raises an `ImportError` where it is missing."""
   tensorflow()
+  if loaded := sys.modules.get("tensorflow_datasets"):
+    return loaded
   with _no_greetings():
     return importlib.import_module("tensorflow_datasets")

@@ -59,6 +59,7 @@ class ResNet(nn.Module):
   dtype: Any = jnp.float32
   insert: nn.Module | None = None
 
+  imports_weights = True  # files of torchvision and timm fit it
   families = dict(insert="ltjax.models.afa")  # the module that resolves the name of a nested block
 
   def __post_init__(self):

@@ -228,7 +228,7 @@ def test_a_damaged_file_is_named_with_the_record(tmp_path, damage):
 
 
 def test_tfrecord_names_the_command_that_converts_it(as_tfrecord):
-  with pytest.raises(DataError, match=r"tfrecord, which has no random access; .*ltjax\.data\.records --dataset=i"):
+  with pytest.raises(DataError, match=r"tfrecord, which has no random access; .*ltjax convert --dataset=i"):
     photos.tfds(builder="imagenet2012", tfds_dir=as_tfrecord)
 
 

@@ -207,4 +207,4 @@ def test_the_command_and_its_exit_codes(tree, tmp_path):
   assert wrong.returncode == 1 and "wrong: ... and 1 more; --shown=2 lists all" in wrong.stderr
   assert f"wrong: {tree}/train/dog/003.jpg: empty file" in wrong.stderr and "Traceback" not in wrong.stderr
   misspelt = run("--config.dataset.rot=x")
-  assert misspelt.returncode == 2 and "did you mean 'dataset.root'?" in misspelt.stderr
+  assert misspelt.returncode == 2 and "did you mean 'root'?" in misspelt.stderr

@@ -18,7 +18,7 @@ from tests.data.test_sources import PROFILE, write_cifar
 ROOT = pathlib.Path(__file__).parents[2]
 NETWORK = {"aiohttp", "ftplib", "gdown", "http", "httpx", "paramiko", "requests", "socket", "urllib", "urllib3", "wget"}
 PAGE = b"<!DOCTYPE html><html><title>Quota exceeded</title><body>Too many users have viewed this file.</body></html>"
-TEN = "cifar-10-binary.tar.gz .*170,052,171 bytes, SHA-256 c4a38c50.*archives cifar-10-binary.tar.gz DIR"
+TEN = "cifar-10-binary.tar.gz .*170,052,171 bytes, SHA-256 c4a38c50.*unpack cifar-10-binary.tar.gz DIR"
 
 
 def imported(path: pathlib.Path) -> set[str]:

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ltjax import models, train
-from ltjax.distributed import sharding
+from ltjax import models
 from ltjax.errors import ConfigError, DataError
 from ltjax.models import heads, import_torch
 from ltjax.workdir.checkpoint import Checkpoints
@@ -194,23 +193,22 @@ def test_a_run_starts_from_the_file_and_is_refused_before_anything_is_written(tm
   assert not (tmp_path / "run").exists()
   save(tmp_path / "w.safetensors", tensors)
   tiny.run(config, tmp_path / "run")
-  init = train.state_makers(config, "representation", np.ones(10), (1, 8, 8, 1))[1]
+  stage = tiny.stages(config)["representation"]
   with Checkpoints(tmp_path / "run" / "representation" / "checkpoints") as checkpoints:
-    found = state_dict(checkpoints.restore_model(train.abstract(init, sharding.replicated(sharding.data_mesh()))))
+    found = state_dict(checkpoints.restore_model(stage.on_devices(stage.shapes)))
   for name in set(tensors) - {"fc.weight", "bn1.num_batches_tracked"}:
     np.testing.assert_array_equal(found[name], tensors[name], err_msg=name)
   (tmp_path / "w.safetensors").unlink()
   tiny.run(config, tmp_path / "run")  # a run that is under way no longer needs the file
 
 
-def test_a_frozen_backbone_that_nothing_has_trained_is_said_aloud(tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr("ltjax.config.bind.model", tiny.one_conv)
-  config = tiny.config("ce_digits", epochs=1)
+def test_a_frozen_backbone_that_nothing_has_trained_is_reported(tmp_path, capsys):
+  config = tiny.config("ce_digits", epochs=1, backbone=tiny.ONE_CONV)
   tiny.run(config, tmp_path / "trained")
-  assert "drawn at random" not in capsys.readouterr().err
+  assert "random start" not in capsys.readouterr().err
   config.representation.train, config.representation.batch_norm = ("head/.*",), "eval"
   tiny.run(config, tmp_path / "frozen")
-  assert "representation: layers of the backbone stay frozen as they are drawn at random" in capsys.readouterr().err
+  assert "representation: frozen layers of the backbone keep their random start" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "kwargs"), [
