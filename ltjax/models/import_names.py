@@ -166,8 +166,9 @@ def describe(found: Mapping[str, np.ndarray]) -> str:
   kernel = _layout(found[places["params", "patch", "kernel"]], ("params", "patch", "kernel"), family)
   depth = len({place[1] for place in places if place and place[1].startswith("block")})
   name = _VIT_SIZES.get(kernel.shape[-1])
-  size = f"ViT-{name}/{kernel.shape[0]}" if name else f"ViT {kernel.shape[-1]} wide with patches of {kernel.shape[0]}"
-  return f"a {size} with {depth} blocks of {family.owner}"
+  size = (f"ViT-{name}/{kernel.shape[0]} with" if name else
+          f"ViT {kernel.shape[-1]} wide with patches of {kernel.shape[0]} and")
+  return f"a {size} {depth} blocks of {family.owner}"
 
 
 def preprocessing(found: Mapping[str, np.ndarray]) -> Preprocessing:

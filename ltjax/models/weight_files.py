@@ -107,7 +107,7 @@ def _read_safetensors(path):
 
 def _read_npz(path):
   try:
-    with np.load(path, allow_pickle=False) as stored:
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
       return {name: stored[name] for name in stored.files}
   except (ValueError, OSError, EOFError, KeyError, AttributeError, NotImplementedError, zipfile.BadZipFile) as error:
     raise DataError(f"pretrained: {path} is not an .npz file of arrays ({type(error).__name__}: {error})") from error
