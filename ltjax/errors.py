@@ -1,4 +1,4 @@
-"""Errors that a user can mend: one sentence each, what, where, expected, got, how to mend."""
+"""Errors that a user can fix: one sentence that says what, where, expected, got and how to fix it."""
 
 import contextlib
 import difflib
@@ -23,7 +23,7 @@ class WorkdirError(LtjaxError):
 
 
 class SaveError(LtjaxError):
-  """A checkpoint, or another file of the work folder, could not be written."""
+  """A checkpoint or another file of the work folder could not be written."""
 
 
 class TrainingError(LtjaxError):
@@ -31,17 +31,17 @@ class TrainingError(LtjaxError):
 
 
 class MissingProcess(LtjaxError):
-  """Another process of the run did not come, or is lost; exit code 69."""
+  """Another process of the run did not start, or is lost; exit code 69."""
 
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path):
-  """Where a file of the work folder is written: turns what the system says against it into a `SaveError`."""
+  """Wraps the writing of a file of the work folder: turns an `OSError` into a `SaveError`."""
   try:
     yield
   except OSError as error:
     raise SaveError(f"{error.filename or path} cannot be written ({error.strerror or error}); the newest checkpoint "
-                    "is intact: make room or mend the folder and run the same command again") from error
+                    "is intact: make room or repair the folder and run the same command again") from error
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -1,9 +1,9 @@
-"""Unpacks a downloaded archive, and refuses one that holds anything but files and folders inside its own folder.
+"""Unpacks a downloaded archive; refuses one with anything but files and folders, or with a path that leads outside.
 
 python -m ltjax unpack ARCHIVE DIR
 
-makes DIR, which is not there before, from a .tar (plain, .gz, .bz2, .xz) or .zip, whatever it is called. Everything is
-unpacked into a temporary folder beside DIR, which takes that name at the end: there is all of it, or nothing.
+makes DIR, which must not exist yet, from a .tar (plain, .gz, .bz2, .xz) or .zip under any file name. Everything goes
+into a temporary folder beside DIR first, and one rename at the end makes it DIR: a user finds all of it, or nothing.
 """
 
 import bz2
@@ -28,13 +28,13 @@ from ltjax.errors import DataError
 
 COMMAND = "python -m ltjax unpack ARCHIVE DIR"
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
-# Photographs hardly shrink and lists of them shrink to a tenth; what unpacks to more than both of these is no data set.
+# Images hardly shrink and lists of them shrink to a tenth; an archive that exceeds both limits is not a data set.
 MAX_RATIO, MAX_SMALL = 100, 2**26
 MAX_BYTES = 2**40  # seven times ImageNet
 _BLOCK = 2**20
-_HEADER = 2**22  # bytes that a header may make us hold in memory
+_HEADER = 2**22  # bytes; a header states its own size, and tarfile would read that much into memory
 _UNPACKERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
-# What the standard library raises of an archive that is damaged, cut off or of a kind it does not know.
+# The standard library raises all of these for archives that are damaged, cut off or of an unknown kind.
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile,
             NotImplementedError, RuntimeError, UnicodeError, ValueError, OverflowError)
 
@@ -48,31 +48,31 @@ class _Member(NamedTuple):
 
 
 def extract(archive: str | os.PathLike, folder: str | os.PathLike) -> pathlib.Path:
-  """Unpacks `archive` as `folder`, and returns that.
+  """Unpacks `archive` as `folder`, and returns the folder.
 
-  Modes, owners and times are not taken over. Links are refused wherever they lead, as no data set needs one.
+  Modes, owners and times are not restored. Every link is refused, wherever it leads: no data set needs one.
 
   Raises:
-    DataError: `folder` is there already; or `archive` is none, is damaged or cut off, is encrypted, unpacks to more
-      than 100 times its size and 64 MiB, or has a member that would land outside the folder, that is neither file nor
-      folder, or whose name another one has, also where only case or the form of an accent differs. Nothing is left.
+    DataError: `folder` exists already; or `archive` is not an archive, is damaged, cut off or encrypted, or unpacks to
+      more than both 100 times its size and 64 MiB; or a member would land outside the folder, is neither file nor
+      folder, or has the name of another member, even if case or the form of an accent differs. Nothing stays on disk.
   """
   path, target = pathlib.Path(archive).expanduser(), pathlib.Path(folder).expanduser()
   if not path.is_file():
     raise DataError(f"{path}: no such file; give an archive ({', '.join(SUFFIXES)})")
   if os.path.lexists(target):
-    raise DataError(f"{target}: is there already; give a folder that is not, or take it away")
+    raise DataError(f"{target}: is there already; give another folder, or move this one away")
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
-      made = pathlib.Path(temporary) / "unpacked"  # a folder of the usual mode, which the temporary one has not
+      made = pathlib.Path(temporary) / "unpacked"  # with the usual mode; the temporary folder's is 0700
       made.mkdir()
       _unpack(path, made)
       made.rename(target)
   except DataError:
     raise
   except OSError as error:
-    # bz2 and gzip raise it of damaged data, without a number.
+    # bz2 and gzip raise an OSError without a number for damaged data.
     reason = f"damaged ({error})" if error.errno is None else f"cannot be unpacked to {target} ({error.strerror})"
     raise DataError(f"{path}: {reason}") from error
   except _DAMAGED as error:
@@ -87,13 +87,14 @@ def _unpack(path: pathlib.Path, root: pathlib.Path) -> None:
   names, left = _Names(path, root), limit
   with contextlib.closing(_members(path, limit)) as members:
     for member in tqdm(members, desc=path.name, unit="file", disable=None):
-      place = names.add(member)
-      place.parent.mkdir(parents=True, exist_ok=True)
+      destination = names.add(member)
+      destination.parent.mkdir(parents=True, exist_ok=True)
       if member.is_folder:
-        place.mkdir(exist_ok=True)
+        destination.mkdir(exist_ok=True)
         continue
-      with member.open() as source, open(place, "xb") as file:
+      with member.open() as source, open(destination, "xb") as file:
         while block := source.read(_BLOCK):
+          # Count the bytes that arrive: a header may state any size.
           left -= len(block)
           if left < 0:
             raise _too_large(path, limit, member.name)
@@ -105,26 +106,28 @@ class _Names:
 
   def __init__(self, archive: pathlib.Path, root: pathlib.Path):
     self._archive, self._root = archive, os.path.realpath(root)
-    self._used: dict[str, tuple[str, bool]] = {}  # as a file system may see it: the name as it stands, is it a folder
+    # As a file system may compare names -> (the name itself, is it a folder).
+    self._used: dict[str, tuple[str, bool]] = {}
 
   def add(self, member: _Member) -> pathlib.Path:
-    """Where `member` belongs; raises where that is not inside the root, or is taken."""
+    """Where to write `member`; raises if that is outside the root, or if another member has the name."""
     name = member.name
     if "\0" in name or "\\" in name or name.startswith("/") or pathlib.PureWindowsPath(name).drive:
       raise self._refused(name, "is not a relative name with forward slashes")
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if ".." in parts:
       raise self._refused(name, "leads outside the folder")
-    place = os.path.join(self._root, *parts)
-    if os.path.commonpath((os.path.realpath(place), self._root)) != self._root:
+    destination = os.path.join(self._root, *parts)
+    if os.path.commonpath((os.path.realpath(destination), self._root)) != self._root:
       raise self._refused(name, "leads outside the folder")
     if not parts and not member.is_folder:
       raise self._refused(name, "is a file without a name")
     for count in range(1, len(parts) + 1):
       self._take("/".join(parts[:count]), count < len(parts) or member.is_folder, name)
-    return pathlib.Path(place)
+    return pathlib.Path(destination)
 
   def _take(self, path: str, is_folder: bool, name: str) -> None:
+    # macOS and Windows ignore case, macOS also the form of accents: there the second file would replace the first.
     folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
     first, was_folder = self._used.get(folded, (path, True))
     if first != path:
@@ -137,11 +140,11 @@ class _Names:
     return DataError(f"{self._archive}: {name!r} {reason}; nothing was unpacked")
 
 
-# -- what an archive holds ---------------------------------------------------------------------------------------------
+# -- the members of an archive -----------------------------------------------------------------------------------------
 
 
 def _members(path: pathlib.Path, limit: int) -> Iterator[_Member]:
-  """The members of a .zip or a .tar, which is told by how it begins: a name may be anything."""
+  """The members of a .zip or a .tar; the first bytes decide which it is, as a file name may be wrong."""
   with open(path, "rb") as file:
     head = file.read(512)
   if head[:4] in (b"PK\3\4", b"PK\5\6"):
@@ -168,25 +171,25 @@ def _zip_members(path: pathlib.Path, limit: int) -> Iterator[_Member]:
 def _tar_members(path: pathlib.Path, opens, limit: int) -> Iterator[_Member]:
   with opens(path, "rb") as file, tarfile.open(fileobj=(stream := _Bounded(file, path, limit)), mode="r:") as archive:
     while member := archive.next():
-      archive.members = []  # which would be kept, all of them
+      archive.members = []  # tarfile would collect every member in memory
       if member.issparse() or not (member.isreg() or member.isdir()):
         raise _no_file(path, member.name)
       stream.behind = member.name
-      try:  # a second opinion; it takes a slash at the beginning away, so the name goes on as it stands
+      try:  # a second opinion; it strips a leading slash, so `_Names` checks the original name
         tarfile.data_filter(member, tempfile.gettempdir())
       except tarfile.FilterError as error:
         raise DataError(f"{path}: {member.name!r} leads outside the folder; nothing was unpacked") from error
       yield _Member(member.name, member.isdir(), functools.partial(archive.extractfile, member))
-    # tarfile takes a damaged header for the end, and the end of the file as well.
+    # tarfile treats a damaged header, or the end of the file, like the end of the archive; only zeros mark a real end.
     stream.seek(archive.offset)
     if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
       raise DataError(f"{path}: damaged or cut off behind {stream.behind!r}; fetch it again")
-    while stream.read(_BLOCK):  # up to the check sum of what it is packed in
+    while stream.read(_BLOCK):  # reaches the checksum of the compression, which Python then verifies
       pass
 
 
 class _Bounded:
-  """What tarfile needs of a file, up to a place in it, and nothing that it would have to hold in memory."""
+  """The file methods that tarfile calls, limited in position and in the bytes that one read may put into memory."""
 
   def __init__(self, file: BinaryIO, path: pathlib.Path, limit: int):
     self._file, self._path, self._limit, self.behind = file, path, limit, ""
@@ -200,12 +203,12 @@ class _Bounded:
     return data
 
   def seek(self, place: int) -> int:
-    """Goes to `place`."""
+    """Goes to byte `place`."""
     self._check(place)
     return self._file.seek(place)
 
   def tell(self) -> int:
-    """Where it is."""
+    """The current position."""
     return self._file.tell()
 
   def _check(self, place: int) -> None:

@@ -1,4 +1,4 @@
-"""Encoded images to pixels: what Pillow would show, and what happens to images that nothing can be made of."""
+"""Decodes images to the pixels that Pillow shows, and handles images that cannot be decoded."""
 
 import contextlib
 import io
@@ -18,12 +18,12 @@ from ltjax.data.files import Files, NotAnImageFileError
 from ltjax.distributed import processes
 from ltjax.errors import DataError, WorkdirError
 
-# An image of a few kilobytes can claim any size, so the size is looked at before memory is taken for it. This limit, 64
-# megapixels of 8192 x 8192, is below Pillow's own against decompression bombs: as RGBA such an image takes 256 MiB.
+# An image of a few kilobytes can claim any size, so we check the size before we allocate memory. This limit, 64
+# megapixels or 8192 x 8192, is below Pillow's own limit for decompression bombs; as RGBA such an image takes 256 MiB.
 MAX_PIXELS = 2**26
-MAX_SCANS = 64  # of a JPEG, each of which takes as long as the image is large; encoders write about ten
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # no other reader of Pillow is let near a file
-PAUSES = (0.1, 0.4)  # seconds before a read that has failed is repeated, as a disk in the network may be back by then
+MAX_SCANS = 64  # of a JPEG; each takes time in proportion to the image's size, and encoders write about ten
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow's other readers never see a file
+PAUSES = (0.1, 0.4)  # seconds before a failed read is repeated; a network disk may be back by then
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotAnImageFileError)
 _ORIENTATION = 0x0112
 _START_OF_FRAME = frozenset((0xC0, 0xC1, 0xC2))  # baseline, extended and progressive: what every libjpeg decodes
@@ -32,14 +32,14 @@ _START_OF_SCAN = b"\xff\xda"
 
 
 class BadImageError(Exception):
-  """Why an image cannot be decoded."""
+  """An image cannot be decoded; the message says why."""
 
 
 class Encoded(NamedTuple):
   """An image on its way to a batch: a JPEG that TensorFlow decodes, or the pixels of any other, uint8 [h w 3].
 
-  Instead of the pixels, there may be what `Images.open` was told to make of them at once; height and width are still
-  those of the complete image.
+  `pixels` holds the result of the `reduce` that `Images.open` was given, by default the pixels themselves; height and
+  width always describe the complete image.
   """
 
   height: int
@@ -48,43 +48,43 @@ class Encoded(NamedTuple):
   pixels: Any
 
 
-BLACK = np.zeros((1, 1, 3), np.uint8)  # in place of a bad image
+BLACK = np.zeros((1, 1, 3), np.uint8)  # replaces a bad image
 
 
 def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
-  """(height, width) of a JPEG that TensorFlow decodes as Pillow does, None of anything else.
+  """(height, width) of a JPEG that TensorFlow decodes as Pillow does; None for anything else.
 
-  That is 8 bits of grey or three channels, complete, and upright by its EXIF, which may stand before or behind the
-  frame's header. Only the headers are read; what is odd about them is left to Pillow.
+  TensorFlow gets 8-bit JPEGs with one or three channels that are complete and upright by their EXIF, which may come
+  before or after the frame header. This reads only the headers; a JPEG with unusual ones goes to Pillow.
   """
-  # decode_and_crop_jpeg stops behind the crop, so a missing end would show for some crops only.
+  # decode_and_crop_jpeg stops after the crop, so only some crops would reveal a missing end.
   if data[:2] != b"\xff\xd8" or b"\xff\xd9" not in data[-64:]:
     return None
-  place, end, size, has_exif = 2, len(data), None, False
-  while place + 9 < end and data[place] == 0xFF:
-    marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+  at, end, size, has_exif = 2, len(data), None, False
+  while at + 9 < end and data[at] == 0xFF:
+    marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
     if marker == _START_OF_SCAN[1]:
       return size
     if marker in _START_OF_FRAME:
-      precision, components = data[place + 4], data[place + 9]
-      height, width = (int.from_bytes(data[at : at + 2], "big") for at in (place + 5, place + 7))
+      precision, components = data[at + 4], data[at + 9]
+      height, width = (int.from_bytes(data[start : start + 2], "big") for start in (at + 5, at + 7))
       if size or precision != 8 or components not in (1, 3) or not height or not width:
         return None
       size = height, width
     elif marker in _OTHER_FRAMES or not 0xC0 <= marker < 0xFF or 0xD0 <= marker <= 0xD9 or length < 2:
       return None
     elif marker == 0xE1:
-      segment = data[place + 4 : place + 2 + length]
+      segment = data[at + 4 : at + 2 + length]
       is_exif = segment.startswith(b"Exif")
-      if (is_exif and has_exif) or not _upright(segment):  # Pillow joins several
+      if (is_exif and has_exif) or not _upright(segment):  # Pillow joins several EXIF segments
         return None
       has_exif |= is_exif
-    place += 2 + length
+    at += 2 + length
   return None
 
 
 def _upright(segment: bytes) -> bool:
-  """Whether an APP1 segment does not say that the image must be turned."""
+  """Whether an APP1 segment leaves the image as it is, without a rotation."""
   if b"tiff:Orientation" in segment:
     return False
   if not segment.startswith(b"Exif"):
@@ -93,39 +93,41 @@ def _upright(segment: bytes) -> bool:
   try:
     exif.load(segment)
     return exif.get(_ORIENTATION, 1) == 1
-  except Exception:  # damaged EXIF is Pillow's to judge, which then sees the complete file
+  except Exception:  # Pillow judges damaged EXIF; it sees the complete file
     return False
 
 
 def check_scans(data: bytes) -> None:
   """Raises a `BadImageError` for a JPEG of more than `MAX_SCANS` scans: a thousand take minutes to decode."""
-  # The marker may also be part of what a camera has put behind the image, a film for example: only many are looked at.
+  # Cameras append other data to an image, such as a film, which may contain the marker too. So a low count proves the
+  # image harmless, and a high one needs the walk over the segments below.
   if data[:2] != b"\xff\xd8" or data.count(_START_OF_SCAN) <= MAX_SCANS:
     return
-  place, scans = 2, 0
-  while 0 <= (place := data.find(b"\xff", place)) < len(data) - 3:
-    marker = data[place + 1]
+  at, scans = 2, 0
+  while 0 <= (at := data.find(b"\xff", at)) < len(data) - 3:
+    marker = data[at + 1]
     if marker == 0xD9:
       return
     scans += marker == _START_OF_SCAN[1]
     if scans > MAX_SCANS:
-      raise BadImageError(f"it is a JPEG of more than {MAX_SCANS} scans, which nobody needs and which take long")
+      raise BadImageError(
+          f"it is a JPEG of more than {MAX_SCANS} scans, which no image needs and which take long to decode")
     if marker == 0xFF:
-      place += 1
-    elif marker == 0 or 0xD0 <= marker <= 0xD8:  # inside of a scan
-      place += 2
+      at += 1
+    elif marker == 0 or 0xD0 <= marker <= 0xD8:  # inside a scan
+      at += 2
     else:
-      place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+      at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
 
 
 def pillow(data: bytes, background: str = "white") -> np.ndarray:
   """uint8 [h w 3]: the first frame or page, turned as its EXIF says, laid on `background` where it is transparent.
 
-  Of 16 bits a channel the upper eight are used: Pillow does so with colours, TensorFlow and viewers with grey too.
+  Of 16 bits a channel the upper eight count: Pillow does so for colours, TensorFlow and viewers for grey too.
 
   Raises:
-    BadImageError: it is empty, truncated, damaged, of more than `MAX_PIXELS` pixels or `MAX_SCANS` scans, of floats or
-      32-bit integers, or no image of a known kind.
+    BadImageError: it is empty, truncated or damaged, has more than `MAX_PIXELS` pixels or `MAX_SCANS` scans, holds
+      floats or 32-bit integers, or is not an image of a known kind.
   """
   with _decoded(data, background) as pixels:
     return pixels
@@ -133,7 +135,7 @@ def pillow(data: bytes, background: str = "white") -> np.ndarray:
 
 @contextlib.contextmanager
 def _decoded(data: bytes, background: str) -> Iterator[np.ndarray]:
-  """The pixels of an image, while they are counted among those that are in memory."""
+  """The pixels of an image; as long as the context is open, they count against the limit on pixels in memory."""
   if not data:
     raise BadImageError("the file is empty")
   check_scans(data)
@@ -151,21 +153,21 @@ def _decoded(data: bytes, background: str) -> Iterator[np.ndarray]:
       raise
     except MemoryError as error:
       raise BadImageError("there is not enough memory for its pixels") from error
-    except Exception as error:  # Pillow's readers raise whatever the damage leads to
+    except Exception as error:  # Pillow's readers raise errors of any class for damaged files
       raise BadImageError(" ".join(str(error).split()) or type(error).__name__) from error
     yield pixels
 
 
 def _pixels(image: Image.Image, background: str) -> np.ndarray:
   ImageOps.exif_transpose(image, in_place=True)  # without a copy
-  if image.mode.startswith("I;16"):  # grey, of which Pillow would take the low eight bits, or white
+  if image.mode.startswith("I;16"):  # 16-bit grey, which Pillow would reduce to its low eight bits, or to white
     values, clear = np.asarray(image), image.info.get("transparency")
     grey = (values >> 8).astype(np.uint8)
     if isinstance(clear, int):
       grey[values == clear] = 255 if background == "white" else 0
     return np.repeat(grey[..., None], 3, axis=2)
   if image.mode in ("F", "I"):
-    raise BadImageError("its pixels are floats or 32-bit integers, of which nothing says how bright they are; save it "
+    raise BadImageError("its pixels are floats or 32-bit integers without a known range of brightness; save it "
                         "with 8 or 16 bits a channel")
   if image.has_transparency_data:
     image = image.convert("LA") if image.mode == "La" else image
@@ -180,7 +182,7 @@ def _check_size(width: int, height: int) -> None:
 
 
 class _Gate:
-  """Lets images be decoded together as long as their pixels are no more than those of the largest single one."""
+  """Limits the pixels of all images that are decoded at the same time to those of the largest single image."""
 
   def __init__(self):
     self._used, self._changed = 0, threading.Condition()
@@ -205,31 +207,31 @@ def cores() -> int:
 
 
 _GATE = _Gate()
-# Many threads read, but a thread that decodes retains memory for the next image, so only as many as there are cores do.
+# Many threads read, but only one for each core decodes: each retains memory for its next image.
 _DECODERS = futures.ThreadPoolExecutor(cores(), "decoder")
 
 
 class Images:
-  """`Files`, decoded; bad images are an error, or are replaced by black ones and counted."""
+  """`Files`, decoded; a bad image raises an error, or is counted and replaced by a black one."""
 
   def __init__(self, files: Files, log: "BadImages", background: str = "white"):
     """Transparent images are laid on `background`, "white" or "black"."""
     self._files, self._log, self._background = files, log, background
-    self.by_pillow = set()  # places of plain JPEGs that TensorFlow has failed on
+    self.by_pillow = set()  # indices of plain JPEGs that TensorFlow has failed to decode
     self.check = log.check
 
   def __len__(self) -> int:
     return len(self._files)
 
   def entries(self) -> Iterator[tuple[str, int]]:
-    """As of the `Files`."""
+    """The entries of the `Files`."""
     return self._files.entries()
 
   def open(self, place: int, reduce: Callable[[np.ndarray], Any] = lambda pixels: pixels) -> Encoded:
-    """Image `place`, a black one where it is bad. Many threads call it.
+    """Image number `place`, or a black one if it is bad. Many threads call this.
 
-    `reduce` makes less of the pixels of any image but a plain JPEG. It is called while no more images are in
-    memory than `MAX_PIXELS` allows, whatever the batch and however many the threads.
+    `reduce` turns the pixels of any image but a plain JPEG into something smaller. It runs while the gate holds, so the
+    pixels in memory stay within `MAX_PIXELS` for any batch size and any number of threads.
     """
     try:
       data = self._read(place)
@@ -262,25 +264,26 @@ class Images:
 class BadImages:
   """The bad images of a run, and how many reads of images had to be repeated.
 
-  With policy "error" the first bad image stops the run. With "substitute" they are replaced by black images, and so the
-  order and the length of the data stay; more of them than one in a thousand, and than ten, stop the run. A process
-  knows of those it has met itself, and after `gather` of all; the limit is for what it knows.
+  With policy "error" the first bad image stops the run. With "substitute" black images replace the bad ones, so the
+  order and the length of the data stay; more than ten, and more than one in a thousand, stop the run. A process knows
+  the bad images it has met itself, and after `gather` those of all processes; its limit counts what it knows.
   """
 
   POLICIES = ("error", "substitute")
 
   def __init__(self, policy: str = "error", size: int = 0, path: pathlib.Path | None = None,
                limit: int | None = None):
-    """Of `size` images; what is counted becomes lines of the file `path`, so that a resumed run still knows.
+    """Starts from the lines of the file `path`, and appends what is counted there, so that a resumed run still knows.
 
-    Only the first process of a run reads or writes the file. `limit` takes the place of one in a thousand, or ten.
+    Only the first process of a run reads or writes the file. `size` is the number of images; `limit` replaces the limit
+    of one in a thousand, or ten.
     """
     self._policy, self._lock = policy, threading.Lock()
     self._limit = max(10, size // 1000) if limit is None else limit
     self._path = path if path and processes.is_first() else None
-    self.found: dict[str, str] = {}  # name: what is wrong with it
+    self.found: dict[str, str] = {}  # name: reason
     self.retried = 0
-    self._fresh = 0  # how many of them are of this process and since the last `gather`
+    self._fresh = 0  # the repeated reads of this process since the last `gather`
     self._unwritten: OSError | None = None
     if self._path and self._path.is_file():
       self.found, self.retried = _kept(self._path)
@@ -301,7 +304,7 @@ class BadImages:
       self._write(retried=1)
 
   def gather(self) -> None:
-    """Tells every process of a run what all have met; all must call it, at the same point."""
+    """Tells every process of a run what all processes have met; all must call it, at the same point."""
     with self._lock:
       mine = dict(found=dict(self.found), before=self.retried - self._fresh, fresh=self._fresh)
       self._fresh = 0
@@ -324,7 +327,7 @@ class BadImages:
         self._unwritten = error
 
   def check(self) -> None:
-    """Raises a `DataError` where what was found stops the run, a `WorkdirError` where it could not be kept."""
+    """Raises a `DataError` if the bad images stop the run, a `WorkdirError` if they could not be written down."""
     if self._unwritten:
       raise WorkdirError(f"{self._path}: bad images and repeated reads cannot be kept ({self._unwritten.strerror}); "
                          "make room, or let the folder be written") from self._unwritten
@@ -341,10 +344,10 @@ class BadImages:
 
 
 def _kept(path: pathlib.Path) -> tuple[dict[str, str], int]:
-  """What `BadImages` has written: reasons by image, and the number of repeated reads."""
+  """Reads a file that `BadImages` has written: reasons by image, and the number of repeated reads."""
   found, retried = {}, 0
   *lines, cut_off = path.read_bytes().split(b"\n")
-  if cut_off:  # the run was killed while it wrote; the image will be met again
+  if cut_off:  # the run was killed while it wrote; it will meet the image again
     os.truncate(path, path.stat().st_size - len(cut_off))
   for number, line in enumerate(lines, 1):
     try:
@@ -360,7 +363,7 @@ def _kept(path: pathlib.Path) -> tuple[dict[str, str], int]:
 
 
 def opened(dataset, policy: str = "error", path: pathlib.Path | None = None):
-  """`dataset`, a `sources.Dataset`, with its `Files` made `Images` that share one list of bad ones; and that list."""
+  """`dataset`, a `sources.Dataset`, with `Images` for its `Files`; and the list of bad images that they share."""
   splits = {split: getattr(dataset, split) for split in dataset.splits}
   files = {split: pair for split, pair in splits.items() if not isinstance(pair[0], np.ndarray | Images)}
   log = BadImages(policy, sum(len(pair[0]) for pair in files.values()), path)

@@ -15,7 +15,7 @@ from ltjax.distributed import sharding
 
 
 def make_eval_step(model, images_of):
-  """eval_step(variables, data, batch, valid [b], confusion [c c]) -> confusion with the valid examples added.
+  """eval_step(variables, data, batch, valid [b], confusion [c c]) -> confusion plus the valid examples.
 
   `images_of(data, batch)` gives normalised images and labels.
   """
@@ -29,7 +29,7 @@ def make_eval_step(model, images_of):
 
 
 class Evaluator:
-  """Counts predictions of a model on a split of a data set, which lives on the devices or comes from tf.data."""
+  """Counts a model's predictions on a split of a data set, which is on the devices or comes from tf.data."""
 
   def __init__(self, model, dataset, split: str, augmentation: feed.Augmentation, *, batch_size: int, mesh,
                streamed: bool):
@@ -49,7 +49,7 @@ class Evaluator:
   def __call__(self, variables: dict, stops: Callable[[jax.Array], bool] = lambda counted: False) -> np.ndarray | None:
     """int64 [c, c] confusion matrix of {"params", "batch_stats"}: rows are true classes, columns predictions.
 
-    None where `stops(counted)`, asked after a batch with what the device has counted by then, says that the run stops.
+    Returns None as soon as `stops(counted)` is true; it is called between batches with the device's counts so far.
     """
     confusion = sharding.replicate(self._zeros, self._mesh)
     for number, (indices, valid) in enumerate(_batches(self._size, self._batch_size)):
@@ -64,7 +64,7 @@ class Evaluator:
 
 
 class Extractor:
-  """Features and logits of images by a trained model, in evaluation mode and without augmentation."""
+  """A trained model's features and logits of images, in evaluation mode and without augmentation."""
 
   def __init__(self, model, variables: dict, augmentation: feed.Augmentation, *, mean, std, batch_size: int, mesh):
     self._batch_size, self._mesh, self._size = _shared(batch_size, mesh), mesh, augmentation.size
@@ -79,15 +79,15 @@ class Extractor:
 
   def __call__(self, images: np.ndarray | Files, *wanted: str, places: np.ndarray | None = None) -> dict[
       str, np.ndarray]:
-    """{"features": [n d], "logits": [n c]} of images, or those of the two that are `wanted`, on the host.
+    """{"features": [n d], "logits": [n c]} of images, on the host; only the `wanted` ones of the two.
 
-    Images are uint8 [n h w c] or `Files`; with `places`, only the images at those indices.
+    Images are uint8 [n h w c] or `Files`; `places` are the indices of the images to use, all by default.
     """
     parts, places = [], np.arange(len(images)) if places is None else places
     stream = None if isinstance(images, np.ndarray) else _in_order(images, places, self._batch_size, self._mesh,
                                                                    self._size)
     for number, (indices, valid) in enumerate(_batches(len(places), self._batch_size)):
-      # Complete batches, also of a small set: all sets then share one compiled function.
+      # Even a small set gets complete batches, so that all sets use one compiled function.
       batch = stream.batch(number)["images"] if stream else images[places[indices[self._rows]]]
       found = self._forward(sharding.place(batch, self._mesh))
       parts.append({key: jax.device_get(found[key])[valid] for key in wanted})
@@ -102,7 +102,7 @@ def _in_order(images, places, batch_size: int, mesh, size: int, labels=None) -> 
 
 
 def pixels(images: np.ndarray | Files, places: np.ndarray, size: int) -> np.ndarray:
-  """uint8 [n h w c]: the images at `places`, those of files cut like those that a model is tested on."""
+  """uint8 [n h w c]: the images with indices `places`; files are cropped as for a test."""
   if isinstance(images, np.ndarray):
     return images[places]
   return Pipeline(images, np.zeros(len(images)), lambda _: places, 1, crop=CentralCrops(size)).batch(0)["images"]
@@ -120,5 +120,5 @@ def _batches(size: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarra
 
 
 def _batch(size: int, batch_size: int, number: int) -> np.ndarray:
-  # The last batch is filled up with copies of the last example that are not counted.
+  # Copies of the last example fill the last batch; they are not counted.
   return np.minimum(number * batch_size + np.arange(batch_size), size - 1).astype(np.int32)

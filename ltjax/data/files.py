@@ -1,4 +1,4 @@
-"""Encoded images, read one by one wherever they are. A `Dataset` of image files holds them in place of arrays."""
+"""Encoded images, read one by one from a disk or a bucket. A `Dataset` of image files holds them instead of arrays."""
 
 import errno
 import os
@@ -10,16 +10,16 @@ from typing import BinaryIO, Protocol
 
 from etils import epath
 
-# Remote file systems have errors of their own; these say that asking again is of no use.
+# Remote file systems raise their own errors; these are permanent, so a repeated read would not help.
 _REMOTE = dict(NotFoundError=FileNotFoundError, PermissionDeniedError=PermissionError,
                UnauthenticatedError=PermissionError)
-MAX_BYTES = 2**29  # twice the largest image that is decoded, without compression
+MAX_BYTES = 2**29  # twice the largest image that we decode, uncompressed
 _KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
-_STATS = 8, 4096  # threads that ask for sizes, and files a thread asks for at a time
+_STATS = 8, 4096  # threads that ask for file sizes, and files that a thread asks for at a time
 
 
 class NotAnImageFileError(OSError):
-  """It is no regular file, or too long for an image."""
+  """The file is not a regular file, or too long for an image."""
 
 
 class Files(Protocol):
@@ -29,13 +29,13 @@ class Files(Protocol):
     """n."""
 
   def read(self, place: int) -> bytes:
-    """The bytes of image `place`; OSError where they cannot be read. Many threads call it."""
+    """The bytes of image number `place`; raises an OSError if they cannot be read. Many threads call it."""
 
   def name(self, place: int) -> str:
-    """The name of image `place` in messages."""
+    """The name of image number `place` in messages."""
 
   def entries(self) -> Iterator[tuple[str, int]]:
-    """(a name that does not depend on where the data are, bytes or -1) of every image: what a fingerprint hashes."""
+    """(a name that is the same wherever the data are, bytes or -1) of every image; a fingerprint hashes these."""
 
 
 class Paths:
@@ -49,7 +49,7 @@ class Paths:
     return len(self._paths)
 
   def read(self, place: int) -> bytes:
-    """The bytes of image `place`."""
+    """The bytes of image number `place`."""
     try:
       with self.open(place) as file:
         return file.read()
@@ -61,36 +61,38 @@ class Paths:
       raise _REMOTE.get(type(error).__name__, OSError)(f"{self.name(place)}: {str(error)[:300]}") from error
 
   def open(self, place: int) -> BinaryIO:
-    """Image `place` as a file, for callers that need only a part of it.
+    """Image number `place` as an open file, for callers that need only a part of it.
 
     Raises:
       NotAnImageFileError: a FIFO, a socket, a device, or a file of more than `MAX_BYTES`.
     """
     name = self.name(place)
-    # Through epath, a local file of 40 KB that is in memory takes twice as long (32 us).
+    # epath takes twice as long (32 us) for a local file of 40 KB that is in memory.
     if "://" in name:
       return epath.Path(name).open("rb")
     try:
       return _open_regular(name)
     except FileNotFoundError:
+      # A list from one system may spell accents otherwise than the disk of another.
       for other in _spellings(self._paths[place]):
         if os.path.exists(found := f"{self._root}/{other}"):
           return _open_regular(found)
       raise
 
   def name(self, place: int) -> str:
-    """The full path of image `place`."""
+    """The full path of image number `place`."""
     return f"{self._root}/{self._paths[place]}"
 
   def take(self, places: Iterable[int]) -> "Paths":
-    """The images at `places`, in that order."""
+    """The images with indices `places`, in that order."""
     return Paths(self._root, [self._paths[place] for place in places])
 
   def entries(self) -> Iterator[tuple[str, int]]:
     """(path relative to the root in composed Unicode, bytes) of every image; -1 bytes on gs:// and for a lost file."""
     threads, size = _STATS
     chunks = [range(start, min(start + size, len(self))) for start in range(0, len(self), size)]
-    with futures.ThreadPoolExecutor(threads, "sizes") as pool:  # a network disk answers slowly, but many at a time
+    # A network disk answers slowly, but it answers many requests at a time.
+    with futures.ThreadPoolExecutor(threads, "sizes") as pool:
       for chunk, sizes in zip(chunks, pool.map(lambda chunk: [*map(self._size, chunk)], chunks), strict=True):
         for place, size in zip(chunk, sizes, strict=True):
           yield unicodedata.normalize("NFC", self._paths[place]), size
@@ -110,7 +112,7 @@ class Paths:
 
 def _open_regular(name: str) -> BinaryIO:
   info = os.stat(name)
-  # Looked at before it is opened: to open a device may already do something.
+  # Check before opening: to open a device may already have an effect, and to open a FIFO waits.
   if stat.S_ISDIR(info.st_mode):
     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
   if not stat.S_ISREG(info.st_mode):
@@ -123,7 +125,7 @@ def _open_regular(name: str) -> BinaryIO:
 
 
 def _spellings(path: str) -> Iterator[str]:
-  """`path` with its accents composed and decomposed, where that is another name: macOS writes the second form."""
+  """`path` with its accents composed and decomposed, if that changes it: macOS writes the second form."""
   for form in ("NFC", "NFD"):
     if (other := unicodedata.normalize(form, path)) != path:
       yield other

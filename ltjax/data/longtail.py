@@ -13,19 +13,20 @@ __all__ = ["exponential_counts", "long_tailed_subset", "pareto_counts", "shot_gr
 def _check_profile(num_classes: int, max_count: int, imbalance: float) -> None:
   for name, value in (("num_classes", num_classes), ("max_count", max_count)):
     if not value >= 1 or value % 1:
-      raise ConfigError(f"{name} must be a whole number of at least 1, got {value}.")
+      raise ConfigError(f"{name} must be an integer of at least 1, got {value}.")
   if not (math.isfinite(imbalance) and imbalance >= 1):
     raise ConfigError(f"imbalance is the largest count over the smallest: finite and at least 1, got {imbalance}.")
 
 
-def _whole(counts: list[float], max_count: int, imbalance: float) -> Int[np.ndarray, "c"]:
-  whole = np.array([int(n) for n in counts], dtype=np.int64)
-  empty = np.flatnonzero(whole < 1)
+def _truncated(counts: list[float], max_count: int, imbalance: float) -> Int[np.ndarray, "c"]:
+  # int() truncates, as the authors' code does; rounding would select other images.
+  truncated = np.array([int(n) for n in counts], dtype=np.int64)
+  empty = np.flatnonzero(truncated < 1)
   if empty.size:
     raise ConfigError(
-        f"class {empty[0]} would have 0 images ({empty.size} such classes of {whole.size}) with max_count={max_count} "
-        f"and imbalance={imbalance}; use an imbalance of at most max_count.")
-  return whole
+        f"class {empty[0]} would have 0 images ({empty.size} such classes of {truncated.size}) with "
+        f"max_count={max_count} and imbalance={imbalance}; use an imbalance of at most max_count.")
+  return truncated
 
 
 def exponential_counts(num_classes: int, max_count: int, imbalance: float) -> Int[np.ndarray, "c"]:
@@ -55,7 +56,7 @@ def exponential_counts(num_classes: int, max_count: int, imbalance: float) -> In
   _check_profile(num_classes, max_count, imbalance)
   factor = 1 / imbalance
   counts = [max_count * factor ** (i / max(num_classes - 1.0, 1.0)) for i in range(num_classes)]
-  return _whole(counts, max_count, imbalance)
+  return _truncated(counts, max_count, imbalance)
 
 
 def step_counts(num_classes: int, max_count: int, imbalance: float) -> Int[np.ndarray, "c"]:
@@ -84,15 +85,15 @@ def step_counts(num_classes: int, max_count: int, imbalance: float) -> Int[np.nd
   _check_profile(num_classes, max_count, imbalance)
   frequent = max(num_classes // 2, 1)
   counts = [max_count] * frequent + [max_count * (1 / imbalance)] * (num_classes - frequent)
-  return _whole(counts, max_count, imbalance)
+  return _truncated(counts, max_count, imbalance)
 
 
 def pareto_counts(num_classes: int, max_count: int, imbalance: float, *, alpha: float = 6.0) -> Int[np.ndarray, "c"]:
-  """The Pareto profile of ImageNet-LT, without its chance.
+  """The Pareto profile of ImageNet-LT, without its random draw.
 
   q_i = (C / (i + 1))^(1 / alpha), u_i = (q_i - 1) / (q_0 - 1), n_i = int(u_i n_max + (1 - u_i) n_max / imbalance)
 
-  q_i is the Pareto quantile that a share (i + 1) / C of the draws exceeds, moved and scaled so that the first class has
+  A fraction (i + 1) / C of Pareto draws exceeds the quantile q_i; u_i moves and scales it so that the first class has
   n_max images and the last n_max / imbalance. ImageNet-LT itself is one draw and has fixed lists; with C = 1000,
   n_max = 1280 and imbalance 256 this gives 121,449 images and 404 / 456 / 140 many, medium and few classes, where the
   lists have 115,846 and 385 / 479 / 136.
@@ -120,19 +121,19 @@ def pareto_counts(num_classes: int, max_count: int, imbalance: float, *, alpha: 
   if not (math.isfinite(alpha) and alpha > 0):
     raise ConfigError(f"pareto_counts: alpha must be finite and positive, got {alpha}.")
   if num_classes == 1:
-    return _whole([max_count], max_count, imbalance)
+    return _truncated([max_count], max_count, imbalance)
   quantiles = [(num_classes / (i + 1)) ** (1 / alpha) for i in range(num_classes)]
   shares = [(q - 1) / (quantiles[0] - 1) for q in quantiles]
   tail = max_count * (1 / imbalance)
-  return _whole([u * max_count + (1 - u) * tail for u in shares], max_count, imbalance)
+  return _truncated([u * max_count + (1 - u) * tail for u in shares], max_count, imbalance)
 
 
 def long_tailed_subset(
     labels: Int[np.ndarray, "n"], class_counts: Int[np.ndarray, "c"], *, seed: int = 0
 ) -> Int[np.ndarray, "m"]:
-  """The images that the field selects for given class counts.
+  """Selects the images that the field uses for given class counts.
 
-  For c = 0 .. C - 1: shuffle the places of class c in `labels` and take the first n_c; concatenate class by class.
+  For c = 0 .. C - 1: shuffle the indices of class c in `labels` and take the first n_c; concatenate class by class.
 
   Args:
     labels: class index in [0, C) of every image, in the order of the dataset's files, [n].
@@ -166,12 +167,13 @@ def long_tailed_subset(
     c = wrong[0]
     raise DataError(f"class {c}: {class_counts[c]} images requested, 1 to {available[c]} possible ({wrong.size} such "
                     f"classes of {classes}); lower max_count, lower the imbalance or drop the class.")
+  # One stream for all classes, as in the authors' code: each class depends on the shuffles before it.
   stream = np.random.RandomState(seed)
   chosen = []
   for c, count in enumerate(class_counts):
-    places = np.flatnonzero(labels == c).astype(np.int64)
-    stream.shuffle(places)
-    chosen.append(places[: int(count)])
+    members = np.flatnonzero(labels == c).astype(np.int64)
+    stream.shuffle(members)
+    chosen.append(members[: int(count)])
   return np.concatenate(chosen)
 
 

@@ -1,4 +1,4 @@
-"""What the field's large data sets must hold, to check a copy against."""
+"""The published sizes and lists of the field's large data sets, to check a copy against."""
 
 import hashlib
 from collections.abc import Mapping
@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 
 class SplitList(NamedTuple):
-  """An official list: its file name without .txt, its lines, and digests of what counts as it.
+  """An official list: its file name without .txt, its number of lines, and the digests of its known versions.
 
-  A digest is the SHA-256 of the text, or git's SHA-1 of it as a blob where the text itself could not be had.
+  A digest is the SHA-256 of the text or, where the text was not available, git's SHA-1 of it as a blob.
   """
 
   name: str
@@ -17,7 +17,7 @@ class SplitList(NamedTuple):
 
 
 class Official(NamedTuple):
-  """Classes, lists by their role, images of the largest and the smallest class, sizes of the groups if published."""
+  """Number of classes, lists by role, images of the largest and smallest class, and group sizes if published."""
 
   classes: int
   lists: Mapping[str, SplitList]
@@ -27,8 +27,8 @@ class Official(NamedTuple):
 
 
 # The lists of ImageNet-LT and Places-LT (Liu et al., 2019) and of iNaturalist 2018 (Van Horn et al., 2018) as Kang et
-# al. (facebookresearch/classifier-balancing) distribute them; second digests are those of hyperconnect/LADE, which has
-# the same images, labels and order with paths of another layout.
+# al. (facebookresearch/classifier-balancing) distribute them; second digests belong to hyperconnect/LADE, which has the
+# same images, labels and order with paths of another layout.
 OFFICIAL = dict(
     imagenet_lt=Official(
         1000, dict(
@@ -60,6 +60,6 @@ OFFICIAL = dict(
 
 
 def is_official(data: bytes, known: SplitList) -> bool:
-  """Whether the bytes of a list are those of the official one."""
+  """Whether `data`, the bytes of a list, equal a known version of the official list."""
   blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
   return not {hashlib.sha256(data).hexdigest(), blob}.isdisjoint(known.digests)

@@ -1,6 +1,6 @@
-"""Which example is at which place of which batch: a pure function of (seed, stage, step).
+"""Which example is at which position of which batch: a pure function of (seed, stage, step).
 
-It does not know devices or processes, so a run resumes exactly from one integer and on any machine.
+It does not depend on devices or processes, so a run resumes exactly from one integer, on any machine.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,16 +18,16 @@ Sampler = Callable[[Clock], np.ndarray] | Cycle | None
 class Order:
   """Example indices of every batch of a stage, from one stream of examples or, for two-branch networks, from two.
 
-  Without a sampler an epoch is a permutation of the data (its last N mod B examples are left for the next epochs'
-  permutations, as static shapes want). With probabilities every place is an independent draw with replacement: a class
-  by its probability, then one of its examples uniformly, as `torch.multinomial` over per-sample weights does. With a
-  cycle the batches are cut from one endless sequence.
+  Without a sampler an epoch is a permutation of the data. Batches have one static shape, so the epoch drops its last
+  N mod B examples; the next epoch permutes all of them again. With probabilities every position is an independent draw
+  with replacement: a class by its probability, then one of its examples uniformly, as `torch.multinomial` over
+  per-sample weights does. With a cycle the batches are consecutive parts of one endless sequence.
   """
 
   def __init__(self, labels: np.ndarray, num_classes: int, *, batch_size: int, epochs: int, seed: int, stage: str,
                samplers: Sequence[Sampler] = (None,)):
     self.epochs, self.batch_size, self.steps_per_epoch = epochs, batch_size, len(labels) // batch_size
-    # The examples that no batch of an epoch has room for. Only a permutation leaves any out.
+    # Examples that fit into no batch of an epoch. Only a permutation leaves any out.
     self.dropped = len(labels) % batch_size if None in samplers else 0
     by_class = np.argsort(labels, kind="stable").astype(np.int32)
     counts = np.bincount(labels, minlength=num_classes)
@@ -62,8 +62,8 @@ class _Stream:
     if self._sampler is None:
       return self._permuted(clock)
     if isinstance(self._sampler, Cycle):
-      places = clock.step * self._batch_size + np.arange(self._batch_size)
-      classes, within = self._sampler.at(places, self._shuffled)
+      positions = clock.step * self._batch_size + np.arange(self._batch_size)
+      classes, within = self._sampler.at(positions, self._shuffled)
     else:
       classes, within = self._drawn(clock)
     return self._by_class[self._starts[classes] + within]
@@ -71,15 +71,17 @@ class _Stream:
   def _drawn(self, clock: Clock) -> tuple[np.ndarray, np.ndarray]:
     draws = prng.host_uniform(self._seed, *self._names, counter=clock.step, size=2 * self._batch_size)
     edges = np.cumsum(self._sampler(clock))
+    # Divided by its last entry, the sum ends at exactly 1, so no draw falls behind the last class.
     classes = np.searchsorted(edges / edges[-1], draws[: self._batch_size], side="right")
     return classes, (draws[self._batch_size :] * self._counts[classes]).astype(np.int64)
 
   def _permuted(self, clock: Clock) -> np.ndarray:
     if clock.epoch != self._epoch:
+      # Sorting raw words instead of numpy's shuffle: numpy promises only the words for ever.
       words = prng.host_words(self._seed, *self._names, counter=clock.epoch, size=len(self._by_class))
       self._epoch, self._permutation = clock.epoch, np.argsort(words, kind="stable").astype(np.int32)
-    place = clock.step % clock.steps_per_epoch
-    return self._permutation[place * self._batch_size : (place + 1) * self._batch_size]
+    number = clock.step % clock.steps_per_epoch
+    return self._permutation[number * self._batch_size : (number + 1) * self._batch_size]
 
   def _shuffled(self, name: str, counter: int, size: int) -> np.ndarray:
     words = prng.host_words(self._seed, *self._names, name, counter=counter, size=size)
