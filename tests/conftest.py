@@ -1,3 +1,10 @@
+import os
+
+from tests.processes import flags
+
+# Before JAX starts: most of the suite's time is LLVM's otherwise. Processes that tests start inherit it.
+os.environ["XLA_FLAGS"] = f"{flags()} {os.environ.get('XLA_FLAGS', '')}"
+
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache

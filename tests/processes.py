@@ -14,6 +14,11 @@ from typing import NamedTuple
 ROOT = pathlib.Path(__file__).parents[1]
 
 
+def flags(devices: int = 1) -> str:
+  """XLA_FLAGS of the tests: so many CPU devices, and no time spent on optimising programs that run a few steps."""
+  return f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+
+
 class Ended(NamedTuple):
   """A process that has ended: its exit code, -9 where it was killed, what it printed, when, in seconds since start."""
 

@@ -159,8 +159,8 @@ def test_a_backbone_takes_branches_where_it_says_so(backbone):
   cls = getattr(models, backbone)
   fields = {field.name for field in dataclasses.fields(cls)}
   module = cls(**{key: value for key, value in dict(
-      depth=10 if cls is models.ResNet else 14, width=4, widths=(4, 4, 8)).items() if key in fields})
-  images = jnp.zeros((2, 8, 8, 3))
+      depth=10 if cls is models.ResNet else 14, width=12, widths=(4, 4, 8)).items() if key in fields})
+  images = jnp.zeros((2, 32, 32, 3))
   variables = jax.eval_shape(lambda: module.init(jax.random.key(0), images, train=False))
   forward = lambda variables: module.apply(variables, Branches(images, images, 0.5), train=False)  # noqa: E731
   if getattr(module, "takes_branches", False):

@@ -16,6 +16,7 @@ from ltjax.errors import ConfigError, DataError
 from ltjax.report import page
 from ltjax.train import Interrupted
 from tests import photos, tiny
+from tests.processes import flags
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 ROOT = pathlib.Path(__file__).parents[1]
@@ -196,7 +197,7 @@ def processes(images, tmp_path_factory):
     address = f"localhost:{probe.getsockname()[1]}"
   started = [subprocess.Popen(
       [sys.executable, "-m", "tests.test_feed", images, folder, address, str(rank)], cwd=ROOT, text=True,
-      stderr=subprocess.PIPE, env=os.environ | dict(JAX_PLATFORMS="cpu", XLA_FLAGS="")) for rank in range(2)]
+      stderr=subprocess.PIPE, env=os.environ | dict(JAX_PLATFORMS="cpu", XLA_FLAGS=flags())) for rank in range(2)]
   try:
     one = two_steps(images)
     errors = [process.communicate(timeout=200)[1] for process in started]

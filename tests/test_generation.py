@@ -19,6 +19,7 @@ from ltjax.config import parse, spec
 from ltjax.errors import ConfigError
 from ltjax.schedules import Clock
 from tests import goldens, tiny
+from tests.processes import flags
 from tests.test_matrix import ADJUSTMENTS, LOSSES
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -298,7 +299,7 @@ def test_the_batch_is_the_global_one_on_any_number_of_devices(tmp_path):
   started = [subprocess.Popen(
       [sys.executable, "-m", "tests.test_generation", tmp_path / str(devices)], cwd=ROOT, text=True,
       stderr=subprocess.PIPE, env=os.environ | dict(
-          JAX_PLATFORMS="cpu", XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}")) for devices in (1, 4)]
+          JAX_PLATFORMS="cpu", XLA_FLAGS=flags(devices))) for devices in (1, 4)]
   try:
     for process in started:
       _, err = process.communicate(timeout=300)

@@ -15,6 +15,7 @@ from ltjax.config.spec import RunSpec
 from ltjax.errors import LtjaxError
 from ltjax.workdir import folder
 from tests import tiny
+from tests.processes import flags
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -142,7 +143,7 @@ def test_a_misspelt_option_of_the_program():
 
 def test_a_batch_that_the_devices_cannot_share(tmp_path):
   code, _, err = finished(start(DIGITS, "--config.representation.batch_size=36", f"--workdir={tmp_path / 'run'}",
-                                XLA_FLAGS="--xla_force_host_platform_device_count=8"))
+                                XLA_FLAGS=flags(devices=8)))
   assert code == 2
   assert err == ("error: representation.batch_size: 36 is not divisible by 8 devices; valid are its multiples, "
                  "the nearest 32 and 40\n")

@@ -12,7 +12,7 @@ from ltjax.data.evaluate import Evaluator
 from ltjax.distributed import processes, sharding
 from ltjax.report import activation_maps
 from tests import tiny
-from tests.processes import Processes
+from tests.processes import Processes, flags
 
 
 def config():
@@ -54,7 +54,7 @@ def work(folder: pathlib.Path) -> dict:
 def answers(folder: pathlib.Path, count: int) -> list[dict]:
   """What each of `count` processes finds; several have two devices each."""
   folder.mkdir()
-  environment = dict(XLA_FLAGS=f"--xla_force_host_platform_device_count={min(count, 2)}")
+  environment = dict(XLA_FLAGS=flags(devices=min(count, 2)))
   with Processes(["tests.test_many_processes", str(folder)], count, environment=environment,
                  each=[{}] if count == 1 else None) as run:
     ended = run.all_ended(150)

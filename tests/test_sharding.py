@@ -18,6 +18,7 @@ from ltjax.config import check, parse
 from ltjax.distributed import sharding
 from ltjax.errors import ConfigError
 from tests import tiny
+from tests.processes import flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -56,7 +57,7 @@ def runs(tmp_path_factory):
   folders = {devices: tmp_path_factory.mktemp(f"devices{devices}") for devices in (1, 8)}
   started = {devices: subprocess.Popen(
       [sys.executable, "-m", "tests.test_sharding", folder], cwd=ROOT, text=True, stderr=subprocess.PIPE,
-      env=os.environ | dict(JAX_PLATFORMS="cpu", XLA_FLAGS=f"--xla_force_host_platform_device_count={devices}"))
+      env=os.environ | dict(JAX_PLATFORMS="cpu", XLA_FLAGS=flags(devices)))
       for devices, folder in folders.items()}
   try:
     for process in started.values():

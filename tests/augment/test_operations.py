@@ -18,6 +18,7 @@ from sklearn.datasets import load_sample_images
 from ltjax import augment
 from ltjax.augment import crops, images
 from ltjax.errors import ConfigError
+from tests.processes import flags
 
 ROOT = pathlib.Path(__file__).parents[2]
 KEY = jax.random.key(3)
@@ -115,8 +116,7 @@ def differences() -> dict:
 
 def test_operations_give_the_same_on_one_device_and_on_four():
   # The number of devices is fixed when JAX starts.
-  environment = dict(os.environ, JAX_PLATFORMS="cpu",
-                     XLA_FLAGS="--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0")
+  environment = dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS=flags(devices=4))
   run = subprocess.run([sys.executable, "-m", "tests.augment.test_operations"], cwd=ROOT, env=environment,
                        capture_output=True, text=True)
   assert run.returncode == 0, run.stderr
