@@ -52,7 +52,8 @@ def take_over(variables: dict, init: Callable[[], dict], reset: tuple) -> dict:
     return variables
   fresh, taken = init(), {}
   for kind, tree in fresh.items():
-    earlier, drawn = (flax.traverse_util.flatten_dict(tree, sep="/") for tree in (variables[kind], tree))
+    earlier, drawn = (flax.traverse_util.flatten_dict(tree, keep_empty_nodes=True, sep="/")
+                      for tree in (variables[kind], tree))
     patterns = reset if kind == "params" else ()
     same = {path for path in drawn if path in earlier and not any(re.fullmatch(pattern, path) for pattern in patterns)}
     taken[kind] = flax.traverse_util.unflatten_dict(
@@ -100,7 +101,7 @@ def pretrained(variables: dict, path: str, class_names: tuple[str, ...], *, rese
   places = {tuple(path.split("/")) for path in taken(variables)}
   found = flax.traverse_util.flatten_dict(stored)
   flat = {place: jnp.asarray(found[place]) if place in places else leaf
-          for place, leaf in flax.traverse_util.flatten_dict(variables).items()}
+          for place, leaf in flax.traverse_util.flatten_dict(variables, keep_empty_nodes=True).items()}
   return {kind: {} for kind in variables} | flax.traverse_util.unflatten_dict(flat)
 
 
@@ -126,10 +127,11 @@ def finished(workdir: pathlib.Path) -> tuple[Stage, dict]:
     data = json.loads(path.read_text())["data"]
     counts, names = np.array(data["class_counts"], np.int64), tuple(map(str, data["class_names"]))
     mean, std, channels = tuple(data["mean"]), tuple(data["std"]), tuple(data["image_shape"])
+    kind = np.dtype(data.get("image_type", "uint8"))
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise WorkdirError(f"{path}: not the results of a run ({type(error).__name__}: {error})") from error
   labels = np.repeat(np.arange(len(counts)), counts)
-  images = np.zeros((0, *channels), np.uint8) if channels else Paths("", ())
+  images = np.zeros((0, *channels), kind) if channels else Paths("", ())
   dataset = sources.Dataset((images, labels), (images, labels[:0]), np.arange(len(labels)), names, mean, std,
                             background=spec.dataset.constants.get("background", "white"))
   stage = Stage(spec.stages[-1], spec, dataset, sharding.data_mesh())

@@ -139,7 +139,8 @@ def learning_rate_factors(params, train: tuple, lr_factors: tuple = (), *, where
   Raises:
     ConfigError: an expression that matches nothing, or nothing to train.
   """
-  paths = flat(params)
+  # A backbone without parameters stays: the tree of factors has the structure of the parameters.
+  paths = flax.traverse_util.flatten_dict(params, keep_empty_nodes=True, sep="/")
   check_patterns((*train, *(pattern for pattern, _ in lr_factors)), params, where=where)
   if not train:
     raise ConfigError(f"{where}: nothing is trained; give at least one regular expression, such as 'head/.*'")
@@ -149,7 +150,9 @@ def learning_rate_factors(params, train: tuple, lr_factors: tuple = (), *, where
       return None
     return float(next((value for pattern, value in lr_factors if re.fullmatch(pattern, path)), 1.0))
 
-  return flax.traverse_util.unflatten_dict({path: factor(path) for path in paths}, sep="/")
+  empty = flax.traverse_util.empty_node
+  return flax.traverse_util.unflatten_dict({path: leaf if leaf is empty else factor(path)
+                                            for path, leaf in paths.items()}, sep="/")
 
 
 def flat(tree) -> dict:

@@ -119,7 +119,8 @@ def _run(*, dataset: dict, augment: tuple, backbone: dict) -> ConfigDict:
       seed=0, dataset=dataset, augment=augment, backbone=backbone, pretrained="", reset_head=False,
       head=dict(name="Linear"), precision="float32", stages=(), posthoc=(), eval_every_epochs=1,
       checkpoint_every_epochs=10, keep_checkpoints=2, log_every_steps=50, eval_batch_size=500, on_nonfinite="stop",
-      skip_limit=10, steps_per_call=0))  # 0: one on a CPU, 50 on an accelerator
+      skip_limit=10, steps_per_call=0,  # 0: one on a CPU, 50 on an accelerator
+      cache_features="auto"))  # of a frozen backbone without augmentation: computed once
 
 
 RUN_KEYS = tuple(_run(dataset={}, augment=(), backbone={}))

@@ -1,6 +1,8 @@
 """The stages of a run as objects, built once from the config: everything below the loop starts from these."""
 
+import copy
 import functools
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -15,13 +17,16 @@ from ltjax import step as steps
 from ltjax.augment import compose
 from ltjax.config import bind, check
 from ltjax.config.spec import RunSpec, StageSpec
-from ltjax.data import feed, prng, samplers
+from ltjax.data import extract, feed, prng, samplers
 from ltjax.data.evaluate import Evaluator, Extractor
 from ltjax.data.order import Order
 from ltjax.distributed import sharding
 from ltjax.errors import ConfigError
+from ltjax.models.identity import Identity
 from ltjax.schedules import Clock
 from ltjax.step import TrainState
+
+RESIDENT = 2**30  # bytes of features that a device is asked to hold
 
 
 class Stage:
@@ -56,8 +61,10 @@ class Stage:
 
   @property
   def image_shape(self) -> tuple[int, int, int, int]:
-    """[1 h w c]: what the network is initialised with."""
+    """[1 h w c], or [1 d] of features: what the network is initialised with."""
     images, size = self.dataset.train[0], self.augmentation.size
+    if self.dataset.holds_features:
+      return 1, *images.shape[2:]
     if not isinstance(images, np.ndarray):
       return 1, size, size, 3
     return (1, size, size, images.shape[-1]) if size else (1, *images.shape[1:])
@@ -83,8 +90,7 @@ class Stage:
     It is not compiled as a whole: XLA takes longer over one program that draws every kernel than the draws take.
     """
     key = prng.stream(self.settings.seed, self.name, "init")
-    variables = self.model.init(key, jnp.zeros(self.image_shape), train=False)
-    return dict(params=variables["params"], batch_stats=variables.get("batch_stats", {}))
+    return check.both(self.model.init(key, jnp.zeros(self.image_shape), train=False))
 
   def wrap(self, variables: dict) -> TrainState:
     """Such variables as a state at step 0."""
@@ -126,12 +132,15 @@ class Stage:
   def chunk(self) -> int:
     """The larger number of steps a call."""
     # Fifty batches of images would fill a large part of a device's memory, and one such step is long enough.
-    return self.settings.steps_per_call or (1 if jax.default_backend() == "cpu" or self.streamed else 50)
+    images = not self.dataset.holds_features
+    return self.settings.steps_per_call or (
+        1 if self.streamed or images and jax.default_backend() == "cpu" else 50)
 
   @functools.cached_property
   def train_steps(self) -> dict[int, Callable]:
     """{steps a call: the compiled function}."""
-    step, on_cpu = steps.make_train_step(self.parts), jax.default_backend() == "cpu"
+    step = steps.make_train_step(self.parts)
+    on_cpu = jax.default_backend() == "cpu" and not self.dataset.holds_features
     whole = sharding.replicated(self.mesh)
     return {count: jax.jit(function, donate_argnums=0, out_shardings=whole) for count, function in (
         (self.chunk, steps.repeat(step, self.chunk, unroll=on_cpu)), (1, step))}
@@ -179,6 +188,39 @@ class Stage:
       batches, scalars = (jax.tree.map(lambda *values: np.stack(values), *part) for part in (batches, scalars))
     return sharding.place(batches, self.mesh, axis=int(count > 1)), sharding.replicate(scalars, self.mesh)
 
+  # -- features that are computed once ----------------------------------------------------------------------------------
+
+  @property
+  def has_constant_features(self) -> bool:
+    """Whether an image has the same features in every step, so that it suffices to compute them once.
+
+    That is so where nothing in the backbone is trained or moves, nothing is augmented, and the head takes features.
+    """
+    factors = jax.tree.leaves(self.optimizer.factors["backbone"], is_leaf=lambda factor: factor is None)
+    return (self.settings.cache_features == "auto" and not self.dataset.holds_features
+            and all(factor is None for factor in factors) and self.spec.batch_norm == "eval"
+            and not self.spec.transforms and not getattr(self.model.head, "takes_maps", False)
+            and not any(getattr(call.function, "augments", True) for call in self.spec.augment))
+
+  def on_features(self, variables: dict, folder: pathlib.Path, stops: Callable[[jax.Array], bool]) -> "Stage | None":
+    """This stage with the features of its images in their place: the same state, examples, order and head.
+
+    Args:
+      variables: {"params", "batch_stats"} of the backbone that computes them.
+      folder: where they are kept.
+      stops: whether to stop; then the result is None, and the next call goes on.
+    """
+    dataset = extract.cached(self, variables, folder, stops)
+    if dataset is None:
+      return None
+    found = copy.copy(self)
+    for name in ("feed", "data", "parts", "chunk", "train_steps", "evaluators"):
+      found.__dict__.pop(name, None)
+    found.dataset, found.augmentation = dataset, feed.of_features()
+    found.model = self.model.clone(backbone=Identity())  # which leaves the parameters of the backbone unused
+    found.streamed = dataset.train[0].nbytes > RESIDENT
+    return found
+
   # -- evaluation -----------------------------------------------------------------------------------------------------
 
   @functools.cached_property
@@ -213,12 +255,15 @@ def build(config: ConfigDict | RunSpec, dataset) -> tuple[Stage, ...]:
 def augmentation(spec: StageSpec, dataset) -> feed.Augmentation:
   """The augmentation of a stage, for images such as the data set's: files are cut on the host."""
   operations, boxes = [(call.name, call.function, call) for call in spec.augment], None
-  if not isinstance(dataset.train[0], np.ndarray):
-    cut = spec.augment[0]
+  if dataset.holds_features:
+    return feed.of_features(operations)
+  arrays = isinstance(dataset.train[0], np.ndarray)
+  if not arrays:
+    cut, *operations = spec.augment[0], *operations[1:]
     options = {key: value for key, value in cut.constants.items() if key != "size"}
-    boxes, operations = functools.partial(cut.function.boxes, **options), operations[1:]
+    boxes = cut.function.boxes and functools.partial(cut.function.boxes, **options)
   evaluate = feed.plain
-  if spec.size and boxes is None:
+  if spec.size and arrays:
     evaluate = functools.partial(feed.resized, size=spec.size)
   return feed.Augmentation(spec.size, boxes, compose.compose(operations), evaluate)
 

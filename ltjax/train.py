@@ -81,6 +81,10 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
     if pretrained:
       drawn = bridge.pretrained(drawn, pretrained, stage.dataset.class_names, reset_head=reset_head)
     state = stage.make_state(drawn)
+  if stage.has_constant_features:
+    stage = stage.on_features(variables_of(state), workdir / "features", stops)
+    if stage is None:
+      raise Interrupted
   done = start = int(jax.device_get(state.step))
   journal, timing = (Journal(folder / name, upto=done, logs=checkpoints.logs, on_loss=functools.partial(
       events.write, "log_losses")) for name in ("metrics.jsonl", "timing.jsonl"))

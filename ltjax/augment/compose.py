@@ -56,7 +56,7 @@ def check_order(operations: Sequence[tuple[str, Callable]]) -> None:
     raise ConfigError(f"{sizes[0]} and {sizes[1]} both give the images a size; remove one")
 
 
-def compose(operations: Sequence[tuple[str, Callable, Callable]]) -> Callable:
+def compose(operations: Sequence[tuple[str, Callable, Callable]], normalize: Callable = normalize) -> Callable:
   """apply(images, key, labels, mean, std) -> (normalised images, ((labels, weight), ...)), to be called inside jit.
 
   Images are normalised right after the last operation that wants raw pixels. An operation that takes either kind
@@ -64,6 +64,7 @@ def compose(operations: Sequence[tuple[str, Callable, Callable]]) -> Callable:
 
   Args:
     operations: (name, function, the function with its hyper-parameters bound) in their order.
+    normalize: (images, mean, std) -> what the network takes.
 
   Raises:
     ConfigError: an order that makes no sense.

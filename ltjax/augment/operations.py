@@ -67,6 +67,17 @@ def random_resized_crop(
 random_resized_crop.boxes = crops.random_resized  # the host's part, for images from files
 
 
+def central_crop(images: UInt8[Array, "b h w c"], key: jax.Array, *, size: Annotated[int, "[8, inf)"]) -> UInt8[
+    Array, "b size size c"]:
+  """No augmentation: the images are cut and resized as for a test, files on the host and arrays here."""
+  del key
+  return arithmetic.resize(images, size=size).astype(jnp.uint8)
+
+
+central_crop.boxes = None  # of images from files: those of a test
+central_crop.augments = False  # an image is the same in every epoch
+
+
 # -- erasing ----------------------------------------------------------------------------------------------------------
 
 
@@ -144,8 +155,11 @@ def mixup(images: Float[Array, "b h w c"], key: jax.Array, labels: Int[Array, "b
   if not per_sample:
     return arithmetic.mixup(images, labels, share, order)
   shares = jax.random.beta(jax.random.fold_in(key, 2), alpha, alpha, (len(labels),))
-  column = shares[:, None, None, None]
+  column = shares.reshape(-1, *[1] * (images.ndim - 1))
   return column * images + (1 - column) * images[order], ((labels, shares), (labels[order], 1 - shares))
+
+
+mixup.fits_features = True  # it needs no height and width
 
 
 def cutmix(images: Float[Array, "b h w c"], key: jax.Array, labels: Int[Array, "b"], *,

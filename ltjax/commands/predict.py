@@ -87,7 +87,7 @@ def predict(workdir: pathlib.Path, names: Sequence[str], top: int = 5,
     DataError: an image cannot be decoded, and the run's `dataset.on_bad_image` is "error"; or too many cannot.
   """
   stage, variables = bridge.finished(workdir)
-  if stage.augmentation.boxes is None:
+  if isinstance(stage.dataset.train[0], np.ndarray):
     raise ConfigError(f"{workdir}: the run was trained on arrays of one size, not on image files; predictions are made "
                       "with runs whose augment begins with random_resized_crop")
   size = stage.settings.eval_batch_size

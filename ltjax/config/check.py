@@ -44,7 +44,12 @@ def parameter_shapes(stage: StageSpec, model, image_shape: tuple = ()) -> dict:
   size = stage.size or 32
   image_shape = image_shape or (1, size, size, 3)
   variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(image_shape), train=False))
-  return dict(params=variables["params"], batch_stats=variables.get("batch_stats", {}))
+  return both(variables)
+
+
+def both(variables: dict) -> dict:
+  """{"params", "batch_stats"} of what a model's `init` gives; a backbone without parameters is an empty dict."""
+  return dict(params=dict(backbone={}) | variables["params"], batch_stats=variables.get("batch_stats", {}))
 
 
 def check_trained(stage: StageSpec, shapes: dict):
@@ -124,6 +129,9 @@ def mixes(call) -> bool:
 
 def _check_added_rows(stage: StageSpec, model, call) -> None:
   name = stage.name
+  if "insert" not in stage.backbone.arguments:
+    raise ConfigError(f"{name}.transforms: {call.name} needs an insert between the layers of a backbone, which "
+                      f"{stage.backbone.name!r} cannot have; take another backbone, or remove the transform")
   if getattr(model.backbone, "insert", None) is None:
     raise ConfigError(f"{name}.transforms: nothing in the backbone makes the features that {call.name} asks for; write "
                       f"backbone=dict(name={stage.backbone.name!r}, ..., insert=dict(name='AFA')), or remove it")
@@ -245,7 +253,7 @@ def check_data(spec: RunSpec, dataset, devices: int) -> None:
   """Raises where the data set is not what the config needs; calls nothing that reads an image."""
   arrays, name = isinstance(dataset.train[0], np.ndarray), spec.dataset.name
   for stage in spec.stages:
-    stage.model(dataset.class_counts)
+    _check_features(stage, stage.model(dataset.class_counts), dataset, name)
     check_batch(stage, devices, len(dataset.train[1]))
     first = stage.augment[0] if stage.augment else None
     if not arrays and not hasattr(first and first.function, "boxes"):
@@ -256,6 +264,31 @@ def check_data(spec: RunSpec, dataset, devices: int) -> None:
   for index, block in enumerate(spec.posthoc):
     if block.choices and dataset.held_out is None:
       raise nothing_held_out(f"posthoc[{index}].{block.choices[0]}")
+
+
+def _check_features(stage: StageSpec, model, dataset, name: str) -> None:
+  """Raises where the data set has features and the stage wants images, or the other way about."""
+  takes = _trait(stage.backbone, "takes_features")
+  if not dataset.holds_features:
+    if takes:
+      raise ConfigError(f"backbone: {stage.backbone.name} takes features, but {name!r} has images; give the backbone "
+                        f"of a network, or compute features of {name!r} with `ltjax extract`")
+    return
+  shape = dataset.train[0].shape[2:]
+  if not takes:
+    raise ConfigError(f"backbone: {stage.backbone.name} takes images, but {name!r} has features of shape {shape}; "
+                      "write --config.backbone=\"dict(name='Identity')\"")
+  if getattr(model.head, "takes_maps", False):
+    if getattr(model.head, "crops", None):
+      raise ConfigError(f"{stage.head_where}.crops: crops are taken of images, but {name!r} has features; write "
+                        "crops=None, or train on the images")
+    if len(shape) != 3:
+      raise ConfigError(f"{stage.head_where}: {stage.head.name} takes feature maps, but those of {name!r} are pooled; "
+                        "write them with `ltjax extract --maps`, or train on the images")
+  for call in stage.augment:
+    if not getattr(call.function, "fits_features", False):
+      raise ConfigError(f"{stage.name}.augment: {call.name} works on images, but {name!r} has features; write "
+                        "--config.augment=(), and take augmented views with `ltjax extract --views=10`")
 
 
 def nothing_held_out(where: str) -> ConfigError:

@@ -12,7 +12,7 @@ import pathlib
 import re
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -35,10 +35,12 @@ class Option(NamedTuple):
   default: object = None
 
 
-def parse(argv: Sequence[str], options: Mapping[str, Option], usage: str) -> dict:
+def parse(argv: Sequence[str], options: Mapping[str, Option], usage: str,
+          otherwise: Callable[[dict], ConfigDict | None] = lambda given: None) -> dict:
   """{"config": ConfigDict, option: value} of a command line.
 
-  A boolean option needs no value. `--help` prints `usage` and exits with 0.
+  A boolean option needs no value. `--help` prints `usage` and exits with 0. `otherwise(options)` gives the config where
+  there is no --config.
 
   Raises:
     ConfigError: anything wrong with the command line or the config file.
@@ -70,9 +72,9 @@ def parse(argv: Sequence[str], options: Mapping[str, Option], usage: str) -> dic
     else:
       raise _unknown_option(name, given, next((other.split("=", 1)[1] for other in argv
                                                if re.match(r"--?config=", other)), ""))
-  if given.get("config") is None:
+  given["config"] = otherwise(given) if given.get("config") is None else read(given["config"])
+  if given["config"] is None:
     raise ConfigError("--config is missing; try --config=configs/gcl_digits.py")
-  given["config"] = read(given["config"])
   for key, value in overrides:
     override(given["config"], key, value)
   return given

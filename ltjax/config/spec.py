@@ -16,10 +16,10 @@ from ltjax.augment import batches
 from ltjax.config import bind as b
 from ltjax.config.bind import Call
 from ltjax.config.keys import check_literals, stage_names
-from ltjax.data import decode, photos, samplers, sources
+from ltjax.data import decode, features, photos, samplers, sources
 from ltjax.errors import ConfigError, DataError, nearest
 from ltjax.losses.objective import OFFERED, Objective
-from ltjax.models import heads
+from ltjax.models import heads, import_torch
 from ltjax.schedules import Clock
 
 STAGE_KEYS = tuple(inspect.signature(recipes.stage).parameters)
@@ -33,6 +33,7 @@ SETTINGS = dict(seed=(int, "[0, 4294967295]"), steps_per_call=(int, "[0, inf)"),
                 checkpoint_every_epochs=(int, "[1, inf)"), keep_checkpoints=(int, "[1, inf)"),
                 log_every_steps=(int, "[1, inf)"), eval_batch_size=(int, "[1, inf)"), skip_limit=(int, "[0, inf)"))
 ON_NONFINITE = ("stop", "skip")
+CACHE_FEATURES = ("auto", "never")
 POSTHOC = dict(tau_normalize=posthoc.tau_normalize, nearest_class_mean=posthoc.nearest_class_mean,
                logit_adjustment=posthoc.adjust_logits)
 
@@ -101,6 +102,7 @@ class Settings(NamedTuple):
   eval_batch_size: int
   skip_limit: int
   on_nonfinite: str
+  cache_features: str
 
 
 class RunSpec(NamedTuple):
@@ -130,6 +132,8 @@ class RunSpec(NamedTuple):
     except OSError as error:
       raise DataError(f"dataset: {error.filename or self.dataset.constants} cannot be read "
                       f"({error.strerror or error})") from error
+    if self.pretrained and not dataset.holds_features and (found := import_torch.normalization(self.pretrained)):
+      dataset = dataset._replace(mean=found[0], std=found[1])
     return decode.opened(dataset, self.on_bad_image, log)
 
   def stage(self, name: str) -> StageSpec:
@@ -146,6 +150,7 @@ def parse(config: ConfigDict) -> RunSpec:
   for key, (kind, limits) in SETTINGS.items():
     b.check_number(config[key], key, kind, limits)
   b.check_choice(config.on_nonfinite, ON_NONFINITE, "on_nonfinite")
+  b.check_choice(config.cache_features, CACHE_FEATURES, "cache_features")
   b.check_kind(config.pretrained, str, "pretrained")
   b.check_kind(config.reset_head, bool, "reset_head")
   b.check_choice(config.precision, tuple(PRECISIONS), "precision")
@@ -200,9 +205,8 @@ def dataset(block) -> tuple[Call, dict]:
       reading[key] = block.get(key, "tf_data" if files and key == "pipeline" else choices[0])
       b.check_choice(reading[key], choices, f"dataset.{key}")
     block = {key: value for key, value in block.items() if key not in READING}
-  call = b.bind(block, b.public(sources) | b.public(photos), "dataset", given=("cache",), may_change=False,
-                beside=tuple(READING))
-  return call, reading
+  choices = {name: part for family in (sources, photos, features) for name, part in b.public(family).items()}
+  return b.bind(block, choices, "dataset", given=("cache",), may_change=False, beside=tuple(READING)), reading
 
 
 def returns(axes: str) -> Callable[[Callable], bool]:

@@ -70,12 +70,11 @@ class Extractor:
     self._batch_size, self._mesh, self._size = _shared(batch_size, mesh), mesh, augmentation.size
     self._rows = sharding.local_rows(mesh, self._batch_size)
 
-    def forward(variables, images):
-      logits, features = model.apply(variables, augmentation.evaluate(images, jnp.float32(mean), jnp.float32(std)),
-                                     train=False)
-      return dict(features=features, logits=logits)
+    def forward(variables, images, maps):
+      return outputs(model, variables, augmentation.evaluate(images, jnp.float32(mean), jnp.float32(std)), maps)
 
-    self._forward = functools.partial(jax.jit(forward, out_shardings=sharding.replicated(mesh)), variables)
+    self._forward = functools.partial(
+        jax.jit(forward, static_argnums=2, out_shardings=sharding.replicated(mesh)), variables)
 
   def __call__(self, images: np.ndarray | Files, *wanted: str, places: np.ndarray | None = None) -> dict[
       str, np.ndarray]:
@@ -83,21 +82,32 @@ class Extractor:
 
     Images are uint8 [n h w c] or `Files`; `places` are the indices of the images to use, all by default.
     """
-    parts, places = [], np.arange(len(images)) if places is None else places
+    places = np.arange(len(images)) if places is None else places
+    parts = [{key: jax.device_get(found[key])[valid] for key in wanted} for found, valid in self.stream(images, places)]
+    return {key: np.concatenate([part[key] for part in parts]) for key in wanted}
+
+  def stream(self, images: np.ndarray | Files, places: np.ndarray, *, maps: bool = False) -> Iterator[
+      tuple[dict[str, jax.Array], np.ndarray]]:
+    """({"features", "logits", and "maps" if asked for}, which rows count [b]) of one batch after the other."""
     stream = None if isinstance(images, np.ndarray) else _in_order(images, places, self._batch_size, self._mesh,
                                                                    self._size)
     for number, (indices, valid) in enumerate(_batches(len(places), self._batch_size)):
       # Even a small set gets complete batches, so that all sets use one compiled function.
       batch = stream.batch(number)["images"] if stream else images[places[indices[self._rows]]]
-      found = self._forward(sharding.place(batch, self._mesh))
-      parts.append({key: jax.device_get(found[key])[valid] for key in wanted})
-    return {key: np.concatenate([part[key] for part in parts]) for key in wanted}
+      yield self._forward(sharding.place(batch, self._mesh), maps), valid
+
+
+def outputs(model, variables: dict, images: jax.Array, maps: bool = False) -> dict[str, jax.Array]:
+  """A model's "features" [b d], "logits" [b c] and, if asked for, "maps" [b h w d] of normalised images."""
+  logits, features = model.apply(variables, images, train=False)
+  found = dict(features=features, logits=logits)
+  return found | dict(maps=model.apply(variables, images, method="maps")) if maps else found
 
 
 def _in_order(images, places, batch_size: int, mesh, size: int, labels=None) -> Pipeline:
   crop = None if isinstance(images, np.ndarray) else CentralCrops(size)
   labels = np.zeros(len(images), np.int32) if labels is None else labels
-  return Pipeline(images, labels, lambda number: places[_batch(len(places), batch_size, number)],
+  return Pipeline(images, labels, lambda number: places[in_order(len(places), batch_size, number)],
                   math.ceil(len(places) / batch_size), crop=crop, rows=sharding.local_rows(mesh, batch_size))
 
 
@@ -116,9 +126,10 @@ def _shared(batch_size: int, mesh) -> int:
 def _batches(size: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """(indices int32 [b], valid bool [b]) of batches over `size` examples in order."""
   for number in range(math.ceil(size / batch_size)):
-    yield _batch(size, batch_size, number), number * batch_size + np.arange(batch_size) < size
+    yield in_order(size, batch_size, number), number * batch_size + np.arange(batch_size) < size
 
 
-def _batch(size: int, batch_size: int, number: int) -> np.ndarray:
+def in_order(size: int, batch_size: int, number: int) -> np.ndarray:
+  """The indices of batch `number` of `size` examples in order, int32 [b]."""
   # Copies of the last example fill the last batch; they are not counted.
   return np.minimum(number * batch_size + np.arange(batch_size), size - 1).astype(np.int32)

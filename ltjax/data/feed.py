@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ltjax.augment import compose
 from ltjax.augment.batches import Batch, Term
 from ltjax.augment.images import normalize, resize
 from ltjax.data.order import Order
@@ -23,7 +24,7 @@ class Augmentation(NamedTuple):
 
   Args:
     size: the side of the images that the network sees; 0 where they keep theirs.
-    boxes: the random boxes of files, (sizes [b 2], draws [b d]) -> [b 4]; None for arrays.
+    boxes: the random boxes of files, (sizes [b 2], draws [b d]) -> [b 4]; None for those of a test, and for arrays.
     apply: (images, key, labels, mean, std) -> (normalised images, ((labels, weight), ...)).
     evaluate: (images, mean, std) -> normalised images of the same size, without randomness.
   """
@@ -71,7 +72,9 @@ def make(dataset, order: Order, augmentation: Augmentation, mesh, *, streamed: b
     return Feed(lambda step: order.batch(step)[rows], gather, arrays(dataset, "train"))
   (images, labels), crop = dataset.train, None
   if not isinstance(images, np.ndarray):
-    crop = RandomCrops(augmentation.size, seed, stage, order.batch(0).size, augmentation.boxes)
+    crop = CentralCrops(augmentation.size)
+    if augmentation.boxes:
+      crop = RandomCrops(augmentation.size, seed, stage, order.batch(0).size, augmentation.boxes)
   batches = Pipeline(images, labels, order.batch, order.steps, crop=crop, rows=rows)
   return Feed(batches.batch, received, statistics(dataset))
 
@@ -121,6 +124,21 @@ def evaluation_images(read: Callable, augmentation: Augmentation) -> Callable:
     return augmentation.evaluate(images, data["mean"], data["std"]), labels
 
   return images_of
+
+
+def of_features(operations=()) -> Augmentation:
+  """The augmentation of features [b v ...]: one of the augmented views of each example, if any; then mixup, if any."""
+  mix = compose.compose(operations, normalize=lambda features, mean, std: features)
+
+  def apply(features, key, labels, mean, std):
+    views = features.shape[1]
+    chosen = features[:, 0]
+    if views > 1:
+      view = jax.random.randint(compose.stream(key, "view"), (len(features),), 1, views)
+      chosen = features[jnp.arange(len(features)), view]
+    return mix(chosen.astype(jnp.float32), key, labels, mean, std)
+
+  return Augmentation(0, None, apply, lambda features, mean, std: features[:, 0].astype(jnp.float32))
 
 
 def plain(images, mean, std):

@@ -136,7 +136,8 @@ class Pipeline:
     options.threading.private_threadpool_size, options.threading.max_intra_op_parallelism = self._threads, 1
     steps = tf.data.Dataset.range(first, self._steps).with_options(options)
     if self._crop is None:
-      return steps.map(lambda step: tf.numpy_function(self._gather, [step], (tf.uint8, tf.int32))).prefetch(_AHEAD)
+      kinds = tf.as_dtype(self._images.dtype), tf.int32
+      return steps.map(lambda step: tf.numpy_function(self._gather, [step], kinds)).prefetch(_AHEAD)
     shape = self._indices(first)[0].shape
 
     def read(step):

@@ -37,6 +37,9 @@ class Dataset(NamedTuple):
   so that something can be chosen on them; None without any. `left_out` counts the files that are no images of a class,
   by the keys of `listing`; `notes` say what the user should know of the data; transparent images are laid on
   `background`.
+
+  Instead of images there may be features that a backbone has computed, float [n v ...]: of each image itself, and of
+  v - 1 augmented views of it. `made_by` then says what made them.
   """
 
   train: tuple[np.ndarray, np.ndarray]
@@ -49,6 +52,13 @@ class Dataset(NamedTuple):
   left_out: Mapping[str, int] = {}
   notes: tuple[str, ...] = ()
   background: str = "white"
+  made_by: Mapping = {}
+
+  @property
+  def holds_features(self) -> bool:
+    """Whether these are features instead of images."""
+    images = self.train[0]
+    return isinstance(images, np.ndarray) and np.issubdtype(images.dtype, np.floating)
 
   @property
   def class_counts(self) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 from ltjax.models.classifier import Classifier
 from ltjax.models.efficientnet import EfficientNet
+from ltjax.models.identity import Identity
 from ltjax.models.resnet import ResNet
 from ltjax.models.resnet_cifar import ResNetBBN, ResNetCIFAR
 from ltjax.models.vit import ViT
 
-__all__ = ["Classifier", "EfficientNet", "ResNet", "ResNetBBN", "ResNetCIFAR", "ViT"]
+__all__ = ["Classifier", "EfficientNet", "Identity", "ResNet", "ResNetBBN", "ResNetCIFAR", "ViT"]

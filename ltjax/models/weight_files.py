@@ -7,7 +7,6 @@ that it may name are those that describe a tensor.
 import hashlib
 import importlib.metadata
 import io
-import json
 import math
 import pathlib
 import pickletools
@@ -18,12 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ltjax.errors import DataError, nearest
+from ltjax.workdir import safetensors
 
 __all__ = ["PACKAGES", "locate", "read", "sha256"]
 
-_SAFETENSORS = dict(F64=np.float64, F32=np.float32, F16=np.float16, BF16=jnp.bfloat16, I64=np.int64, I32=np.int32,
-                    I16=np.int16, I8=np.int8, U8=np.uint8, BOOL=np.bool_)
-_HEADER = 100_000_000  # bytes that the header of a .safetensors may have: the format's own limit
 _PICKLED = (".pth", ".pt", ".bin", ".tar", ".ckpt")
 _STORAGES = dict(DoubleStorage=np.float64, FloatStorage=np.float32, HalfStorage=np.float16, LongStorage=np.int64,
                  BFloat16Storage=jnp.bfloat16, IntStorage=np.int32, ShortStorage=np.int16, CharStorage=np.int8,
@@ -85,24 +82,10 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_safetensors(path):
-  """8 bytes with the length of a JSON header, the header, and the data that it describes."""
   try:
-    content = np.memmap(path, np.uint8, "r")
-    length = int(content[:8].view("<u8")[0])
-    if length > min(_HEADER, len(content) - 8):
-      raise ValueError(f"a header of {length} bytes")
-    header, data = json.loads(bytes(content[8:8 + length])), content[8 + length:]
-    tensors = {}
-    for name, entry in header.items():
-      if name != "__metadata__":
-        kind, (start, stop) = np.dtype(_SAFETENSORS[entry["dtype"]]), entry["data_offsets"]
-        if not 0 <= start <= stop <= len(data) or stop - start != math.prod(entry["shape"]) * kind.itemsize:
-          raise ValueError(f"{name} from byte {start} to {stop} of {len(data)}")
-        tensors[name] = np.frombuffer(bytes(data[start:stop]), kind).reshape(entry["shape"])
-    return tensors
-  except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-    raise DataError(f"pretrained: {path} is not a complete .safetensors file ({type(error).__name__}: {error})"
-                    ) from error
+    return {name: np.array(tensor) for name, tensor in safetensors.read(path).tensors.items()}
+  except ValueError as error:
+    raise DataError(f"pretrained: {path} is not a complete .safetensors file ({error})") from error
 
 
 def _read_npz(path):

@@ -64,6 +64,8 @@ def activations(model, variables: dict, images: np.ndarray, labels: np.ndarray, 
 def of_stage(stage, variables: dict, number: int = 6) -> Activations | None:
   """`activations` of a stage's model in a test image of each of the smallest classes, the smallest first."""
   dataset = stage.dataset
+  if dataset.holds_features:  # there is no image to lay the maps on
+    return None
   images, labels = dataset.test
   order = [c for c in np.argsort(stage.class_counts, kind="stable") if (labels == c).any()][:number]
   places = np.array([np.flatnonzero(labels == c)[0] for c in order])

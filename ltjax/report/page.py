@@ -78,6 +78,7 @@ def summary(spec, stages, results: Mapping, workdir: pathlib.Path, command: str,
                 held_out_counts=dataset.held_out_counts.tolist(), class_counts=counts.tolist(),
                 class_names=list(dataset.class_names), selected_sha256=dataset.selection_sha256,
                 mean=list(dataset.mean), std=list(dataset.std), image_shape=_image_shape(dataset),
+                image_type=_image_type(dataset), made_by=dict(dataset.made_by),
                 bad_images=dict(sorted(bad_images.found.items()))),
       counts=dict(
           skipped_steps=sum(row["skipped_steps"] for row in rows.values()),
@@ -94,6 +95,12 @@ def _image_shape(dataset) -> list[int]:
   """[h w c] of arrays; empty for files, which have many sizes."""
   images = dataset.train[0]
   return list(images.shape[1:]) if isinstance(images, np.ndarray) else []
+
+
+def _image_type(dataset) -> str:
+  """The type of the arrays, "uint8" for files."""
+  images = dataset.train[0]
+  return images.dtype.name if isinstance(images, np.ndarray) else "uint8"
 
 
 def draw(spec, stages, results: Mapping, found: dict, activations, workdir: pathlib.Path) -> None:
