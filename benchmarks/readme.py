@@ -19,10 +19,10 @@ from ltjax.config import load  # noqa: E402
 from ltjax.errors import ConfigError  # noqa: E402
 
 # The data families that names of configs end with; the docstring of the first describes the method.
-FAMILIES = ("cifar", "imagenet_lt", "places_lt", "inat", "folder", "csv", "caltech", "digits")
+FAMILIES = ("cifar", "imagenet_lt", "places_lt", "inat", "folder", "csv", "caltech", "digits", "frozen")
 COLUMNS = dict(cifar10="CIFAR-10-LT", cifar100="CIFAR-100-LT", imagenet_lt="ImageNet-LT", places_lt="Places-LT",
                inat="iNaturalist 2018")
-COMMON = ("ResNet", "ResNetCIFAR", "Linear", "instance")  # parts of nearly every config
+COMMON = ("Identity", "ResNet", "ResNetCIFAR", "Linear", "instance")  # parts of nearly every config
 # The golden files whose names differ from those of the parts.
 GOLDEN = dict(
     prior_lade="lade", two_branches="bbn_mix", AFA="paper_afa_decomposition", CAMC="paper_camc",
@@ -39,11 +39,11 @@ numbers."""
 
 
 def configs() -> dict[str, dict[str, pathlib.Path]]:
-  """{method: {data family: config file}}; a file is called <method>_<family>.py, and csv.py is GCL's."""
+  """{method: {data family: config file}}; a file is called <method>_<family>.py, csv.py is GCL's, frozen.py any's."""
   found = {}
   for path in sorted((ROOT / "configs").glob("*.py")):
     method, family = re.fullmatch(f"(?:(.+)_)?({'|'.join(FAMILIES)})", path.stem).groups()
-    found.setdefault(method or "gcl", {})[family] = path
+    found.setdefault(method or dict(csv="gcl").get(family, family), {})[family] = path
   return {method: {family: paths[family] for family in FAMILIES if family in paths}
           for method, paths in sorted(found.items())}
 

@@ -44,6 +44,16 @@ def csv(*, augment: tuple, backbone: dict) -> ConfigDict:
                  val_fraction=0.2)
 
 
+def features(*, root: str) -> ConfigDict:
+  """Features that `ltjax extract` has written to a file, in the place of images: `ltjax.data.features.features`."""
+  config = _run(
+      dataset=dict(name="features", root=root, weights="", size=0, mean=(), std=(), class_names="", holdout=0.0,
+                   subset_seed=0, pipeline="resident"),
+      augment=(), backbone=dict(name="Identity"))
+  config.eval_every_epochs, config.eval_batch_size = 10, 4096
+  return config
+
+
 def imagenet_lt(*, augment: tuple, backbone: dict) -> ConfigDict:
   """ImageNet-LT; `dataset.lists` is the folder of the official lists, `dataset.root` empty means TFDS."""
   return _images("imagenet_lt", augment, backbone, lists="", root="", tfds_dir="")

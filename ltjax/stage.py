@@ -188,7 +188,7 @@ class Stage:
       batches, scalars = (jax.tree.map(lambda *values: np.stack(values), *part) for part in (batches, scalars))
     return sharding.place(batches, self.mesh, axis=int(count > 1)), sharding.replicate(scalars, self.mesh)
 
-  # -- features that are computed once ----------------------------------------------------------------------------------
+  # -- features that are computed once ---------------------------------------------------------------------------------
 
   @property
   def has_constant_features(self) -> bool:

@@ -83,7 +83,7 @@ def test_docstring_says_how_to_run_what_was_published_and_what_differs(name):
   assert len(inspect.getsource(module(name)).splitlines()) <= 50
 
 
-def shrunk(name):
+def shrunk(name, features):
   """All parts of the method, on a network of a few hundred parameters, for two steps a stage.
 
   Without LTJAX_CIFAR_DIR the images are scikit-learn's digits, which also have another shape: this tests the method,
@@ -93,6 +93,11 @@ def shrunk(name):
   config, digits = module(name).get_config(), recipes.digits_lt(imbalance=5)
   folder = os.environ.get("LTJAX_CIFAR_DIR")
   images = 680
+  if name == "frozen":
+    config.dataset.root = str(features)
+    config.log_every_steps, config.eval_every_epochs, config.checkpoint_every_epochs = 1, 1, 1
+    config.classifier.epochs, config.classifier.batch_size = 1, images // 3
+    return config
   if folder and config.dataset.name.startswith("cifar"):
     config.dataset.dir, images = folder, 10000
   else:
@@ -122,15 +127,17 @@ def trained(tmp_path_factory):
   Drawing takes as long as training: only the digits' configs draw all pictures, and activation maps appear once for
   each network and head.
   """
-  runs, seen = {}, set()
+  runs, seen, features = {}, set(), tmp_path_factory.mktemp("features") / "digits.safetensors"
+  tiny.features(features)
 
   def run(name):
-    config = shrunk(name)
+    config = shrunk(name, features)
     if config.to_json() not in runs:
       workdir = tmp_path_factory.mktemp(name)
       heads = [config.head, *(config[stage].head for stage in config.stages)]
       network = config.backbone.name, *(head.name for head in heads if head)
-      pictures = {*(PLOTS if name.endswith("digits") else ()), *(() if network in seen else ("activation_maps",))}
+      shown = network in seen or name == "frozen"  # features have no image to lay maps on
+      pictures = {*(PLOTS if name.endswith("digits") else ()), *(() if shown else ("activation_maps",))}
       seen.add(network)
       with pytest.MonkeyPatch.context() as patch:
         for plot in set(PLOTS) - pictures:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ltjax import main, stage
 from ltjax.config import check, parse
+from ltjax.data import extract
 from ltjax.data.sources import Dataset
 from ltjax.workdir.checkpoint import Checkpoints
 
@@ -68,6 +69,16 @@ def run(config, workdir: pathlib.Path, *, stop_after: int | None = None) -> dict
   """`main.run`; with `stop_after`, asked to stop after that many training steps of this call."""
   calls = iter(range(10**9))
   return main.run(config, workdir, (lambda: False) if stop_after is None else lambda: next(calls) + 1 >= stop_after)
+
+
+def features(path: pathlib.Path, *, imbalance: float = 5.0, views: int = 0, float16: bool = False, maps: bool = False,
+             **overrides) -> tuple[stage.Stage, dict]:
+  """Writes features of the digits to a file; returns the stage and the variables that made them."""
+  made = stages(config("ce_digits", backbone=ONE_CONV, dataset__imbalance=imbalance, **overrides))["representation"]
+  variables = made.init()
+  assert extract.extract(made, variables, path, extract.describe(
+      made, variables, views=views, float16=float16, maps=maps))
+  return made, variables
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from ltjax.config.keys import check_literals, stage_names
 from ltjax.data import decode, features, photos, samplers, sources
 from ltjax.errors import ConfigError, DataError, nearest
 from ltjax.losses.objective import OFFERED, Objective
-from ltjax.models import heads, import_torch
+from ltjax.models import heads
 from ltjax.schedules import Clock
 
 STAGE_KEYS = tuple(inspect.signature(recipes.stage).parameters)
@@ -132,8 +132,6 @@ class RunSpec(NamedTuple):
     except OSError as error:
       raise DataError(f"dataset: {error.filename or self.dataset.constants} cannot be read "
                       f"({error.strerror or error})") from error
-    if self.pretrained and not dataset.holds_features and (found := import_torch.normalization(self.pretrained)):
-      dataset = dataset._replace(mean=found[0], std=found[1])
     return decode.opened(dataset, self.on_bad_image, log)
 
   def stage(self, name: str) -> StageSpec:

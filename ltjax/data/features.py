@@ -25,7 +25,7 @@ _HINT = "write it again with `ltjax extract`"
 
 
 def features(*, root: str, weights: str = "", size: Annotated[int, "[0, inf)"] = 0, mean: Sequence[float] = (),
-             std: Sequence[float] = (), class_names: str | Sequence[str] = (), holdout: Fraction = 0.0,
+             std: Sequence[float] = (), class_names: str = "", holdout: Fraction = 0.0,
              subset_seed: Seed = 0) -> sources.Dataset:
   """The features of a file that `ltjax extract` wrote.
 
@@ -35,7 +35,7 @@ def features(*, root: str, weights: str = "", size: Annotated[int, "[0, inf)"] =
       parameters; any where it is empty.
     size: side of the images that they must have been made of; any where it is 0.
     mean, std: what these images must have been normalised with; anything where they are empty.
-    class_names: the classes that there must be, in order, or a file with a name a line; any where it is empty.
+    class_names: a file with the classes that there must be, in order, a name a line; any where it is empty.
     holdout: fraction of the training examples that is held out, in place of those that the file holds out.
     subset_seed: of that choice.
 
@@ -43,7 +43,7 @@ def features(*, root: str, weights: str = "", size: Annotated[int, "[0, inf)"] =
     DataError: no such file, one that is damaged or holds something else; or features that something else made.
   """
   tensors, manifest = load(pathlib.Path(root).expanduser())
-  names = tables.class_names(class_names) if isinstance(class_names, str) and class_names else tuple(class_names)
+  names = tables.class_names(class_names) if class_names else ()
   try:
     _check_origin(root, manifest, weights, dict(size=size, mean=list(mean), std=list(std)), names)
     return dataset(tensors, manifest, holdout, subset_seed)

@@ -1,7 +1,5 @@
 """Weights that others have trained, as the backbone of a `Classifier`: PyTorch's files and big_vision's."""
 
-import json
-import pathlib
 import re
 from collections.abc import Mapping
 
@@ -13,7 +11,7 @@ from ltjax.errors import DataError
 from ltjax.models import import_names, weight_files
 from ltjax.models.vit import resample
 
-__all__ = ["into", "normalization", "preprocessing", "projection", "summary"]
+__all__ = ["into", "preprocessing", "projection", "summary"]
 
 # What no file of weights has: a module between blocks, and what a tuning adds.
 _ADDED = re.compile(r"insert|adapter|prompts.*|.*_lora|.*_ssf")
@@ -69,25 +67,6 @@ def summary(variables: Mapping, path: str) -> str:
 def preprocessing(path: str) -> import_names.Preprocessing:
   """What the weights of a file want their images to be; see `import_names.preprocessing`."""
   return import_names.preprocessing(weight_files.read(weight_files.locate(path)))
-
-
-def normalization(pretrained: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-  """(mean, std) that the images of a network with these weights are normalised with; None where any will do.
-
-  Args:
-    pretrained: a file of weights, as for `into`; or the work folder of a run, where it is that of the weights which the
-      run started from.
-  """
-  source = pathlib.Path(pretrained).expanduser()
-  if not source.is_dir():
-    return preprocessing(pretrained)[:2]
-  try:
-    if not json.loads((source / "config.json").read_text())["pretrained"]:
-      return None
-    data = json.loads((source / "results.json").read_text())["data"]
-    return tuple(data["mean"]), tuple(data["std"])
-  except (OSError, ValueError, KeyError, TypeError):
-    return None  # no finished run, which is said where its parameters are read
 
 
 def projection(path: str) -> np.ndarray:
