@@ -70,8 +70,8 @@ def page(features: pathlib.Path, seeds: int) -> str:
   backbone = data["made_by"]["backbone"]["name"]
   return "\n".join([
       "# Heads on frozen features", "",
-      f"{examples:,} training and {data['test_images']:,} test examples of {len(data['class_names'])} classes, features",
-      f"of {backbone} (weights {data['made_by']['weights_sha256'][:8]}).", "",
+      f"{examples:,} training and {data['test_images']:,} test examples of {len(data['class_names'])} classes,",
+      f"features of {backbone} (weights {data['made_by']['weights_sha256'][:8]}).", "",
       f"A head trains for {steps:,} steps of 128 and is tested in **{duration:.1f} s** after compilation.", "",
       f"Test accuracy in %, mean ± standard deviation over {seeds} seeds, last epoch; the numbers of",
       "configs/frozen.py, none of them chosen on these data. Classes of Caltech-101 are also classes of ImageNet.", "",

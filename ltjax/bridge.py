@@ -4,7 +4,7 @@ import itertools
 import json
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import flax.traverse_util
 import jax
@@ -103,6 +103,18 @@ def pretrained(variables: dict, path: str, class_names: tuple[str, ...], *, rese
   flat = {place: jnp.asarray(found[place]) if place in places else leaf
           for place, leaf in flax.traverse_util.flatten_dict(variables, keep_empty_nodes=True).items()}
   return {kind: {} for kind in variables} | flax.traverse_util.unflatten_dict(flat)
+
+
+def check_features(made_by: Mapping, path: str) -> None:
+  """Raises where the head of the run in `path` was trained on features that something else made than `made_by` says."""
+  source = pathlib.Path(path).expanduser()
+  before = (folder.read_identity(source) or {}).get("made_by") if source.is_dir() else None
+  if made_by and before and (different := [
+      key for key in ("weights_sha256", "preprocessing", "precision", "maps") if made_by[key] != before[key]]):
+    key = different[0]
+    raise WorkdirError(f"pretrained: the head of {source} was trained on features with {key} {before[key]}, but those "
+                       f"of this run have {made_by[key]}; give features of the same weights and preprocessing, or "
+                       "--config.pretrained='' to train a new head")
 
 
 def _last_stage(workdir: pathlib.Path) -> pathlib.Path:

@@ -159,6 +159,7 @@ def variables_of(state: TrainState) -> dict:
 def check_start(stage: Stage, pretrained: str, reset_head: bool) -> None:
   """Raises where `pretrained` does not fit a first stage; warns where it freezes layers that nothing has trained."""
   if pretrained:
+    bridge.check_features(stage.dataset.made_by, pretrained)
     bridge.pretrained(stage.shapes, pretrained, stage.dataset.class_names, reset_head=reset_head)
   elif None in jax.tree.leaves(stage.optimizer.factors["backbone"], is_leaf=lambda factor: factor is None):
     print(f"{stage.name}: frozen layers of the backbone keep their random start; give trained weights with "

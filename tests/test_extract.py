@@ -5,7 +5,7 @@ import pytest
 
 from ltjax import bridge, train
 from ltjax.commands import extract as command
-from ltjax.data import extract, features
+from ltjax.data import evaluate, extract, features
 from ltjax.errors import ConfigError, LtjaxError, WorkdirError
 from tests import photos, tiny
 
@@ -51,7 +51,6 @@ def test_the_central_crop_of_files_is_that_of_a_test(images, finished, tmp_path)
       name="folder", root=str(images)), representation__batch_size=8)
   stage = tiny.stages(found)["representation"]
   indices, pixels = stage.order.batch(0), stage.feed.batch(0)["images"]
-  from ltjax.data import evaluate
   np.testing.assert_array_equal(pixels, evaluate.pixels(stage.dataset.train[0], indices, 16))
 
 
@@ -62,13 +61,13 @@ def test_a_stopped_extraction_goes_on_and_ends_with_the_same_bytes(tmp_path, mon
   made_by = extract.describe(stage, variables, views=1)
   assert extract.extract(stage, variables, tmp_path / "whole.safetensors", made_by)
   path, calls, rows = tmp_path / "stopped.safetensors", iter(range(100)), []
-  assert not extract.extract(stage, variables, path, made_by, lambda after: next(calls) == 13)
+  assert not extract.extract(stage, variables, path, made_by, lambda after: next(calls) == 9)
   assert not path.exists() and (tmp_path / "stopped.safetensors.partial.json").exists()
   monkeypatch.setattr(extract._Writer, "write", lambda self, name, row, part, write=extract._Writer.write: (
       rows.append((name, row, len(part))), write(self, name, row, part)))
   calls = iter(range(100))
-  assert not extract.extract(stage, variables, path, made_by, lambda after: next(calls) == 22)
-  assert rows[0] == ("features", 14 * 32, 32)  # after the fourteen batches that are there
+  assert not extract.extract(stage, variables, path, made_by, lambda after: next(calls) == 12)
+  assert rows[0] == ("features", 10 * 64, 37)  # after the ten batches that are there
   assert extract.extract(stage, variables, path, made_by)
   assert path.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
   assert sorted(file.name for file in tmp_path.iterdir()) == ["stopped.safetensors", "whole.safetensors"]
@@ -149,8 +148,8 @@ def test_an_output_that_exists_is_kept(finished, tmp_path):
 
 def frozen(**overrides):
   """GCL on digits, whose second stage trains the head alone on images that stay as they are."""
-  return tiny.config("gcl_digits", backbone=tiny.ONE_CONV, classifier__augment=(), **dict(
-      posthoc=(dict(name="nearest_class_mean"),), representation__epochs=1) | overrides)
+  return tiny.config("gcl_digits", backbone=tiny.ONE_CONV, **dict(
+      posthoc=(dict(name="nearest_class_mean"),), representation__epochs=1, classifier__augment=()) | overrides)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +175,7 @@ def test_a_cached_run_is_the_uncached_run(both):
 @pytest.mark.parametrize("lost", [False, True], ids=["kept", "removed"])
 def test_a_stopped_cached_run_goes_on_exactly(both, tmp_path, lost):
   with pytest.raises(train.Interrupted):
-    tiny.run(frozen(), tmp_path / "run", stop_after=9)
+    tiny.run(frozen(), tmp_path / "run", stop_after=5 + 18 + 4)  # steps, batches of images, steps
   assert tiny.saved_steps(tmp_path / "run", "classifier")
   if lost:
     for path in (tmp_path / "run" / "features").iterdir():
@@ -186,19 +185,13 @@ def test_a_stopped_cached_run_goes_on_exactly(both, tmp_path, lost):
                             for workdir in (tmp_path / "run", both["auto"][0])))
 
 
-def test_a_run_that_is_stopped_while_it_computes_features_goes_on(both, tmp_path, monkeypatch):
+def test_a_run_that_is_stopped_while_it_computes_features_goes_on(both, tmp_path):
   whole = extract.cached
-  monkeypatch.setattr(extract, "cached", lambda *args: whole(*args[:3], lambda after: True))
-  with pytest.raises(train.Interrupted):
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(train.Interrupted):
+    patch.setattr(extract, "cached", lambda *args: whole(*args[:3], lambda after: True))
     tiny.run(frozen(), tmp_path / "run")
-  assert [path.suffix for path in sorted((tmp_path / "run" / "features").iterdir())] == [".partial", ".json"]
-  monkeypatch.undo()
-  with pytest.MonkeyPatch.context() as patch:
-    from ltjax.report import activation_maps, plots
-    patch.setattr(activation_maps, "of_stage", lambda *args: None)
-    for name in ("training_curves", "accuracy_by_class_size", "confusion_matrix"):
-      patch.setattr(plots, name, lambda *args: None)
-    assert tiny.run(frozen(), tmp_path / "run")["final"] == both["auto"][1]["final"]
+  assert sorted(path.suffix for path in (tmp_path / "run" / "features").iterdir()) == [".json", ".partial"]
+  assert tiny.run(frozen(), tmp_path / "run")["final"] == both["auto"][1]["final"]
 
 
 def test_a_damaged_cache_is_computed_again_and_said_so(tmp_path, capsys):

@@ -8,11 +8,14 @@ import numpy as np
 
 from ltjax import bridge, posthoc, recipes, stage
 from ltjax.config import parse
+from ltjax.data import extract, features
 from ltjax.data.evaluate import Evaluator
 from ltjax.distributed import processes, sharding
 from ltjax.report import activation_maps
 from tests import tiny
 from tests.processes import Processes, flags
+
+FEATURES = "features.safetensors"
 
 
 def config():
@@ -44,6 +47,7 @@ def work(folder: pathlib.Path) -> dict:
                           streamed=streamed) for streamed in (False, True)]
   after = bridge.with_prototypes(second, first, bridge.take_over(variables, second.init, ()), variables, folder)
   maps = activation_maps.of_stage(second, after)
+  extract.extract(first, variables, folder / FEATURES, extract.describe(first, variables, views=1))
   return dict(count=jax.process_count(), devices=len(first.mesh.local_devices), rows=list(
       sharding.local_rows(first.mesh, 8).indices(8)), confusions=[make(variables).tolist() for make in evaluators],
       posthoc=posthoc.run(first.posthoc, first, variables),
@@ -75,7 +79,10 @@ def test_all_processes_get_the_answers_of_one(tmp_path):
       np.testing.assert_allclose(process["maps"][name], maps, rtol=1e-4, atol=1e-5)
   assert len(one["maps"]) == 2 and len(one["posthoc"]) == 2 and np.std(one["prototypes"]) > 0
   for folder in tmp_path.iterdir():
-    assert [path.name for path in folder.iterdir()] == ["prototypes.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [FEATURES, "prototypes.json"]
+  alone, shared = (features.load(tmp_path / str(count) / FEATURES)[0] for count in (1, 2))
+  for name, array in alone.items():
+    np.testing.assert_allclose(shared[name], array, rtol=1e-4, atol=1e-5, err_msg=name)
   assert len({path.read_text() for path in tmp_path.rglob("prototypes.json")}) == 1
 
 

@@ -42,7 +42,8 @@ def check(spec: RunSpec) -> None:
 def parameter_shapes(stage: StageSpec, model, image_shape: tuple = ()) -> dict:
   """Shapes of {"params", "batch_stats"}; without the images' shape, of images that are as good as any."""
   size = stage.size or 32
-  image_shape = image_shape or (1, size, size, 3)
+  # Features have any number of channels: one that the options of a head may divide.
+  image_shape = image_shape or ((1, 1, 1, 5040) if _trait(stage.backbone, "takes_features") else (1, size, size, 3))
   variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(image_shape), train=False))
   return both(variables)
 

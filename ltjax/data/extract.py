@@ -29,6 +29,7 @@ from ltjax.errors import DataError, WorkdirError, writing
 from ltjax.workdir import durable, manifest, safetensors
 
 _SOFTWARE = ("ltjax", "jax", "jaxlib", "flax", "numpy")
+_BATCH = 64
 _SYNC = 5.0  # seconds between two times that the file is made safe
 
 
@@ -116,8 +117,7 @@ def extract(stage, variables: dict, path: pathlib.Path, made_by: Mapping,
       place = max(done - start, 0)
       for found, valid in job.run(place) if place < job.count else ():
         processes.report_progress(f"features {done}")
-        rows = np.asarray(jax.device_get(found))[valid].astype(kind)
-        _check_finite(rows, job, place, kind)
+        rows = _rounded(np.asarray(jax.device_get(found))[valid], kind, job.first + place)
         writer.write(job.tensor, job.first + place, rows)
         place, done = place + len(rows), done + len(rows)
         writer.sync(done, now=done == total)
@@ -131,10 +131,9 @@ def extract(stage, variables: dict, path: pathlib.Path, made_by: Mapping,
 
 
 def _batch_size(stage) -> int:
-  """As many images as keep the devices busy, and no more than the evaluation takes."""
+  """The images of a batch: as few as every device can hold, as the augmentation of an image depends on its batch."""
   devices = stage.mesh.devices.size
-  wanted = devices * (32 if jax.default_backend() == "cpu" else 256)
-  return math.ceil(min(wanted, stage.settings.eval_batch_size) / devices) * devices
+  return math.ceil(min(_BATCH, stage.settings.eval_batch_size) / devices) * devices
 
 
 def _jobs(stage, variables, views: int, maps: bool, batch_size: int) -> list[_Job]:
@@ -142,7 +141,6 @@ def _jobs(stage, variables, views: int, maps: bool, batch_size: int) -> list[_Jo
   what, jobs, row = "maps" if maps else "features", [], 0
   for split in dataset.splits:
     images, labels = getattr(dataset, split)
-
 
     def plain(first, images=images):
       for found, valid in extractor.stream(images, np.arange(first, len(images)), maps=maps):
@@ -210,12 +208,16 @@ def _arrays(stage, variables: dict, made_by: Mapping) -> dict[str, np.ndarray | 
   return found | dict(split=np.concatenate(numbers))  # the smallest type last: all others then lie at their multiples
 
 
-def _check_finite(rows: np.ndarray, job: _Job, place: int, kind: np.dtype) -> None:
+def _rounded(rows: np.ndarray, kind: np.dtype, first: int) -> np.ndarray:
+  """`rows` as `kind`; raises where one is not finite, of which `first` numbers the first."""
+  with np.errstate(over="ignore"):
+    rows = rows.astype(kind)
   bad = np.flatnonzero(~np.isfinite(rows).reshape(len(rows), -1).all(axis=1))
   if bad.size:
-    raise DataError(f"features: those of image {job.first + place + bad[0]} are not finite in {kind.name}; "
+    raise DataError(f"features: those of image {first + bad[0]} are not finite in {kind.name}; "
                     + ("write them without --float16" if kind == np.float16 else "the weights of the backbone may be "
                        "damaged, or are of another network"))
+  return rows
 
 
 # -- the file ---------------------------------------------------------------------------------------------------------
@@ -316,15 +318,19 @@ def cached(stage, variables: dict, folder: pathlib.Path, stops: Callable[[jax.Ar
   made_by = describe(stage, variables)
   path = folder / f"{hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()[:16]}.safetensors"
 
-  def there() -> bool:
+  def read() -> dict[str, np.ndarray] | None:
     if not path.exists():
-      return False
+      return None
     try:
-      return features.load(path)[1] == made_by
+      tensors, found = features.load(path)
     except DataError as error:
       print(f"WARNING: {error}; computing these features again", file=sys.stderr)
-      return False
+      return None
+    return tensors if found == made_by else None
 
-  if not processes.from_first(there) and not extract(stage, variables, path, made_by, stops):
-    return None
-  return features.dataset(processes.from_first(lambda: features.load(path)[0]), made_by)
+  tensors = processes.from_first(read)
+  if tensors is None:
+    if not extract(stage, variables, path, made_by, stops):
+      return None
+    tensors = processes.from_first(read)
+  return features.dataset(tensors, made_by)

@@ -183,6 +183,7 @@ class Checkpoints:
       arrays = manifest.read(self._folder / str(self._newest_undamaged(sys.maxsize)))["arrays"]
       like = {tuple(path.split("/")[1:]): _empty(text) for path, text in arrays.items() if path.startswith("model/")}
       tree = dict(params={}, batch_stats={}) | flax.traverse_util.unflatten_dict(like)
+      tree["params"].setdefault("backbone", {})  # one without parameters leaves no path, but is stored
       return self._read(dict(model=tree), sys.maxsize)["model"]
 
     return processes.from_first(read)

@@ -11,16 +11,16 @@ _SPLITS = dict(train="training", held_out="held-out", test="test")
 
 
 def describe(dataset) -> dict:
-  """The identity of a `Dataset` as JSON: {"class_names", "class_counts", "fingerprint", "examples"}.
+  """The identity of a `Dataset` as JSON: {"class_names", "class_counts", "fingerprint", "examples", "made_by"}.
 
   "examples" holds the example lines of every split, packed: a million paths take some megabytes and seconds. They name
   what differs; whether anything does, the fingerprint says. Of files, the path, the length and the class count: a file
   that is replaced by other bytes of the same length is not noticed, as that would take reading all of them at each
-  start. Of arrays every byte counts, but they have no names, so none are stored.
+  start. Of arrays every byte counts, but they have no names, so none are stored. "made_by" is that of features.
   """
   lines = {split: list(dataset.example_lines(split)) for split in dataset.splits}
   return dict(class_names=list(dataset.class_names), class_counts=dataset.class_counts.tolist(),
-              fingerprint=dataset.fingerprint_of(lines),
+              fingerprint=dataset.fingerprint_of(lines), made_by=dict(dataset.made_by),
               examples={split: _packed(part) for split, part in lines.items()
                         if not isinstance(getattr(dataset, split)[0], np.ndarray)})
 
