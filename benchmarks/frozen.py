@@ -9,19 +9,18 @@ import argparse
 import importlib
 import pathlib
 import sys
-import tempfile
 import time
 
-import jax
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.digits import GROUPS, made_with  # noqa: E402
-from ltjax import main, stage  # noqa: E402
+from ltjax import metrics, stage  # noqa: E402
 from ltjax.config import load, parse  # noqa: E402
+from ltjax.report import page as report  # noqa: E402
 
+GROUPS = ("overall", "many", "medium", "few")
 LOSSES = tuple(importlib.import_module("configs.frozen").LOSSES(1.0))
 
 
@@ -31,51 +30,51 @@ def config(features: pathlib.Path, loss: str, seed: int = 0):
   return found
 
 
-def seconds(features: pathlib.Path) -> tuple[float, int, int]:
-  """(seconds of a training from its first to its last step and the test, steps, examples), after compilation."""
-  spec = parse(config(features, "logit_adjustment"))
-  (made,) = stage.build(spec, spec.read()[0])
-
-  def train() -> None:
-    state, step, data = made.make_state(made.init()), 0, made.data
-    while step < made.order.steps:
-      count = made.count(step, made.order.steps)
-      state, _ = made.train_steps[count](state, data, *made.batches(step, count))
-      step += count
-    made.evaluators["test"](dict(params=state.params, batch_stats=state.batch_stats))
-    jax.block_until_ready(state)
-
-  train()
-  start = time.perf_counter()
-  train()
-  return time.perf_counter() - start, made.order.steps, len(made.dataset.train[1])
+def built(features: pathlib.Path, loss: str, seed: int = 0) -> stage.Stage:
+  spec = parse(config(features, loss, seed))
+  return stage.build(spec, spec.read()[0])[0]
 
 
-def accuracies(features: pathlib.Path, seeds: int) -> tuple[list[str], dict]:
-  """The table of the losses, and their results."""
-  found, lines = {}, [f"| loss | {' | '.join(GROUPS)} |", f"| --- |{' ---: |' * len(GROUPS)}"]
-  with tempfile.TemporaryDirectory() as folder:
-    for loss in LOSSES:
-      found[loss] = [main.run(config(features, loss, seed), pathlib.Path(folder) / f"{loss}_{seed}",
-                              command=f"frozen.py:{loss}, seed {seed}") for seed in range(seeds)]
-      cells = [100 * np.array([results["final"][group] for results in found[loss]]) for group in GROUPS]
-      lines.append(f"| {loss} | " + " | ".join(f"{cell.mean():.1f} ± {cell.std():.1f}" for cell in cells) + " |")
-  return lines, found
+def train(made: stage.Stage) -> np.ndarray:
+  """Every step of a stage, and the confusion matrix of the test after the last; as `ltjax.main`, without a folder."""
+  state, step, data = made.make_state(made.init()), 0, made.data
+  while step < made.order.steps:
+    count = made.count(step, made.order.steps)
+    state, _ = made.train_steps[count](state, data, *made.batches(step, count))
+    step += count
+  return made.evaluators["test"](dict(params=state.params, batch_stats=state.batch_stats))
+
+
+def accuracies(features: pathlib.Path, seeds: int) -> list[str]:
+  """The table of the losses."""
+  lines = [f"| loss | {' | '.join(GROUPS)} |", f"| --- |{' ---: |' * len(GROUPS)}"]
+  for loss in LOSSES:
+    made = [built(features, loss, seed) for seed in range(seeds)]
+    scores = [metrics.scores(train(each), each.class_counts) for each in made]
+    cells = [100 * np.array([score[group] for score in scores]) for group in GROUPS]
+    lines.append(f"| {loss} | " + " | ".join(f"{cell.mean():.1f} ± {cell.std():.1f}" for cell in cells) + " |")
+  return lines
 
 
 def page(features: pathlib.Path, seeds: int) -> str:
-  duration, steps, examples = seconds(features)
-  lines, found = accuracies(features, seeds)
-  data = next(iter(found.values()))[0]["data"]
-  backbone = data["made_by"]["backbone"]["name"]
+  made = built(features, LOSSES[0])
+  train(made)  # compiles
+  start = time.perf_counter()
+  train(made)
+  duration, data = time.perf_counter() - start, made.dataset
+  name, weights = data.made_by["backbone"]["name"], data.made_by["weights_sha256"][:8]
+  versions = ", ".join(f"{name} {version}" for name, version in report.versions().items())
   return "\n".join([
       "# Heads on frozen features", "",
-      f"{examples:,} training and {data['test_images']:,} test examples of {len(data['class_names'])} classes,",
-      f"features of {backbone} (weights {data['made_by']['weights_sha256'][:8]}).", "",
-      f"A head trains for {steps:,} steps of 128 and is tested in **{duration:.1f} s** after compilation.", "",
+      f"{len(data.train[1]):,} training and {len(data.test[1]):,} test examples of {len(data.class_names)} classes, "
+      f"features of {name}", f"(weights {weights}).", "",
+      f"A head trains for {made.order.steps:,} steps of {made.order.batch_size} and is tested in **{duration:.1f} s** "
+      "after compilation.", "",
       f"Test accuracy in %, mean ± standard deviation over {seeds} seeds, last epoch; the numbers of",
       "configs/frozen.py, none of them chosen on these data. Classes of Caltech-101 are also classes of ImageNet.", "",
-      *lines, "", *made_with(f"python benchmarks/frozen.py --seeds {seeds}", found)])
+      *accuracies(features, seeds), "",
+      f"`python benchmarks/frozen.py --features FILE --seeds {seeds}`, commit {report.commit()},",
+      f"{report.hardware()['host']}; {versions}.", ""])
 
 
 if __name__ == "__main__":
