@@ -71,7 +71,7 @@ class Extractor:
     self._rows = sharding.local_rows(mesh, self._batch_size)
 
     def forward(variables, images, maps):
-      return outputs(model, variables, augmentation.evaluate(images, jnp.float32(mean), jnp.float32(std)), maps)
+      return named_outputs(model, variables, augmentation.evaluate(images, jnp.float32(mean), jnp.float32(std)), maps)
 
     self._forward = functools.partial(
         jax.jit(forward, static_argnums=2, out_shardings=sharding.replicated(mesh)), variables)
@@ -97,7 +97,7 @@ class Extractor:
       yield self._forward(sharding.place(batch, self._mesh), maps), valid
 
 
-def outputs(model, variables: dict, images: jax.Array, maps: bool = False) -> dict[str, jax.Array]:
+def named_outputs(model, variables: dict, images: jax.Array, maps: bool = False) -> dict[str, jax.Array]:
   """A model's "features" [b d], "logits" [b c] and, if asked for, "maps" [b h w d] of normalised images."""
   logits, features = model.apply(variables, images, train=False)
   found = dict(features=features, logits=logits)

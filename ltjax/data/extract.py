@@ -104,7 +104,7 @@ def extract(stage, variables: dict, path: pathlib.Path, made_by: Mapping,
     WorkdirError: another process is writing the file.
     SaveError: it cannot be written.
   """
-  batch_size = _batch_size(stage)
+  batch_size, variables = _batch_size(stage), sharding.replicate(jax.device_get(variables), stage.mesh)
   jobs = _jobs(stage, variables, made_by["views"], made_by["maps"], batch_size)
   total, kind = sum(job.count for job in jobs), np.dtype(made_by["dtype"])
   writer = _Writer(path, _arrays(stage, variables, made_by), made_by, batch_size)
@@ -178,7 +178,7 @@ def _augmented(stage, variables, batch_size: int, maps: bool) -> Callable:
   def forward(variables, data, batch, key):
     images, labels = read(data, batch)
     images, _ = augmentation.apply(images, key, labels, data["mean"], data["std"])
-    return evaluate.outputs(stage.model, variables, images, maps)["maps" if maps else "features"]
+    return evaluate.named_outputs(stage.model, variables, images, maps)["maps" if maps else "features"]
 
   def run(view: int, first: int) -> Iterator:
     name = f"view {view + 1}"
@@ -199,7 +199,7 @@ def _arrays(stage, variables: dict, made_by: Mapping) -> dict[str, np.ndarray | 
   numbers = [np.full(len(part), features.SPLITS.index(split), np.uint8)
              for split, part in zip(dataset.splits, labels, strict=True)]
   image = jax.ShapeDtypeStruct(stage.image_shape, np.float32)
-  one = jax.eval_shape(lambda given, image: evaluate.outputs(stage.model, given, image, maps), variables, image)
+  one = jax.eval_shape(lambda given, image: evaluate.named_outputs(stage.model, given, image, maps), variables, image)
   shape, kind = one["maps" if maps else "features"].shape[1:], np.dtype(made_by["dtype"])
   found = dict(labels=np.concatenate(labels).astype(np.int64), selected=np.asarray(dataset.selected, np.int64),
                features=(kind, (sum(map(len, labels)), *shape)))
