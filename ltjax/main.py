@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None, stop=_STOP) -> int:
       traceback.print_exc()
   else:
     if processes.is_first():
-      print("\n".join(("", page.table(results), *page.counts(results), *page.bad_images(results), "")))
+      print(page.closing(results))
       print(f"written: {workdir / 'results.json'}, {workdir / 'report' / 'README.md'}")
   processes.leave(code, words)
   return code

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from ltjax.config import parse
+from ltjax.report import baselines
 from ltjax.report import page as report
 from ltjax.train import StageResult
 from tests import tiny
@@ -79,6 +80,31 @@ def test_posthoc_methods_are_in_the_results_the_table_and_the_page(finished):
   assert f" training, {len(dataset.held_out[1])} held-out and 400 test images" in page
 
 
+def test_the_baselines_are_those_of_the_features(finished):
+  config, dataset, workdir, results = finished
+  stage = tiny.stages(config, dataset)["representation"]
+  variables = tiny.saved(stage, workdir)
+  means, regression = baselines.of_stage(stage, dict(params=variables.params, batch_stats=variables.batch_stats))
+  assert [means["name"], regression["name"]] == ["nearest class mean", "logistic regression"]
+  assert means["test"] == results["posthoc"][1]["test"]
+  for found in (means, regression):  # 40 test images in every class
+    assert found["balanced_accuracy"] == pytest.approx(found["test"]["overall"])
+  assert regression["balanced_accuracy"] > 0.5
+  assert "baselines" in results and not results["baselines"]  # a published data set has its own
+
+
+@pytest.mark.parametrize(("stages", "baseline", "words"), [
+    ((0.8, 0.7), 0.5, ["second ended below first on held-out images: a balanced accuracy of 70.00 after 80.00"]),
+    ((0.7, 0.8), 0.9, ["logistic regression on the same features is better: a balanced accuracy of 90.00 against "
+                       "60.00"]),
+    ((0.7, 0.7), 0.6, []),
+    ((None, None), 0.6, [])])
+def test_what_does_worse_than_something_simpler_is_reported(stages, baseline, words):
+  results = dict(stages=dict(zip(("first", "second"), (dict(held_out=value) for value in stages), strict=True)),
+                 balanced_accuracy=0.6, baselines=[dict(name="logistic regression", balanced_accuracy=baseline)])
+  assert baselines.warn(results) == [f"WARNING: {text}" for text in words]
+
+
 def test_the_page_lists_every_class_and_identifies_the_run(finished):
   config, dataset, workdir, results = finished
   page = (workdir / "report" / "README.md").read_text()
@@ -99,7 +125,7 @@ def test_the_pictures_are_not_empty(finished):
     with Image.open(path) as image:
       pixels = np.asarray(image.convert("RGB"))
     assert min(pixels.shape[:2]) > 300
-    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 10
+    assert len(np.unique(pixels.reshape(-1, 3).astype(np.uint32) @ (1, 256, 65536))) > 10
     assert 0.01 < (pixels != 255).any(axis=-1).mean() < 0.99
 
 

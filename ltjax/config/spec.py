@@ -134,6 +134,11 @@ class RunSpec(NamedTuple):
                       f"({error.strerror or error})") from error
     return decode.opened(dataset, self.on_bad_image, log)
 
+  @property
+  def own_data(self) -> bool:
+    """Whether the images are the user's own, and not a published data set."""
+    return getattr(self.dataset.function, "own_data", True)
+
   def stage(self, name: str) -> StageSpec:
     """The stage called `name`."""
     return next(stage for stage in self.stages if stage.name == name)

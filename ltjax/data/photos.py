@@ -256,6 +256,10 @@ def inat2018(*, lists: str = "", root: str = "", tfds_dir: str = "", holdout: Fr
                    INAT_MEAN, INAT_STD)
 
 
+for _published in (tfds, imagenet_lt, places_lt, inat2018):
+  _published.own_data = False
+
+
 def _official(name: str, builder: str, folder: str, root: str, tfds_dir: str, holdout: float, seed: int,
               background: str, cache: pathlib.Path | None, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> sources.Dataset:
   _check_background(background)

@@ -214,6 +214,10 @@ def cifar100(*, imbalance: Imbalance, profile: Profile, subset_seed: Seed, dir: 
   return _cifar_lt(100, imbalance, profile, subset_seed, dir, holdout)
 
 
+for _published in (digits, cifar10, cifar100):
+  _published.own_data = False
+
+
 def _cifar_lt(classes: int, imbalance: float, profile: str, subset_seed: int, folder: str, holdout: float) -> Dataset:
   # The counts come first: a bad imbalance should not cost a download.
   counts = _counts(profile, classes, 50000 // classes, imbalance)

@@ -18,7 +18,7 @@ from ltjax.data import longtail
 from ltjax.distributed import processes
 from ltjax.errors import writing
 from ltjax.report import activation_maps as cams
-from ltjax.report import plots
+from ltjax.report import baselines, plots
 from ltjax.report.names import one_warning, printable, shown
 from ltjax.workdir import log
 
@@ -47,6 +47,7 @@ def of_run(spec, stages, results: Mapping, workdir: pathlib.Path, command: str, 
     bad_images: the images that were replaced by black ones, and the repeated reads.
   """
   last, activations = stages[-1], None
+  simple = baselines.of_stage(last, results[last.name].variables) if spec.own_data else []
   try:
     activations = cams.of_stage(last, results[last.name].variables)
   except Exception as error:  # a picture may cost itself, never the results
@@ -54,7 +55,7 @@ def of_run(spec, stages, results: Mapping, workdir: pathlib.Path, command: str, 
 
   def write():
     with writing(workdir):
-      found = summary(spec, stages, results, workdir, command, bad_images)
+      found = summary(spec, stages, results, workdir, command, bad_images) | dict(baselines=simple)
       log.write_durably(workdir / "results.json", json.dumps(found, indent=1) + "\n")
       draw(spec, stages, results, found, activations, workdir)
       return found
@@ -70,6 +71,7 @@ def summary(spec, stages, results: Mapping, workdir: pathlib.Path, command: str,
   constants, by_stage = spec.dataset.constants, {each.name: iter(results[each.name].posthoc) for each in stages}
   return dict(
       final=rows[stages[-1].name]["test"], stages=rows, groups=sizes,
+      balanced_accuracy=metrics.balanced_accuracy(results[stages[-1].name].confusion),
       posthoc=[next(by_stage[block.stage]) for block in spec.posthoc],  # in the order of the config
       parameters=results[stages[-1].name].parameters,
       data=dict(name=spec.dataset.name, imbalance=constants.get("imbalance", float(counts.max() / counts.min())),
@@ -136,7 +138,8 @@ def draw(spec, stages, results: Mapping, found: dict, activations, workdir: path
 def _stage(stage, folder: pathlib.Path, result) -> dict:
   lines, counts = log.read(folder / "metrics.jsonl"), stage.class_counts
   best = max((line for line in lines if "test" in line), key=lambda line: line["test"]["overall"])
-  held_out = max((line for line in lines if "held_out" in line), key=lambda line: line["held_out"], default=None)
+  held_out = [line for line in lines if "held_out" in line]
+  chosen = max(held_out, key=lambda line: line["held_out"], default=None)
   timing = log.read(folder / "timing.jsonl")
   seconds, steps = sum(line["seconds"] for line in timing), sum(line["step"] - line["start"] for line in timing)
   averaged = {}
@@ -146,7 +149,8 @@ def _stage(stage, folder: pathlib.Path, result) -> dict:
       test=metrics.scores(result.confusion, counts), per_class=metrics.measured(result.confusion), **averaged,
       # Named so that nobody takes it for the result: a number chosen on the test set is not the result.
       best_selected_on_test=dict(epoch=best["epoch"], overall=best["test"]["overall"]),
-      best_on_held_out=held_out and dict(step=held_out["step"], balanced_accuracy=held_out["held_out"]),
+      held_out=held_out[-1]["held_out"] if held_out else None,  # after the last step
+      best_on_held_out=chosen and dict(step=chosen["step"], balanced_accuracy=chosen["held_out"]),
       skipped_steps=sum("skipped" in line for line in lines),
       epochs=stage.spec.epochs, batch_size=stage.spec.batch_size, steps=lines[-1]["step"], seconds=seconds,
       images_per_second=steps * stage.spec.batch_size / seconds if seconds else 0.0)  # 0: the log of times was lost
@@ -165,10 +169,16 @@ def bad_images(results: dict) -> list[str]:
   return [heading, *lines] if found else []
 
 
+def closing(results: dict) -> str:
+  """What a run prints at its end: the table, what did worse than something simpler, what was counted."""
+  return "\n".join(("", table(results), *baselines.warn(results), *counts(results), *bad_images(results), ""))
+
+
 def table(results: dict) -> str:
   """The accuracies of every stage and post-hoc method in per cent, as text; a dash is for a group without classes."""
   sizes, rows = results["groups"], [(name, stage["test"]) for name, stage in results["stages"].items()]
   rows += [(_posthoc_name(found), found["test"]) for found in results.get("posthoc", ())]
+  rows += [(f"baseline: {found['name']}", found["test"]) for found in results.get("baselines", ())]
   header = [f"{group} ({sizes[group]})" for group in GROUPS]
   width = max(len(text) for text in ("test accuracy, %", *(name for name, _ in rows)))
   lines = [f"{'test accuracy, %':{width}}  {'overall':>8}" + "".join(f"  {text:>12}" for text in header)]
@@ -213,6 +223,7 @@ def _page(last_stage: str, results: dict, pictured: bool) -> str:
   missing = sum(accuracy is None for accuracy in last["per_class"])
   untested = f"\n- {missing} classes have no test image: no accuracy (-), and no part in a mean" if missing else ""
   held_out = f", {data['held_out_images']:,} held-out" if data["held_out_images"] else ""
+  warned = "".join(f"\n- {line}" for line in baselines.warn(results))
   return f"""# {shown(data['name'], 'markdown')}, imbalance {data['imbalance']:g}
 
 ```
@@ -223,7 +234,7 @@ Classes by training images: many > 100, medium 20 to 100, few < 20; the numbers 
 result is the last epoch's.
 
 {stages}
-- {counts(results)[0]}{untested}
+- {counts(results)[0]}{untested}{warned}
 
 ![training curves](training_curves.png)
 
