@@ -17,7 +17,7 @@ from ltjax import step as steps
 from ltjax.augment import compose
 from ltjax.config import bind, check
 from ltjax.config.spec import RunSpec, StageSpec
-from ltjax.data import extract, feed, prng, samplers
+from ltjax.data import extract, feed, prng, samplers, sources
 from ltjax.data.evaluate import Evaluator, Extractor
 from ltjax.data.order import Order
 from ltjax.distributed import sharding
@@ -51,11 +51,15 @@ class Stage:
     self.streamed, self.class_counts, self.objective = run.streamed, dataset.class_counts, spec.objective
     self.posthoc = tuple(block for block in run.posthoc if block.stage == spec.name)
     self.model, self.augmentation = spec.model(self.class_counts), augmentation(spec, dataset)
-    self.order = Order(dataset.train[1], len(self.class_counts), batch_size=spec.batch_size, epochs=spec.epochs,
-                       seed=run.settings.seed, stage=spec.name,
-                       samplers=[sampler(call, spec.name, self.class_counts) for call in spec.samplers])
+    self.order = self._order(dataset)
     self.optimizer = optim.make(spec.optimizer, check.check_trained(spec, self.shapes["params"]), **spec.around)
     self._class_weights = None
+
+  def _order(self, dataset) -> Order:
+    spec, counts = self.spec, dataset.class_counts
+    return Order(dataset.train[1], len(counts), batch_size=spec.batch_size, epochs=spec.epochs,
+                 seed=self.settings.seed, stage=spec.name,
+                 samplers=[sampler(call, spec.name, counts) for call in spec.samplers])
 
   # -- parameters -----------------------------------------------------------------------------------------------------
 
@@ -188,7 +192,7 @@ class Stage:
       batches, scalars = (jax.tree.map(lambda *values: np.stack(values), *part) for part in (batches, scalars))
     return sharding.place(batches, self.mesh, axis=int(count > 1)), sharding.replicate(scalars, self.mesh)
 
-  # -- features that are computed once ---------------------------------------------------------------------------------
+  # -- features that are computed once --------------------------------------------------------------------------------
 
   @property
   def has_constant_features(self) -> bool:
@@ -213,13 +217,38 @@ class Stage:
     dataset = extract.cached(self, variables, folder, stops)
     if dataset is None:
       return None
+    # `Identity` leaves the parameters of the backbone unused.
+    return self._with(dataset=dataset, augmentation=feed.of_features(), model=self.model.clone(backbone=Identity()),
+                      streamed=dataset.train[0].nbytes > RESIDENT)
+
+  def _with(self, **parts) -> "Stage":
     found = copy.copy(self)
     for name in ("feed", "data", "parts", "chunk", "train_steps", "evaluators"):
       found.__dict__.pop(name, None)
-    found.dataset, found.augmentation = dataset, feed.of_features()
-    found.model = self.model.clone(backbone=Identity())  # which leaves the parameters of the backbone unused
-    found.streamed = dataset.train[0].nbytes > RESIDENT
+    found.__dict__.update(parts)
     return found
+
+  # -- the learning rate ----------------------------------------------------------------------------------------------
+
+  def with_rate(self, base: float) -> "Stage":
+    """This stage with one of its candidates for the learning rate; what is compiled stays."""
+    found = copy.copy(self)
+    found.spec = self.spec._replace(lr=self.spec.rates[base])
+    return found
+
+  def on_part(self, fraction: float) -> "Stage | None":
+    """This stage on features of which a part is held out; None where the others do not fill a batch.
+
+    Images that the data set holds out already are that part.
+    """
+    dataset = self.dataset
+    if dataset.held_out is None:
+      kept, held = sources.hold_out(dataset.train[1], fraction, self.settings.seed)
+      train, held_out = (tuple(array[places] for array in dataset.train) for places in (kept, held))
+      dataset = dataset._replace(train=train, held_out=held_out, selected=dataset.selected[kept])
+    if len(dataset.train[1]) < self.spec.batch_size:
+      return None
+    return self._with(dataset=dataset, class_counts=dataset.class_counts, order=self._order(dataset))
 
   # -- evaluation -----------------------------------------------------------------------------------------------------
 
@@ -249,7 +278,12 @@ def build(config: ConfigDict | RunSpec, dataset) -> tuple[Stage, ...]:
   spec = config if isinstance(config, RunSpec) else configs.parse(config)
   mesh = sharding.data_mesh()
   check.check_data(spec, dataset, mesh.devices.size)
-  return tuple(Stage(stage, spec, dataset, mesh) for stage in spec.stages)
+  stages = tuple(Stage(stage, spec, dataset, mesh) for stage in spec.stages)
+  for stage in stages:
+    if len(stage.spec.rates) > 1 and not (stage.has_constant_features or dataset.holds_features):
+      raise ConfigError(f"{stage.name}.lr: one of several learning rates is chosen where all that is trained is a head "
+                        "on features that are computed once, and this stage trains or augments more; give one")
+  return stages
 
 
 def augmentation(spec: StageSpec, dataset) -> feed.Augmentation:

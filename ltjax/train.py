@@ -18,9 +18,10 @@ from ltjax.distributed import processes
 from ltjax.errors import TrainingError, writing
 from ltjax.stage import Stage, TrainState
 from ltjax.workdir.checkpoint import Checkpoints
-from ltjax.workdir.log import Events, Journal
+from ltjax.workdir.log import Events, Journal, write_durably
 
 EVENTS, NOT_FINITE = "events.jsonl", "not_finite.json"  # in the work folder
+RATE, HELD_OUT = "learning_rate.json", 0.2  # the chosen learning rate, in a stage's folder; what it is chosen on
 
 
 class Interrupted(Exception):
@@ -85,6 +86,8 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
     stage = stage.on_features(variables_of(state), workdir / "features", stops)
     if stage is None:
       raise Interrupted
+  if len(stage.spec.rates) > 1:
+    stage = with_chosen_rate(stage, state, folder)
   done = start = int(jax.device_get(state.step))
   journal, timing = (Journal(folder / name, upto=done, logs=checkpoints.logs, on_loss=functools.partial(
       events.write, "log_losses")) for name in ("metrics.jsonl", "timing.jsonl"))
@@ -164,6 +167,46 @@ def check_start(stage: Stage, pretrained: str, reset_head: bool) -> None:
   elif None in jax.tree.leaves(stage.optimizer.factors["backbone"], is_leaf=lambda factor: factor is None):
     print(f"{stage.name}: frozen layers of the backbone keep their random start; give trained weights with "
           "--config.pretrained=FILE", file=sys.stderr)
+
+
+def with_chosen_rate(stage: Stage, state: TrainState, folder: pathlib.Path) -> Stage:
+  """`stage` with the best of its learning rates: seconds on features, and asked again it chooses the same.
+
+  Each candidate trains the head as the stage does, on four fifths of the training images; the one with the highest
+  balanced accuracy on the others is taken, of equals the first. `folder/learning_rate.json` keeps the choice.
+
+  Args:
+    stage: the stage, on features.
+    state: its state at step 0, which stays as it is.
+    folder: of the stage.
+  """
+  path, part = folder / RATE, stage.on_part(HELD_OUT)
+  found = processes.from_first(lambda: json.loads(path.read_text()) if path.is_file() else None)
+  if found is None:
+    scores = {base: held_out_accuracy(part.with_rate(base), state) for base in stage.spec.rates} if part else {}
+    middle = sorted(stage.spec.rates)[len(stage.spec.rates) // 2]
+    found = dict(chosen=max(scores, key=scores.get, default=middle), candidates=[
+        dict(base=base, balanced_accuracy=score) for base, score in scores.items()], held_out_images=len(
+            part.dataset.held_out[1]) if part else 0)
+    if processes.is_first():
+      with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_durably(path, json.dumps(found, indent=1) + "\n")
+  if processes.is_first():
+    tried, held_out = ", ".join(f"{base:g}" for base in stage.spec.rates), found["held_out_images"]
+    why = f"best on {held_out} held-out training images" if held_out else "middle, for want of images to choose on"
+    print(f"{stage.name}: learning rate {found['chosen']:g} of {tried}: the {why}", file=sys.stderr)
+  return stage.with_rate(found["chosen"])
+
+
+def held_out_accuracy(stage: Stage, state: TrainState) -> float:
+  """The balanced accuracy on held-out images after training `stage` from a copy of `state`, in memory."""
+  state, step = jax.tree.map(jax.numpy.copy, state), 0
+  while step < stage.order.steps:
+    count = stage.count(step, stage.order.steps)
+    state, _ = stage.train_steps[count](state, stage.data, *stage.batches(step, count))
+    step += count
+  return metrics.balanced_accuracy(stage.evaluators["held_out"](variables_of(state)))
 
 
 class Flight:

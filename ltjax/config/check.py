@@ -182,7 +182,7 @@ def _moving(stage: StageSpec) -> dict[str, tuple]:
   """{config path: (schedule, range)} of everything that a stage schedules."""
   calls = dict(adjust=stage.objective.adjust, loss=stage.objective.loss, class_weights=stage.class_weights)
   calls |= {f"transforms[{index}]": call for index, call in enumerate(stage.transforms)}
-  found = {f"{stage.name}.lr": (stage.lr, "[0, inf)")}
+  found = {f"{stage.name}.lr{f' {base:g}' if base else ''}": (rate, "[0, inf)") for base, rate in stage.rates.items()}
   for part, call in calls.items():
     for key, schedule in (call.schedules.items() if call else ()):
       found[f"{stage.name}.{part}.{key}"] = schedule, b.interval(b.signature(call.function)[key])

@@ -60,6 +60,7 @@ class StageSpec(NamedTuple):
   lr_factors: tuple
   reset: tuple[str, ...]
   batch_norm: str
+  rates: dict[float, Callable[[Clock], float]]  # {base: candidate for `lr`}; the first is there until one is chosen
 
   @property
   def join(self) -> Call | None:
@@ -332,6 +333,7 @@ def _stage(config: ConfigDict, name: str) -> StageSpec:
   for key in STAGE_KEYS:
     if key not in block:
       raise ConfigError(f"{name}.{key}: missing; write stages with recipes.stage(...), which fills in the defaults")
+  rates = _rates(block.lr, f"{name}.lr")
   for key, (kind, limits) in dict(epochs=(int, "[1, inf)"), batch_size=(int, "[1, inf)"),
                                   mixup=(float, "[0, inf)")).items():
     b.check_number(block[key], f"{name}.{key}", kind, limits)
@@ -343,14 +345,28 @@ def _stage(config: ConfigDict, name: str) -> StageSpec:
   optimizer, around = _optimizer(block.optimizer, f"{name}.optimizer")
   backbones = {key: value for key, value in b.public(models).items() if value is not models.Classifier}
   return StageSpec(
-      name, block.epochs, block.batch_size, b.schedule(block.lr, f"{name}.lr", "[0, inf)"), objective, weights,
+      name, block.epochs, block.batch_size, next(iter(rates.values())), objective, weights,
       tuple(sampler(*entry) for entry in ((block.sampler, f"{name}.sampler"), *further)),
       _augment(images, block.mixup, where), transforms, optimizer, around,
       b.bind(config.backbone, backbones, "backbone", given=("dtype",), may_change=False, check=_backbone_lacks),
       b.bind(head, b.public(heads), head_where, given=("num_classes", "class_counts"), may_change=False,
              check=_head_lacks), head_where, PRECISIONS[config.precision], _patterns(block.train, f"{name}.train"),
       _patterns(block.lr_factors, f"{name}.lr_factors", pairs=True), _patterns(block.reset, f"{name}.reset"),
-      block.batch_norm)
+      block.batch_norm, rates)
+
+
+def _rates(block, where: str) -> dict[float, Callable[[Clock], float]]:
+  """{base: schedule} of a learning rate; several where its number, or its `base`, is a tuple of candidates."""
+  if isinstance(block, tuple | list):
+    bases, blocks = block, block
+  elif isinstance(block, Mapping | ConfigDict) and isinstance(block.get("base"), tuple | list):
+    bases, where = block["base"], f"{where}.base"
+    blocks = [dict(b.plain(block), base=base) for base in bases]
+  else:
+    return {0.0: b.schedule(block, where, "[0, inf)")}
+  if len(set(bases)) < 2:
+    raise ConfigError(f"{where}: expected a number, or a tuple of several candidates, got {b.show(bases)}")
+  return {float(base): b.schedule(block, where, "[0, inf)") for base, block in zip(bases, blocks, strict=True)}
 
 
 def _posthoc(stages: tuple[str, ...], block, where: str) -> PosthocSpec:
