@@ -238,13 +238,13 @@ def test_a_checkpoint_of_another_run_is_damage(tmp_path, other):
   states.assert_is(Checkpoints(tmp_path / "mine", read_only=True).restore(states.LIKE), 2)  # as predict reads it
   with Checkpoints(tmp_path / "mine", run="mine", strict=True) as checkpoints:
     for restore, like in ((checkpoints.restore, states.LIKE), (checkpoints.restore_model, model_of(states.LIKE))):
-      with pytest.raises(WorkdirError, match="mine/2: .* damaged: manifest.json is of another run: this is a") as info:
+      with pytest.raises(WorkdirError, match="mine/2: .* damaged: manifest.json belongs to another run: this") as info:
         restore(like)
       assert_one_sentence(info.value)
   told = []
   with Checkpoints(tmp_path / "mine", run="mine", on_fallback=told.append) as checkpoints:
     states.assert_is(checkpoints.restore(states.LIKE), 1)
-  assert len(told) == 1 and "manifest.json is of another run" in told[0]
+  assert len(told) == 1 and "manifest.json belongs to another run" in told[0]
   assert manifest.read(tmp_path / "mine" / "1")["run"] == "mine"
 
 
@@ -254,7 +254,7 @@ def test_a_copy_of_a_checkpoint_under_another_step_is_damage(tmp_path):
   told = []
   with Checkpoints(tmp_path, on_fallback=told.append) as checkpoints:
     states.assert_is(checkpoints.restore(states.LIKE), 2)
-  assert len(told) == 1 and "9999: the checkpoint is damaged: manifest.json is of step 1: this is a copy" in told[0]
+  assert len(told) == 1 and "9999: the checkpoint is damaged: manifest.json belongs to step 1: this is a" in told[0]
 
 
 def test_names_that_are_no_steps_are_left_alone(tmp_path):

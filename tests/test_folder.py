@@ -117,7 +117,7 @@ def test_an_address_is_no_folder(path):
 
 
 def test_a_name_that_is_not_utf_8_is_refused_before_training():
-  with pytest.raises(WorkdirError, match="cannot be written in UTF-8, as checkpoints need it"):
+  with pytest.raises(WorkdirError, match="cannot be written in UTF-8, which checkpoints need"):
     folder.check_local("runs/caf\udce9")
   for path in ("runs/größer", "a:b/c", "C:", "/data/x:/y"):
     folder.check_local(path)

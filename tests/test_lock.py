@@ -92,7 +92,7 @@ def test_a_folder_that_only_its_files_lock(tmp_path, monkeypatch):
 def test_a_holder_that_has_not_signed(tmp_path, content):
   with WorkdirLock(tmp_path):
     (tmp_path / lock.NAME).write_text(content)
-    with pytest.raises(WorkdirError, match="another run, of which the lock file says nothing"), WorkdirLock(tmp_path):
+    with pytest.raises(WorkdirError, match="another run, which the lock file does not name"), WorkdirLock(tmp_path):
       pass
 
 

@@ -100,7 +100,7 @@ def test_a_removed_log_and_lines_that_were_removed_or_changed_are_reported(path)
   assert "3 of the 4 lines up to step 9 are there, some before its end are missing" in told[-1]
   path.write_text("".join(json.dumps(line | dict(loss=0)) + "\n" for line in LINES))
   Journal(path, upto=9, logs=known, on_loss=told.append)
-  assert "a line up to step 9 is not the one that was written" in told[-1]
+  assert "a line up to step 9 is not as it was written" in told[-1]
   path.unlink()
   Journal(path, upto=9, logs=known, on_loss=told.append)
   assert "0 of the 4 lines" in told[-1] and len(told) == 3
@@ -125,7 +125,7 @@ def test_what_a_power_cut_left_after_the_flushed_lines_is_dropped(path, capsys):
   assert log.read(path) == LINES and "line 5 cannot be read" in capsys.readouterr().err
   with path.open("ab") as file:
     file.write(b"x\n" + b'{"step": 10}\n')
-  with pytest.raises(WorkdirError, match="metrics.jsonl:5: not a line that ltjax has written"):
+  with pytest.raises(WorkdirError, match="metrics.jsonl:5: not a line that ltjax wrote"):
     Journal(path, upto=9)  # a checkpoint of a former release knows nothing of it
 
 

@@ -35,9 +35,9 @@ _watch: Watch | None = None  # one per process, like JAX's own state
 def start(environment: Mapping[str, str] = os.environ, *, init_timeout: float = 300) -> None:
   """Joins this process to the others of its run, if there are any; call it before JAX has a backend.
 
-  Four environment variables matter. A process counts as lost after LTJAX_HEARTBEAT (20) seconds of silence. This process
-  ends the run after LTJAX_STALL (1800) seconds without progress. It waits for the others for LTJAX_INIT_TIMEOUT seconds
-  (default: `init_timeout`). LTJAX_TOKEN is a secret, the same for all processes of the run.
+  Environment variables set the limits. A process counts as lost after LTJAX_HEARTBEAT (20) seconds of silence. This
+  process ends the run after LTJAX_STALL (1800) seconds without progress. It waits for the others for LTJAX_INIT_TIMEOUT
+  seconds (default: `init_timeout`). LTJAX_TOKEN is a secret, the same for all processes of the run.
 
   Raises:
     ConfigError: the environment describes the processes incompletely, or switches compilation off.

@@ -236,7 +236,7 @@ def test_replaced_images_are_counted_once_and_kept_for_the_next_run(tmp_path):
   assert path.read_text().count("\n") == len(path.read_text().splitlines()) == 2
   for line in ("[1]\n", "{}\n", '{"retried": "x"}\n', "\xff\n"):
     path.write_text(line)
-    with pytest.raises(WorkdirError, match=r"bad\.jsonl:1: not a line that ltjax has written"):
+    with pytest.raises(WorkdirError, match=r"bad\.jsonl:1: not a line that ltjax wrote"):
       decode.BadImages("substitute", 3, path)
 
 
