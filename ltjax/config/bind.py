@@ -250,17 +250,6 @@ def check_choice(value, choices: Sequence[str], where: str) -> None:
                       f"{nearest(str(value), choices)}")
 
 
-def check_keys(block, keys: Sequence[str], where: str) -> None:
-  """Raises unless `block` is a dict with exactly `keys`."""
-  if not isinstance(block, Mapping | ConfigDict):
-    raise ConfigError(f"{where}: expected dict({', '.join(f'{key}=...' for key in keys)}), got {show(block)}")
-  for key in block:
-    if key not in keys:
-      raise ConfigError(f"{where}.{key}: not a key of {where}{nearest(str(key), keys)}; there are {', '.join(keys)}")
-  for key in keys:
-    if key not in block:
-      raise ConfigError(f"{where}.{key}: missing from the config")
-
 
 def at_path(where: str, function: Callable, *args, **kwargs):
   """function(*args, **kwargs); an error of ltjax gets the config path `where` in front."""

