@@ -131,7 +131,7 @@ def test_verify_reads_records_too(tmp_path, decode):
   wrong = verify.verify(block, tmp_path / "out", decode)
   if decode:
     page, same = wrong
-    assert "5.1.0 train record" in page and "no image: it starts with b'<html>'" in page
+    assert "5.1.0 train record" in page and "not an image: it starts with b'<html>'" in page
     assert "the test set has the same image as the training set" in same
   else:
     assert wrong == []

@@ -63,8 +63,8 @@ def faults(tree, tmp_path, decode=False):
 FAULTS = dict(
     missing=(lambda path: (path.unlink(), path.symlink_to("/nowhere")), "No such file or directory"),
     empty=(lambda path: path.write_bytes(b""), "empty file"),
-    page=(lambda path: path.write_bytes(b"<!DOCTYPE html>"), "no image: it starts with b'<!DOCTYPE ht', expected"),
-    too_short=(lambda path: path.write_bytes(b"\xff"), r"no image: it starts with b'\xff'"))
+    page=(lambda path: path.write_bytes(b"<!DOCTYPE html>"), "not an image: it starts with b'<!DOCTYPE ht', expected"),
+    too_short=(lambda path: path.write_bytes(b"\xff"), r"not an image: it starts with b'\xff'"))
 
 
 @pytest.mark.parametrize("decode", [False, True])
