@@ -73,7 +73,7 @@ def a_broken_config_file(tmp_path):
 
 def a_config_file_of_something_else(tmp_path):
   (tmp_path / "other.py").write_text("def get_config():\n  return 3\n")
-  return [f"--config={tmp_path}/other.py"], "other.py: get_config gives 3, expected a ConfigDict"
+  return [f"--config={tmp_path}/other.py"], "other.py: get_config returns 3, expected a ConfigDict"
 
 
 def a_truncated_cifar_file(tmp_path):

@@ -55,7 +55,7 @@ def refusal(adjust: str, head: str, loss: str = "cross_entropy") -> str | None:
   first = next(iter(inspect.signature(getattr(losses, adjust)).parameters)) if adjust != "none" else ""
   name = head.split(".")[0]
   if first == "cosines" and head not in GIVE_COSINES:
-    return f"classifier.adjust: {adjust} takes cosines, but the head '{name}' does not give them"
+    return f"classifier.adjust: {adjust} takes cosines, but the head '{name}' does not return any"
   if adjust in ON_THE_ANGLE and head != "Cosine":
     return (f"classifier.adjust: {adjust} works on the angle and needs cosines in [-1, 1], which the head '{name}' "
             "scales beyond; write head=dict(name='Cosine')")

@@ -6,7 +6,7 @@ from ltjax.config import check, spec
 
 
 def parse(config: ConfigDict) -> spec.RunSpec:
-  """A config as a checked `RunSpec`; raises a `ConfigError` for the first thing in it that could not run."""
+  """A config as a checked `RunSpec`; raises a `ConfigError` for the first entry that could not run."""
   found = spec.parse(config)
   check.check(found)
   return found

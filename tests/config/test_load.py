@@ -71,8 +71,8 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     ("config.representation.epochs = 'x'", "line 7: TypeError"),
     ("config.representation.epoch", "line 7: AttributeError | epochs"),
     ("raise ValueError('one\\ntwo')", "line 7: ValueError: two"),
-    ("return 3", "get_config gives 3, expected a ConfigDict"),
-    ("return config.to_dict()", "get_config gives {'augment'"),
+    ("return 3", "get_config returns 3, expected a ConfigDict"),
+    ("return config.to_dict()", "get_config returns {'augment'"),
     (")", "line 7: SyntaxError")])
 def test_a_fault_in_the_file_is_one_line(tmp_path, more, parts):
   message = refused(write(tmp_path / "mine.py", more=more))
