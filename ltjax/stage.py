@@ -1,4 +1,4 @@
-"""The stages of a run as objects, built once from the config: everything below the loop starts from these."""
+"""The stages of a run as objects, built once from the config; the loop and the commands start from them."""
 
 import functools
 from collections.abc import Callable
@@ -25,19 +25,19 @@ from ltjax.step import TrainState
 
 
 class Stage:
-  """A stage made ready to run; nothing is compiled, drawn or read before it is used.
+  """A stage, ready to run; it compiles, draws and reads nothing before that is used.
 
   Attributes:
-    name: of the stage, its block and its folder.
-    spec: its blocks, bound.
-    settings: the numbers of the run.
-    dataset: what it trains and is tested on.
+    name: the name of the stage, its config block and its folder.
+    spec: its bound blocks.
+    settings: the run's numbers.
+    dataset: the images for training and testing.
     mesh: the devices.
     model: backbone and head.
     order: which example is at which index of which batch.
-    optimizer: with the parameters it trains.
-    augmentation: of its images.
-    objective: what it minimises.
+    optimizer: the optimiser, which knows the parameters to train.
+    augmentation: the augmentation of the images.
+    objective: the loss that it minimises.
     posthoc: the methods that change its model after training.
   """
 
@@ -56,7 +56,7 @@ class Stage:
 
   @property
   def image_shape(self) -> tuple[int, int, int, int]:
-    """[1 h w c]: what the network is initialised with."""
+    """[1 h w c], the shape of the images that initialise the network."""
     images, size = self.dataset.train[0], self.augmentation.size
     if not isinstance(images, np.ndarray):
       return 1, size, size, 3
@@ -80,14 +80,14 @@ class Stage:
   def init(self) -> dict:
     """Draws {"params", "batch_stats"}.
 
-    It is not compiled as a whole: XLA takes longer over one program that draws every kernel than the draws take.
+    Not compiled: XLA takes longer to compile one program that draws every kernel than the draws take.
     """
     key = prng.stream(self.settings.seed, self.name, "init")
     variables = self.model.init(key, jnp.zeros(self.image_shape), train=False)
     return dict(params=variables["params"], batch_stats=variables.get("batch_stats", {}))
 
   def wrap(self, variables: dict) -> TrainState:
-    """Such variables as a state at step 0."""
+    """`variables`, as `init` returns them, as a state at step 0."""
     return TrainState(
         step=jnp.zeros((), jnp.int32), opt_state=self.optimizer.init(variables["params"]),
         loss_state=self.objective.init_state(len(self.class_counts)),
@@ -98,7 +98,7 @@ class Stage:
     return sharding.replicate(self.wrap(variables), self.mesh)
 
   def with_new_window(self, state: TrainState) -> TrainState:
-    """`state` after its window was logged."""
+    """`state` with an empty window, after the log has reported it."""
     return state.replace(window=sharding.replicate(steps.init_window(), self.mesh))
 
   # -- training -------------------------------------------------------------------------------------------------------
@@ -117,27 +117,28 @@ class Stage:
 
   @functools.cached_property
   def parts(self) -> steps.Parts:
-    """What the step is made of."""
+    """The parts of the training step."""
     transform = feed.make_transform(self.feed.read, self.augmentation, self.spec.transforms, self.spec.join)
     return steps.Parts(self.model, self.optimizer, self.objective, transform, self.spec.batch_norm,
                        self.settings.on_nonfinite)
 
   @functools.cached_property
   def chunk(self) -> int:
-    """The larger number of steps a call."""
-    # Fifty batches of images would fill a large part of a device's memory, and one such step is long enough.
+    """The larger number of steps per call; the other is 1."""
+    # Many steps per call hide the host's overhead. Streamed images take one: fifty batches of them would fill a large
+    # part of a device's memory, and one such step is long enough.
     return self.settings.steps_per_call or (1 if jax.default_backend() == "cpu" or self.streamed else 50)
 
   @functools.cached_property
   def train_steps(self) -> dict[int, Callable]:
-    """{steps a call: the compiled function}."""
+    """{steps per call: the compiled function}."""
     step, on_cpu = steps.make_train_step(self.parts), jax.default_backend() == "cpu"
-    whole = sharding.replicated(self.mesh)
-    return {count: jax.jit(function, donate_argnums=0, out_shardings=whole) for count, function in (
+    everywhere = sharding.replicated(self.mesh)
+    return {count: jax.jit(function, donate_argnums=0, out_shardings=everywhere) for count, function in (
         (self.chunk, steps.repeat(step, self.chunk, unroll=on_cpu)), (1, step))}
 
   def active(self, clock: Clock) -> tuple[bool, ...]:
-    """Which transforms run at `clock`; each combination is a compiled program of its own."""
+    """Which transforms run at `clock`; each combination compiles its own program."""
     return tuple(_value(call, getattr(call.function, "off_at_zero", ""), clock) != 0
                  for call in self.spec.transforms)
 
@@ -160,7 +161,7 @@ class Stage:
     return self._class_weights[1]
 
   def count(self, first: int, boundary: int) -> int:
-    """How many steps from `first` go into one call: a chunk of one and the same program, or else 1."""
+    """The number of steps from `first` in the next call: a chunk if all its steps run the same program, else 1."""
     if boundary - first < self.chunk:
       return 1
     programs = {self.active(self.order.clock(step)) for step in range(first, first + self.chunk)}
@@ -183,13 +184,13 @@ class Stage:
 
   @functools.cached_property
   def evaluators(self) -> dict[str, Evaluator]:
-    """What counts predictions on "test" and, where images are held out, on "held_out"."""
+    """The evaluators of "test" and, if images are held out, "held_out"."""
     return {split: Evaluator(self.model, self.dataset, split, self.augmentation, mesh=self.mesh,
                              batch_size=self.settings.eval_batch_size, streamed=self.streamed)
             for split in ("test", "held_out") if getattr(self.dataset, split)}
 
   def extractor(self, variables: dict, batch_size: int = 0) -> Extractor:
-    """Features and logits of images by this stage's model with `variables`."""
+    """Computes features and logits of images with this stage's model and `variables`."""
     return Extractor(self.model, variables, self.augmentation, mean=self.dataset.mean, std=self.dataset.std,
                      batch_size=batch_size or self.settings.eval_batch_size, mesh=self.mesh)
 
@@ -198,11 +199,11 @@ def build(config: ConfigDict | RunSpec, dataset) -> tuple[Stage, ...]:
   """All stages of a config as objects.
 
   Args:
-    config: a config, or what `config.parse` made of it.
+    config: a config, or the result of `config.parse`.
     dataset: a `data.sources.Dataset`.
 
   Raises:
-    ConfigError: anything in the config that could not run, on this data set.
+    ConfigError: something in the config cannot run, or not on this data set.
   """
   spec = config if isinstance(config, RunSpec) else configs.parse(config)
   mesh = sharding.data_mesh()
@@ -211,7 +212,7 @@ def build(config: ConfigDict | RunSpec, dataset) -> tuple[Stage, ...]:
 
 
 def augmentation(spec: StageSpec, dataset) -> feed.Augmentation:
-  """The augmentation of a stage, for images such as the data set's: files are cut on the host."""
+  """The augmentation of a stage for the data set's images; files are cropped on the host."""
   operations, boxes = [(call.name, call.function, call) for call in spec.augment], None
   if not isinstance(dataset.train[0], np.ndarray):
     cut = spec.augment[0]
@@ -224,7 +225,7 @@ def augmentation(spec: StageSpec, dataset) -> feed.Augmentation:
 
 
 def sampler(call, where: str, class_counts: np.ndarray) -> samplers.Cycle | Callable[[Clock], np.ndarray] | None:
-  """What `Order` draws from: Clock -> class probabilities [c], a cycle over the classes, or None for a permutation."""
+  """A sampler for `Order`: Clock -> class probabilities [c], a cycle over the classes, or None for a permutation."""
   if getattr(call.function, "permutes", False):
     return None
   if getattr(call.function, "cycles", False):
@@ -241,5 +242,5 @@ def _probabilities(call, where: str, class_counts: np.ndarray, clock: Clock) -> 
 
 
 def _value(call, key: str, clock: Clock) -> Any:
-  """The value of a hyper-parameter at `clock`; None where the call has none of this name."""
+  """The value of a hyper-parameter at `clock`; None if the call has none of this name."""
   return call.at(clock).get(key, call.constants.get(key))

@@ -83,7 +83,7 @@ def test_help_is_the_first_comment(script):
     ("slurm.sh", ["--nodes=1", "--gpus-per-node=1", *AFTER], "--time is missing"),
     ("slurm.sh", ["logs"], "number of the job"),
     ("tpu.sh", ["start", *TPU], "no command 'start'"),
-    ("tpu.sh", TPU, "What shall be done?"),
+    ("tpu.sh", TPU, "A command is missing"),
     ("tpu.sh", ["create", *TPU], "--type is missing"),
     ("tpu.sh", ["create", *TPU, "--spot=yes"], "--spot takes no value"),
     ("tpu.sh", ["run", *TPU], "--config=..."),
@@ -154,7 +154,7 @@ def test_local_gives_each_process_its_gpus(tmp_path):
                                                                   ["CUDA_VISIBLE_DEVICES=1"]]
   assert visible("--processes=2", JAX_PLATFORMS="cpu") == [["JAX_NUM_CPU_DEVICES=1"]] * 2
   result = launch("local.sh", "--processes=5", *AFTER, path=path, JAX_PLATFORMS="", CUDA_VISIBLE_DEVICES="")
-  assert result.returncode == 2 and "5 GPUs are asked for, 4 are here" in result.stderr
+  assert result.returncode == 2 and "5 GPUs are needed, this machine has 4" in result.stderr
 
 
 def test_local_runs_them_with_their_arguments_and_prefixes_all_but_the_first(tmp_path):

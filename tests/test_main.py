@@ -106,7 +106,7 @@ SAYS = {
     "out of range": ["dataset.imbalance: ", "at least 1, got 0.5"],
     "not in the list": ["representation.loss.name: ", "did you mean 'focal'?", "cross_entropy, focal, "],
     "misspelt config file": ["no file 'configs/ce_digit.py' (did you mean 'configs/ce_digits.py'?)"],
-    "number of the config file's argument": ["the config's argument 'many': 'many' is no choice; there are cifar10, "],
+    "number of the config file's argument": ["the config's argument 'many': 'many' is not a choice; there are "],
     "empty argument of the config file": ["the config's argument imbalance: expected a number, got ''"],
     "wrong argument of the config file": ["ce_digits.py:many: ", "built: line", "ValueError: ", "'many'"],
     "stray argument": ["unexpected argument 'now'"],

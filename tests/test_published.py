@@ -133,7 +133,7 @@ def test_arguments_reach_the_config(call, expected):
   ("configs/gcl_cifar.py:cifar10,100,cloudsize=cosine", "did you mean 'cloud_size'"),
   ("configs/gcl_cifar.py:cifar10,100,sampler=instanc", "did you mean 'instance'"),
   ("configs/ce_cifar.py:cifar10,100,1.0", "imbalance comes twice"),
-  ("configs/kps_cifar.py:cifar10,many", "'many' is no choice"),
+  ("configs/kps_cifar.py:cifar10,many", "'many' is not a choice"),
 ])
 def test_a_wrong_argument_is_refused(call, message):
   with pytest.raises(ConfigError, match=message):

@@ -171,7 +171,7 @@ def test_a_frozen_backbone_that_nothing_has_trained_is_reported(tmp_path, capsys
   assert "random start" not in capsys.readouterr().err
   config.representation.train, config.representation.batch_norm = ("head/.*",), "eval"
   tiny.run(config, tmp_path / "frozen")
-  assert "representation: frozen layers of the backbone keep their random start" in capsys.readouterr().err
+  assert "representation: frozen layers of the backbone stay at their random start" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "kwargs"), [
