@@ -108,7 +108,7 @@ def test_every_advised_key_is_one(file, key, value):
 
 
 @pytest.mark.parametrize(("file", "path", "argument"), [found for found in FILES if "NAME" not in found[1]])
-def test_every_config_file_is_there_and_takes_its_argument(file, path, argument):
+def test_every_config_file_exists_and_takes_its_argument(file, path, argument):
   assert (ROOT / path).is_file(), f"{file} names {path}"
   if argument and not argument.isupper():
     load.read(f"{ROOT / path}{argument}")

@@ -35,7 +35,7 @@ def drawn(num_classes: int = 10, seed: int = 5) -> dict:
       jax.random.key(seed), np.zeros((1, 8, 8, 1), np.float32), train=False))
 
 
-def test_the_complete_model_of_the_last_stage_is_taken(trained):
+def test_the_complete_model_of_the_last_stage_is_loaded(trained):
   workdir, model = trained
   found = bridge.pretrained(drawn(), str(workdir), DIGITS)
   tiny.assert_trees_equal(found, jax.tree.map(np.asarray, model))

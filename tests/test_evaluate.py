@@ -94,7 +94,7 @@ def test_every_image_is_extracted_once_and_in_order(stage, variables, outputs, b
   assert extract._forward.func._cache_size() == 1  # sets of all sizes share it
 
 
-def test_some_images_are_extracted_by_their_places(stage, variables, outputs):
+def test_some_images_are_extracted_by_their_indices(stage, variables, outputs):
   places = np.array([5, 392, 0, 5])
   found = stage.extractor(variables, 3)(stage.dataset.test[0], "logits", places=places)
   np.testing.assert_allclose(found["logits"], outputs["logits"][places], rtol=1e-4, atol=1e-5)

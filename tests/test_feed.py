@@ -98,7 +98,7 @@ def test_a_stopped_run_continues_with_the_next_batch(finished, tmp_path, after):
   assert again["posthoc"] == results["posthoc"] and again["final"] == results["final"]
 
 
-def test_several_steps_a_call_give_the_same_losses(finished, images, tmp_path):
+def test_several_steps_per_call_give_the_same_losses(finished, images, tmp_path):
   tiny.run(config(images, steps_per_call=2, log_every_steps=2), tmp_path / "two")
   one = np.reshape(losses(finished[1]), (-1, 2)).mean(axis=1)
   np.testing.assert_allclose(losses(tmp_path / "two"), one, rtol=1e-4)

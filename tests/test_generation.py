@@ -211,7 +211,7 @@ def test_before_it_begins_the_step_is_the_one_without(stage, dataset):
   assert text(stage, 0) == text(plain, 0) != text(stage, later)
 
 
-def test_several_steps_a_call_change_nothing(stage):
+def test_several_steps_per_call_change_nothing(stage):
   at = 2 * stage.order.steps_per_epoch
   one, two = (start(stage).replace(step=jnp.int32(at)) for _ in range(2))
   for step in range(at, at + 2):
@@ -264,7 +264,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("transform", "overrides", "message"), REFUSED)
-def test_what_makes_no_sense_is_refused_by_name(transform, overrides, message):
+def test_senseless_combinations_are_refused_by_name(transform, overrides, message):
   found = {"backbone": RESNET} | overrides
   with pytest.raises(ConfigError, match=message) as info:
     parse(config(*(() if transform is None else (transform,)), **found))

@@ -111,7 +111,7 @@ def test_imports_point_downwards(module):
     assert other == own or LEVEL[other] < LEVEL[own], f"{module} imports {name}, which is not below it"
 
 
-def test_every_module_has_a_level_of_its_own_and_no_level_names_what_is_not_there():
+def test_every_module_has_one_level_and_every_level_an_existing_module():
   assert set(LEVEL) <= set(SOURCES)
   assert {module for module in SOURCES if family(module) == "ltjax"} == {"ltjax"}, "a module without a level"
 
@@ -172,7 +172,7 @@ def test_the_reader_of_imports_sees_them(tmp_path):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_heavy_imports_stay_in_their_places(name):
+def test_heavy_imports_stay_in_their_modules(name):
   path = SOURCES[name]
   for module, with_the_file in imports(path):
     if module == "flax.linen" or module.startswith("flax.linen."):

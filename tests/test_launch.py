@@ -248,7 +248,7 @@ def test_slurm_shows_the_job():
 
 
 @pytest.mark.parametrize("code", [0, 1, 75])
-def test_slurm_requeues_what_was_stopped_and_nothing_else(tmp_path, code):
+def test_slurm_requeues_only_stopped_jobs(tmp_path, code):
   program(tmp_path, "sbatch", "SLURM_JOB_ID=7 bash")
   program(tmp_path, "srun", f'printf "%s\\n" "$@"; echo "${{#LTJAX_TOKEN}}" >&2\nexit {code}')
   result = launch("slurm.sh", *SLURM, *AFTER, path=program(tmp_path, "scontrol", 'echo "scontrol $*"'))

@@ -53,7 +53,7 @@ def test_a_second_run_is_refused_with_the_first_ones_name_until_it_ends(tmp_path
     assert [path.name for path in workdir.iterdir()] == [lock.NAME]
 
 
-def test_of_many_at_once_one_gets_it(tmp_path):
+def test_one_of_many_simultaneous_runs_gets_the_lock(tmp_path):
   tried = [hold(tmp_path / "run") for _ in range(4)]
   try:
     lines = [process.stdout.readline() for process in tried]

@@ -33,7 +33,7 @@ def test_lines_are_appended_where_the_log_was_cut(path):
   assert path.read_text().endswith("\n")
 
 
-def test_two_lines_of_one_step_are_both_kept(path):
+def test_two_lines_of_one_step_are_both_retained(path):
   made = Journal(path, upto=5)
   made.write(step=10, loss=1.0)
   made.write(step=10, test=0.5)
@@ -50,7 +50,7 @@ def test_a_half_written_last_line_is_dropped(path, rest):
   assert log.read(path) == [*LINES, dict(step=12, loss=2.0)]
 
 
-def test_a_last_line_without_its_newline_is_whole(path):
+def test_a_last_line_without_its_newline_is_complete(path):
   path.write_text(path.read_text().rstrip("\n"))
   Journal(path, upto=100).write(step=12, loss=2.0)
   assert log.read(path) == [*LINES, dict(step=12, loss=2.0)]
@@ -117,7 +117,7 @@ def test_a_complete_log_is_no_loss_whatever_follows_it(path):
   assert Journal(path, upto=10, logs=known).mark() == Journal(path, upto=10).mark()
 
 
-def test_what_a_power_cut_left_after_the_flushed_lines_is_dropped(path, capsys):
+def test_damage_by_a_power_cut_after_the_flushed_lines_is_dropped(path, capsys):
   known = marks(path)
   with path.open("ab") as file:
     file.write(bytes(100) + b'\n{"step": 10}\n')
@@ -129,7 +129,7 @@ def test_what_a_power_cut_left_after_the_flushed_lines_is_dropped(path, capsys):
     Journal(path, upto=9)  # a checkpoint of a former release knows nothing of it
 
 
-def test_a_log_whose_folder_was_moved_stops_the_run_and_makes_no_other(path):
+def test_a_log_in_a_moved_folder_stops_the_run_and_makes_no_new_one(path):
   made = Journal(path, upto=9)
   shutil.move(path.parent, path.parent.with_name("moved"))
   with pytest.raises(SaveError, match="is gone: the work folder was moved or removed"):

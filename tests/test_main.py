@@ -141,7 +141,7 @@ def test_a_misspelt_option_of_the_program():
   assert "--workdri: " in err and "did you mean 'workdir'?" in err
 
 
-def test_a_batch_that_the_devices_cannot_share(tmp_path):
+def test_a_batch_that_the_devices_do_not_divide(tmp_path):
   code, _, err = finished(start(DIGITS, "--config.representation.batch_size=36", f"--workdir={tmp_path / 'run'}",
                                 XLA_FLAGS=flags(devices=8)))
   assert code == 2
@@ -175,7 +175,7 @@ def refused(tmp_path, config) -> str:
     (dict(dataset__profile="step", dataset__imbalance=1000.0), "class 5 would have 0 images (5 such classes of 10)"),
     (dict(dataset__profile="exponentiel"), "'exponentiel'"),
 ])
-def test_what_does_not_fit_the_data(tmp_path, overrides, message):
+def test_values_that_do_not_fit_the_data_are_refused(tmp_path, overrides, message):
   assert message in refused(tmp_path, tiny.config(backbone=tiny.ONE_CONV, **overrides))
 
 

@@ -120,7 +120,7 @@ def test_every_adjustment_with_every_loss(loss):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_sampler_gives_the_stage_what_it_draws_from(sampler, dataset):
+def test_every_sampler_gives_the_stage_a_distribution(sampler, dataset):
   stage = tiny.stages(config("none", "cross_entropy", sampler, "Linear", "mixed"), dataset)["classifier"]
   for step in range(2):
     assert stage.order.batch(step).min() >= 0 and stage.order.batch(step).max() < len(dataset.train[1])

@@ -206,7 +206,7 @@ LOSS, OPTIMIZER = "representation__loss", "representation__optimizer"
     ("representation__sampler", "myparts.parts:rateless", "sampler.name: .* takes no 'class_counts'"),
     ("augment", "myparts.parts:rateless", r"augment\[0\].name: 'myparts.parts:rateless' takes no 'images'"),
 ])
-def test_what_an_outside_part_lacks_is_one_sentence(key, name, message):
+def test_a_missing_trait_of_an_outside_part_is_one_sentence(key, name, message):
   block = dict(name=name)
   config = tiny.config("ce_digits", **({"backbone": tiny.ONE_CONV} | {key: (block,) if key == "augment" else block}))
   with pytest.raises(ConfigError, match=message) as info:

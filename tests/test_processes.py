@@ -190,7 +190,7 @@ def test_a_lost_process_ends_the_others_with_its_name(victim, how):
 
 
 @pytest.mark.parametrize(("count", "ask", "victims"), [(3, "02", (1,)), (2, "1", (0, 1))])
-def test_one_that_is_stopped_before_its_first_step_stops_all(count, ask, victims):
+def test_a_process_stopped_before_its_first_step_stops_all(count, ask, victims):
   with Processes([MODULE, "stopped"], count, environment=SHORT | dict(ASK=ask)) as run:
     for number in range(count):
       run.wait_for(number, "started")
@@ -220,7 +220,7 @@ def test_a_process_that_never_comes_is_named(absent, sentence):
   assert all("Traceback" not in process.err for process in ended)
 
 
-def test_one_that_is_lost_while_another_is_waited_for():
+def test_a_process_lost_while_the_others_wait_is_named():
   cases = {(0, "SIGKILL"): "process 0 at localhost:", (0, "SIGSTOP"): "process 0 at localhost:",
            (1, "SIGKILL"): "process 1 (host ",
            (1, "SIGSTOP"): "did not come within 5 s: process 2;"}  # nobody has asked process 1 for anything yet
@@ -253,7 +253,7 @@ def test_a_process_of_another_run_is_refused(second, sentence):
 
 
 @pytest.mark.parametrize("which", [0, 2])
-def test_a_process_that_fails_is_no_riddle_to_the_others(which):
+def test_a_failing_process_is_reported_by_the_others(which):
   with watching(3, **{f"DOES_{which}": "fails", "DOES_1": "ends"}) as run:
     ended = run.all_ended(30)
   failed = ended.pop(which)
@@ -263,7 +263,7 @@ def test_a_process_that_fails_is_no_riddle_to_the_others(which):
     assert "failed: no such image" in other.err
 
 
-def test_one_that_is_lost_after_others_are_done():
+def test_a_process_lost_after_others_have_finished_is_named():
   with watching(3, DOES_0="ends", DOES_2="ends") as killed, watching(2, DOES_0="ends") as stopped:
     for run in (killed, stopped):
       run.wait_for(1, "met")
@@ -277,13 +277,13 @@ def test_one_that_is_lost_after_others_are_done():
   assert "process 0 (" in other.err and "silent for" in other.err
 
 
-def test_who_ends_well_is_not_missed():
+def test_a_process_that_ends_well_is_not_reported():
   with watching(3, DOES_0="ends", DOES_1="ends late", DOES_2="ends") as run:
     ended = run.all_ended(30)
   assert [(process.code, said(process.out)["well"], process.err) for process in ended] == [(0, [True], "")] * 3
 
 
-def test_no_progress_is_said_with_who_is_behind():
+def test_a_stall_is_reported_with_the_process_that_is_behind():
   with watching(3, DOES_1="lags", LTJAX_STALL="2") as run:
     ended = run.all_ended(30)
   assert all(process.code == watchdog.EXIT_MISSING for process in ended), ended
@@ -332,7 +332,7 @@ def _connection(port: int) -> socket.socket:
 @pytest.mark.parametrize(("host", "address"), [
     ("127.0.0.1", "127.0.0.1"), ("localhost", "127.0.0.1"), ("0.0.0.0", "0.0.0.0"), ("192.0.2.7", ""),
     ("no.such.host.invalid", "")])
-def test_process_0_listens_only_where_it_was_told(host, address):
+def test_process_0_listens_only_on_its_address(host, address):
   assert rendezvous.local_address(host) == address
 
 
@@ -341,7 +341,7 @@ def test_only_the_given_address_is_bound():
     assert listener.getsockname() == ("127.0.0.1", port)
 
 
-def test_a_collective_that_gave_up_is_a_missing_process(monkeypatch):
+def test_a_collective_that_timed_out_is_a_missing_process(monkeypatch):
   class Watch:
     def unheard(self, seconds):
       return "process 2 (host a, pid 3), silent for 31 s"
@@ -359,7 +359,7 @@ def test_compilation_switched_off_is_one_error():
     processes.start({})
 
 
-def test_a_port_that_is_taken_is_said():
+def test_a_port_in_use_is_reported():
   with socket.create_server(("", 0)) as taken, pytest.raises(errors.MissingProcess, match="cannot listen on port"):
     rendezvous.meet(f"localhost:{taken.getsockname()[1]}", 0, 2, watchdog.Timing(1, 1, 1), 0.3)
 

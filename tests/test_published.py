@@ -83,7 +83,7 @@ def test_the_tail_of_camc(method, dataset, sizes):
     dict(paper="thesis", method="oltr", dataset="places", imbalance="996", backbone="resnet152"),
     dict(paper="afa", method="afa", dataset="places", imbalance="996", backbone="resnext50"),
     dict(paper="thesis", method="gcl", dataset="svhn", imbalance="100", backbone="resnet32")])
-def test_what_is_not_reimplemented_says_so(row):
+def test_a_result_that_is_not_reproduced_says_so(row):
   with pytest.raises(ConfigError, match=f"no config for '{row['method']}' of '{row['paper']}' on '{row['dataset']}'"):
     published(row)
 

@@ -56,6 +56,6 @@ def test_the_library_example_trains():
   assert scope["loss_fn"](weights, *batch) < first / 2
 
 
-def test_files_that_it_links_to_exist():
+def test_the_linked_files_exist():
   for target in re.findall(r"\]\(([^)#:]+)\)", README):
     assert (ROOT / target).exists(), target

@@ -181,7 +181,7 @@ def test_the_straight_run_is_what_the_tests_here_rely_on(straight):
   assert (first != second).any()
 
 
-def test_a_finished_run_rerun_changes_nothing_and_trains_no_step(straight, monkeypatch):
+def test_repeating_a_finished_run_changes_nothing_and_trains_no_step(straight, monkeypatch):
   def refuse(*args, **kwargs):
     raise AssertionError("a step was trained")
 

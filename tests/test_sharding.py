@@ -71,7 +71,7 @@ def runs(tmp_path_factory):
   return found
 
 
-def test_the_examples_are_the_same_and_lie_where_they_should(runs):
+def test_the_examples_are_the_same_on_the_right_devices(runs):
   (one, one_shapes), (eight, eight_shapes) = (zip(*runs[devices]["placed"], strict=True) for devices in (1, 8))
   assert one == eight
   assert len(one) == 5 and len({example for batch in one for example in batch}) == 5 * 128

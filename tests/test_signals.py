@@ -57,13 +57,13 @@ def test_before_the_first_step_the_program_ends_at_once(number):
 
 
 @pytest.mark.parametrize("number", signals.NUMBERS)
-def test_later_the_step_in_flight_ends_and_is_saved(number):
+def test_during_training_the_step_in_flight_ends_and_is_saved(number):
   code, out, err = told("steps", number)
   assert (code, out) == (75, "saved\n")
   assert err.strip().startswith(f"{signal.Signals(number).name}: saving after the steps in flight ... (again after ")
 
 
-def test_where_no_step_ends_the_program_does_at_the_newest_checkpoint():
+def test_without_a_finished_step_the_program_ends_at_the_newest_checkpoint():
   code, _, err = told("compiling", signal.SIGTERM)
   assert code == 75
   assert err.splitlines()[-1].startswith("SIGTERM: no step ended in 0 s; the run continues from its newest checkpoint")
@@ -96,5 +96,5 @@ def test_a_run_under_nohup_survives_its_terminal():
   assert (code, out) == (75, "saved\n") and "SIGTERM: saving" in err and "SIGHUP" not in err
 
 
-def test_others_are_left_alone():
+def test_other_signals_are_left_alone():
   assert told("steps", signal.SIGUSR2)[0] == -signal.SIGUSR2

@@ -167,7 +167,7 @@ def _zero_loss(logits, labels, **offered):
   return 0.0 * jnp.sum(logits)
 
 
-def test_weight_decay_falls_on_every_parameter():
+def test_weight_decay_applies_to_every_parameter():
   made = make(representation__optimizer=recipes.sgd(0.25))
   rng = np.random.default_rng(0)
   state = start(made)
@@ -299,7 +299,7 @@ def test_the_window_sums_the_loss_and_the_weighted_correct_predictions(mixed):
 
 @pytest.mark.parametrize(("block", "keys"), [
     (dict(), None), (dict(representation__adjust=dict(name="seesaw")), {"seen_counts"})])
-def test_a_run_holds_and_saves_a_state_only_where_a_loss_declares_one(tmp_path, block, keys):
+def test_a_run_has_a_loss_state_only_if_a_loss_declares_one(tmp_path, block, keys):
   config = tiny.config("ce_digits", backbone=tiny.ONE_CONV, epochs=1, **block)
   tiny.run(config, tmp_path)
   made = tiny.stages(config)["representation"]
@@ -403,7 +403,7 @@ def test_the_state_is_donated(two_stages):
   assert not any(gone(two_stages.evaluated[2]) + gone(two_stages.evaluated[5]))
 
 
-def test_a_stage_with_a_frozen_backbone_leaves_its_bits_alone(two_stages):
+def test_a_stage_with_a_frozen_backbone_changes_none_of_its_bits(two_stages):
   first, second = (tiny.saved(made, two_stages.workdir) for made in tiny.stages(two_stages.config).values())
   tiny.assert_trees_equal(first.params["backbone"], second.params["backbone"])
   tiny.assert_trees_equal(first.batch_stats, second.batch_stats)

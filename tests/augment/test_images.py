@@ -105,14 +105,14 @@ def draws():
   return {alpha: jax.tree.map(np.asarray, draw(jax.random.split(KEY, 4000), alpha)) for alpha in (0.2, 1.0, 4.0)}
 
 
-def test_mixup_shares_are_uniform_for_alpha_one(draws):
+def test_mixup_weights_are_uniform_for_alpha_one(draws):
   shares = np.sort(draws[1.0][0])
   assert shares[0] >= 0 and shares[-1] <= 1
   assert np.abs(shares - np.linspace(0, 1, len(shares))).max() < 1.95 / np.sqrt(len(shares))  # Kolmogorov-Smirnov
 
 
 @pytest.mark.parametrize("alpha", [0.2, 4.0])
-def test_mixup_shares_have_the_variance_of_a_symmetric_beta(draws, alpha):
+def test_mixup_weights_have_the_variance_of_a_symmetric_beta(draws, alpha):
   shares = draws[alpha][0]
   assert shares.mean() == pytest.approx(0.5, abs=0.03)
   assert shares.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.1)

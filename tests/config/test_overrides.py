@@ -128,7 +128,7 @@ def test_a_dict_replaces_the_complete_block():
   assert found.classifier.adjust.to_dict() == dict(name="kps")
 
 
-def test_one_stage_alone_leaves_out_the_blocks_of_the_others():
+def test_choosing_one_stage_removes_the_blocks_of_the_others():
   found = given("--config.stages=('representation',)")
   assert found.stages == ("representation",) and "classifier" not in found
   assert [stage.name for stage in parse(found).stages] == ["representation"]
@@ -156,7 +156,7 @@ REFUSED = [  # an override, parts of the message
 
 
 @pytest.mark.parametrize(("override", "parts"), REFUSED)
-def test_a_key_that_is_not_there_gets_the_nearest(override, parts):
+def test_a_missing_key_gets_the_nearest(override, parts):
   message = refused(GCL, f"--config.{override}")
   for part in parts.split(" | "):
     assert part in message
@@ -178,7 +178,7 @@ def test_a_key_that_is_not_there_gets_the_nearest(override, parts):
     ("augment.cutmix.alpha=0.5",
      "representation.augment: mixup: the examples are mixed already; remove one of the two"),
     ("precision=16", "precision: expected one of float32, bf16, got '16'")])
-def test_a_value_that_cannot_be_is_refused_by_its_key(override, parts):
+def test_an_impossible_value_is_refused_by_its_key(override, parts):
   with pytest.raises(ConfigError) as caught:
     parse(given(f"--config.{override}"))
   for part in parts.split(" | "):
@@ -187,7 +187,7 @@ def test_a_value_that_cannot_be_is_refused_by_its_key(override, parts):
 
 @pytest.mark.parametrize("text", ["__import__('os')", "open('x')", "dict(**{'a': 1})", "lambda: 0", "(1", "1 +", "[x]",
                                   "dict(a=open)", "f'{1}'", "", "(" * 500])
-def test_text_that_is_no_literal_is_a_string_and_never_run(text):
+def test_text_that_is_not_a_literal_is_a_string_and_never_run(text):
   with pytest.raises(ValueError):
     load.literal(text)
   assert given(f"--config.precision={text}").precision == text

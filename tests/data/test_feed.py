@@ -191,6 +191,6 @@ def test_evaluation_is_without_randomness():
   np.testing.assert_allclose(images, (arrays["images"][INDICES] / 255 - MEAN) / STD, rtol=1e-5, atol=1e-6)
 
 
-def test_evaluation_brings_arrays_to_the_size_of_training():
+def test_evaluation_resizes_arrays_to_the_training_size():
   found = feed.resized(data()["images"][:2], MEAN, STD, size=8)
   assert found.shape == (2, 8, 8, 3) and found.dtype == np.float32

@@ -104,7 +104,7 @@ def test_the_fingerprint_tells_selections_apart():
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.1, 0.25, 0.5, 0.99])
-def test_every_class_gives_its_share_and_keeps_an_image(fraction):
+def test_every_class_gives_its_fraction_but_not_its_last_image(fraction):
   counts = np.array([1, 2, 3, 10, 97, 1])
   labels = np.random.RandomState(3).permutation(np.repeat(np.arange(6), counts))
   kept, held = sources.hold_out(labels, fraction, 0)
@@ -119,7 +119,7 @@ def test_every_class_gives_its_share_and_keeps_an_image(fraction):
   assert not np.array_equal(held, sources.hold_out(labels, fraction, 1)[1])
 
 
-def test_nothing_is_held_out_by_default_and_something_must_be_where_it_is_asked_for():
+def test_nothing_is_held_out_by_default_and_a_holdout_must_not_be_empty():
   kept, held = sources.hold_out(np.array([1, 0, 1]), 0.0, 0)
   assert kept.tolist() == [0, 1, 2] and held.size == 0
   with pytest.raises(ConfigError, match=r"dataset\.holdout: no class has .* lower the imbalance"):
@@ -319,7 +319,7 @@ def test_tfds_gives_the_files_in_their_order(tfds, tmp_path, monkeypatch, classe
   assert len(asked) == 1  # prepared once
 
 
-def test_a_failed_download_tells_of_the_files(tfds, monkeypatch):
+def test_a_failed_download_points_to_the_files(tfds, monkeypatch):
   def offline(self, url):
     raise ConnectionError("no route to host")
 

@@ -91,7 +91,7 @@ def test_a_file_that_may_not_be_read_is_named(tree, tmp_path, monkeypatch):
   assert faults(tree, tmp_path) == [f"{path}: Permission denied"]
 
 
-def test_only_decoding_finds_what_is_cut_off_or_damaged(tree, tmp_path):
+def test_only_decoding_finds_cut_off_or_damaged_images(tree, tmp_path):
   cut = tree / "train" / "dog" / "003.jpg"
   cut.write_bytes(jpeg(3, size=64)[:-300])
   assert faults(tree, tmp_path) == []
@@ -121,7 +121,7 @@ def test_the_same_image_in_two_splits_is_named(tree, tmp_path, size):
   assert faults(tree, tmp_path) == []
 
 
-def test_what_the_source_refuses_is_one_line(tree, tmp_path):
+def test_a_refusal_of_the_source_is_one_line(tree, tmp_path):
   (tree / "train" / "eel").mkdir()
   (line,) = faults(tree, tmp_path)
   assert "no image in the folder of class 'eel'" in line
@@ -174,7 +174,7 @@ def test_an_official_data_set_is_as_published(official, tmp_path, holdout):
   assert verify.verify(config(**official, holdout=holdout), tmp_path / "out") == []
 
 
-def test_what_differs_from_an_official_data_set_is_named(official, tmp_path):
+def test_differences_from_an_official_data_set_are_named(official, tmp_path):
   path = tmp_path / "tiny_train.txt"
   path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
   wrong = verify.verify(config(**official), tmp_path / "out")

@@ -185,7 +185,7 @@ PACKED = {".tar": tar(), ".tar.gz": gzip.compress(tar()), ".tar.bz2": bz2.compre
 
 
 @pytest.mark.parametrize("kind", PACKED)
-def test_what_is_right_is_unpacked(kind, tmp_path):
+def test_valid_archives_are_unpacked(kind, tmp_path):
   archive = tmp_path / "archive"
   archive.write_bytes(PACKED[kind])
   assert archives.extract(archive, tmp_path / "below" / "it") == tmp_path / "below" / "it"
@@ -199,7 +199,7 @@ def test_what_is_right_is_unpacked(kind, tmp_path):
     assert photos.folder(root=str(tmp_path / "below" / "it" / "set")).class_names == ("cat", "dog")
 
 
-def test_what_is_there_is_not_touched(tmp_path):
+def test_existing_files_are_not_touched(tmp_path):
   archive, target = tmp_path / "a.tar", tmp_path / "it"
   archive.write_bytes(tar())
   for make in (target.mkdir, target.rmdir, target.touch, target.unlink, lambda: target.symlink_to("nowhere")):
@@ -211,7 +211,7 @@ def test_what_is_there_is_not_touched(tmp_path):
     archives.extract(tmp_path, tmp_path / "new")
 
 
-def test_a_disk_that_is_full_leaves_nothing(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
   (tmp_path / "a.tar").write_bytes(tar())
 
   def full(*args):

@@ -36,7 +36,7 @@ def random_counts(seed: int, classes: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_every_sampler_draws_only_images_that_there_are(name):
+def test_every_sampler_draws_only_existing_images(name):
   for seed in range(30):
     counts = random_counts(seed)
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
@@ -133,7 +133,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_wrong_with_classes_is_said_before_anything_is_written(case, tmp_path):
+def test_faults_in_classes_are_reported_before_anything_is_written(case, tmp_path):
   make, message = CASES[case]
   config = recipes.folder(root="", augment=recipes.crop_flip(16), backbone=recipes.resnet("resnet10"))
   (tmp_path / "data").mkdir()

@@ -157,7 +157,7 @@ NO_FILES = {"FIFO": (fifo, "it is a FIFO, not a regular file"), "device": (devic
 
 
 @pytest.mark.parametrize("kind", NO_FILES)
-def test_what_is_no_regular_file_is_one_error_and_not_waited_for(kind, tmp_path, monkeypatch):
+def test_anything_but_a_regular_file_is_one_error_without_a_wait(kind, tmp_path, monkeypatch):
   make, reason = NO_FILES[kind]
   monkeypatch.chdir(tmp_path)
   make(tmp_path / "x.jpg")

@@ -53,7 +53,7 @@ def _given(b=3, h=2, w=3, d=5, seed=0):
 
 
 @pytest.mark.parametrize("mask_axis", afa.MASK_AXES)
-def test_the_mask_shares_the_values_out(mask_axis):
+def test_the_mask_splits_the_values(mask_axis):
   maps, *matrices, se = _given()
   class_related, variation_related = afa.decompose(maps, *matrices, se, mask_axis=mask_axis)
   value = jnp.einsum("bpd,pq->bqd", maps.reshape(3, 6, 5), matrices[2]).reshape(maps.shape)
@@ -143,7 +143,7 @@ def test_matrices_start_with_variance_one_over_their_size():
   assert shapes["se_kernel2"].shape == (64, 1024)
 
 
-def test_another_size_says_for_which_it_was_built():
+def test_another_size_is_refused_with_the_one_it_was_built_for():
   variables = afa.AFA().init(jax.random.key(0), MAPS)
   for shape in ((1, 2, 4, 8), (1, 7, 7, 8)):
     with pytest.raises(ConfigError, match=rf"AFA was built for maps of 4 x 2, got {shape[1]} x {shape[2]}") as info:

@@ -72,7 +72,7 @@ def test_from_data_parallel_and_in_half_precision(variables, tmp_path):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2), found, expected)
 
 
-def test_what_does_not_fit_is_counted_and_the_first_are_named(variables, tmp_path):
+def test_misfits_are_counted_and_the_first_are_named(variables, tmp_path):
   tensors = state_dict(variables)
   del tensors["layer3.0.bn2.running_var"]
   tensors["layer9.weight"] = np.zeros(2, np.float32)
@@ -89,7 +89,7 @@ def test_what_does_not_fit_is_counted_and_the_first_are_named(variables, tmp_pat
     import_torch.into(variables, save(tmp_path / "w.safetensors", {}))
 
 
-def test_the_summary_says_what_was_loaded(variables, tmp_path):
+def test_the_summary_names_the_loaded_weights(variables, tmp_path):
   path = save(tmp_path / "w.safetensors", state_dict(variables))
   count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]["backbone"]))
   assert import_torch.summary(variables, path).startswith(
@@ -120,7 +120,7 @@ def test_a_damaged_file(variables, tmp_path, damage):
 @pytest.mark.parametrize("entry", [
     dict(data_offsets=[-4, 12]), dict(data_offsets=[8, 4]), dict(data_offsets=[0, 10**12]), dict(shape=[10**12]),
     dict(shape=["4"]), dict(shape=None), dict(dtype="F33"), dict(data_offsets=None)])
-def test_a_header_that_lies(variables, tmp_path, entry):
+def test_an_inconsistent_header(variables, tmp_path, entry):
   def change(header):
     header["bn1.weight"] |= entry
 
