@@ -1,4 +1,4 @@
-"""BBN: two batches a step, each drawn and augmented by itself, and a share that moves from the first to the second."""
+"""BBN: two batches per step, drawn and augmented separately, with a weight that moves from one to the other."""
 
 import dataclasses
 
@@ -35,7 +35,7 @@ class TwoConvs(nn.Module):
 
 
 def config(*transforms, backbone=BBN, **overrides):
-  """The cross entropy of the digits as BBN, whose transform the arguments replace."""
+  """The cross entropy of the digits as BBN; the arguments replace the transform."""
   return tiny.config("ce_digits", epochs=4, backbone=backbone,
                      **{"representation__transforms": transforms or (BRANCHES,)} | overrides)
 

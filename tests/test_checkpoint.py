@@ -1,4 +1,4 @@
-"""What a checkpoint keeps, what it refuses, and the bridge from one stage to the next."""
+"""Checkpoints: what they store and what they refuse, and the bridge from one stage to the next."""
 
 import json
 import pathlib
@@ -66,7 +66,7 @@ def test_a_frozen_backbone_has_no_optimiser_state(stages):
 
 
 def test_saving_does_not_wait_yet_keeps_the_state_as_it_was(stages, tmp_path):
-  # The step donates its state: what is being written must not be overwritten by the steps that follow.
+  # The step donates its state: later steps must not overwrite the arrays that are being written.
   add = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)
   state, stage = filled(stages["representation"]), stages["representation"]
   with Checkpoints(tmp_path / "checkpoints") as checkpoints:
@@ -77,7 +77,7 @@ def test_saving_does_not_wait_yet_keeps_the_state_as_it_was(stages, tmp_path):
       for _ in range(5):
         state = add(state)
     jax.block_until_ready(state)
-    checkpoints.save(state.replace(step=expected.step), wait=True)  # a committed step is kept as it is
+    checkpoints.save(state.replace(step=expected.step), wait=True)  # a committed step stays as it is
     tiny.assert_trees_equal(checkpoints.restore(stage.like), expected)
 
 
@@ -140,7 +140,7 @@ def test_half_written_files_of_a_crash_are_removed_and_never_restored(stages, tm
 
 
 def model_of(state) -> dict:
-  """What the bridge carries of a state."""
+  """The part of a state that the bridge passes on."""
   return dict(params=state.params, batch_stats=state.batch_stats)
 
 

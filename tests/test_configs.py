@@ -43,7 +43,7 @@ def test_builds_with_its_default_and_with_another_imbalance(name):
   default = load.read(str(FOLDER / f"{name}.py"))
   parse(default)
   if "imbalance" not in default.dataset:
-    return  # a data set with a tail of its own
+    return  # a data set with its own long tail
   other = load.read(f"{FOLDER / name}.py:37.5")
   assert other.dataset.imbalance == 37.5 != default.dataset.imbalance
   before, after = keys.flat(default), keys.flat(other)

@@ -1,4 +1,4 @@
-"""A program whose output nobody takes any more runs to its end and keeps its exit code."""
+"""A program whose output is closed runs to its end with the right exit code."""
 
 import os
 import subprocess

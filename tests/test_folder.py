@@ -17,7 +17,7 @@ DATA = tiny.dataset(CONFIG)
 
 
 def start(config: ConfigDict, workdir: pathlib.Path) -> None:
-  """What a run does with its folder before it trains."""
+  """The checks and files of a run before it trains."""
   with folder.held(config, workdir, "command", DATA):
     pass
 

@@ -1,4 +1,4 @@
-"""Generation inside a stage: its loss, when it happens, what it leaves alone, on any number of devices."""
+"""Generation inside a stage: its loss, its schedule, and all that it must not change, on any number of devices."""
 
 import json
 import os
@@ -226,10 +226,10 @@ def test_a_run_switches_in_the_middle_and_stays_finite(tmp_path):
   assert result["stages"]["representation"]["steps"] == lines[-1]["step"]
   assert np.isfinite([line["loss"] for line in lines]).all()
   before, after = ([line["loss"] for line in lines if (line["epoch"] <= 2) == first] for first in (True, False))
-  assert min(after) > 1.5 * np.mean(before)  # three losses in the place of one
+  assert min(after) > 1.5 * np.mean(before)  # three losses instead of one
 
 
-# -- what makes no sense ---------------------------------------------------------------------------------------------
+# -- senseless combinations --------------------------------------------------------------------------------------------
 
 
 def block(**changes):

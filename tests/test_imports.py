@@ -1,4 +1,4 @@
-"""What each module imports: only what lies below it, and nothing heavy where it is not needed."""
+"""Every module imports only modules below it, and nothing heavy without need."""
 
 import ast
 import graphlib
@@ -65,7 +65,7 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 def python(code: str) -> list[str]:
-  """Runs `code` in a fresh interpreter, at the root of the repository; what it then prints last, as JSON."""
+  """Runs `code` in a fresh interpreter, at the root of the repository; returns its last line, parsed as JSON."""
   done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
   assert done.returncode == 0, done.stderr[-3000:]
   return json.loads(done.stdout.splitlines()[-1])

@@ -45,7 +45,7 @@ def program(folder, name, text):
 
 
 def split_input(text):
-  """The command and the standard input of what is shown with a here-document."""
+  """The command and the standard input of a printed here-document."""
   command, rest = text.split(" <<'END_OF_INPUT'\n")
   return shlex.split(command), rest.removesuffix("\nEND_OF_INPUT\n")
 
@@ -110,9 +110,9 @@ exit 75"""
 
 
 def start(path, processes):
-  """Starts local.sh in a session of its own and returns it with its processes' ids, once all are ready."""
+  """Starts local.sh in its own session and returns it with its processes' ids, once all are ready."""
   env = {**os.environ, "JAX_PLATFORMS": "cpu", "PATH": f"{path}{os.pathsep}{os.environ['PATH']}"}
-  # Tests that were started in the background have SIGINT ignored, and no shell can trap what it was started to ignore.
+  # Tests started in the background ignore SIGINT, and no shell can trap a signal that it was started to ignore.
   started = subprocess.Popen(
       ["env", "--default-signal=INT,HUP", LAUNCH / "local.sh", f"--processes={processes}", *AFTER], env=env, text=True,
       stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
@@ -184,7 +184,7 @@ def test_local_exit_code(tmp_path, codes, expected):
     (signal.SIGTERM, False), (signal.SIGINT, False), (signal.SIGUSR1, False), (signal.SIGHUP, False),
     (signal.SIGINT, True)])
 def test_local_passes_a_signal_to_all_once_and_waits(tmp_path, number, whole_group):
-  # the whole group is what Ctrl-C in a terminal signals; a second signal would end ltjax.main at once
+  # Ctrl-C in a terminal signals the complete group; a second signal would end ltjax.main at once
   started, pids = start(stub_python(tmp_path, SAVES), 3)
   (os.killpg if whole_group else os.kill)(started.pid, number)
   out, _ = started.communicate(timeout=10)

@@ -76,7 +76,7 @@ def test_numbers_survive_cutting_bit_for_bit(path):
   assert log.read(path) == [dict(step=1, values=values)]
 
 
-# -- what the checkpoint knows of the log ------------------------------------------------------------------------------
+# -- the checkpoint's record of the log --------------------------------------------------------------------------------
 
 
 def marks(path) -> dict:

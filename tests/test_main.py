@@ -158,7 +158,7 @@ def test_help_names_every_option():
     assert part in out
 
 
-# -- what only the data can tell, in this process ----------------------------------------------------------------------
+# -- errors that only the data reveal, in this process -----------------------------------------------------------------
 
 
 def refused(tmp_path, config) -> str:
@@ -238,7 +238,7 @@ def lines(workdir):
 
 
 def interrupted(number, command, workdir, **environment):
-  """Runs `command` until it has logged another loss, so has trained, sends the signal, and checks what it then says."""
+  """Runs `command` until it has logged another loss, sends the signal, and checks the last output."""
 
   def losses():
     return sum('"loss"' in line for line in lines(workdir))
@@ -275,7 +275,7 @@ def test_stopped_twice_and_continued_is_as_never_stopped(tmp_path):
     assert found["stages"]["representation"][key] == expected["stages"]["representation"][key]
   assert lines(stopped) == lines(straight)
 
-  # The run is finished: once more is no training, and the same answer.
+  # The run is finished: repeating it trains nothing and gives the same results.
   code, again, err = finished(start(*command, **cache))
   assert code == 0, err
   assert again.split("written")[0] == out.split("written")[0]

@@ -1,4 +1,4 @@
-"""A NaN that comes from an input, the loss or a gradient in a certain step: what the run does, and its replay."""
+"""A NaN that comes from an input, the loss or a gradient in a certain step: the run's reaction, and its replay."""
 
 import json
 

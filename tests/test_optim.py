@@ -1,4 +1,4 @@
-"""Optimisers: their recursions, what they move, and what surrounds them in a stage."""
+"""Optimisers: their recursions, the parameters they update, clipping, accumulation and averages."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Runs of real local processes: `python -m tests.test_processes CASE` is what they run."""
+"""Runs of real local processes: each runs `python -m tests.test_processes CASE`."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from tests.processes import Processes, free_port
 SHORT = dict(LTJAX_HEARTBEAT="3", LTJAX_INIT_TIMEOUT="20")
 MODULE = "tests.test_processes"
 
-# -- what the processes do --------------------------------------------------------------------------------------------
+# -- the processes' programs -------------------------------------------------------------------------------------------
 
 
 def say(**found) -> None:
@@ -27,7 +27,7 @@ def say(**found) -> None:
 
 
 def case_together() -> None:
-  """What process 0 tells the others, and the step at which all stop."""
+  """The values that process 0 sends to the others, and the step at which all stop."""
   me = jax.process_index()
   say(me=me, first=processes.is_first(), count=jax.process_count())
   values = dict(w=np.float32([-0.0, np.nan, np.inf, 1e-45]), n=np.int64(2**60), e=np.zeros((0, 3)),
@@ -82,7 +82,7 @@ def case_loop() -> None:
 
 
 def case_watch() -> None:
-  """The watch alone, without JAX: does what standard input's first argument says."""
+  """The watch alone, without JAX."""
   number, count = int(os.environ["LTJAX_PROCESS_ID"]), int(os.environ["LTJAX_PROCESSES"])
   timing = watchdog.Timing(0.2, float(os.environ["LTJAX_HEARTBEAT"]), float(os.environ.get("LTJAX_STALL", 1800)))
   print("here")
@@ -110,7 +110,7 @@ def case_watch() -> None:
 
 
 def case_stopped() -> None:
-  """Processes of which some have not begun their first step when they are asked to stop."""
+  """Processes of which some get a request to stop before their first step."""
   number, stop = int(os.environ["LTJAX_PROCESS_ID"]), signals.StopRequest()
   processes.start()
   if f"{number}" in os.environ["ASK"]:
@@ -136,7 +136,7 @@ def _work(case: str) -> None:
   print("left")
 
 
-# -- what becomes of them ---------------------------------------------------------------------------------------------
+# -- their ends --------------------------------------------------------------------------------------------------------
 
 
 def said(text: str) -> dict:
@@ -162,7 +162,7 @@ def test_together(count):
     assert process["error"][1] == ("LtjaxError" if number else "OSError")
     assert "No space left" in process["text"][1]
     assert count == 1 or "object cannot be sent" in process["text"][2]
-    # Process 1 is asked at step 5, and the answer lies two steps back; nobody asks one process alone.
+    # Process 1 gets its request at step 5, and the answer lags two steps; a single process gets none.
     assert process["stopped_at"] == [50 if count == 1 else 7] and process["now"] == [[count > 1] * 2]
 
 
@@ -223,7 +223,7 @@ def test_a_process_that_never_comes_is_named(absent, sentence):
 def test_a_process_lost_while_the_others_wait_is_named():
   cases = {(0, "SIGKILL"): "process 0 at localhost:", (0, "SIGSTOP"): "process 0 at localhost:",
            (1, "SIGKILL"): "process 1 (host ",
-           (1, "SIGSTOP"): "did not come within 5 s: process 2;"}  # nobody has asked process 1 for anything yet
+           (1, "SIGSTOP"): "did not come within 5 s: process 2;"}  # process 1 has not been needed yet
   with contextlib.ExitStack() as stack:
     runs = {case: stack.enter_context(Processes([MODULE, "watch"], 3, absent=(2,), environment=SHORT | dict(
         LTJAX_INIT_TIMEOUT="5"))) for case in cases}
@@ -310,7 +310,7 @@ def test_strangers_neither_block_nor_break_nor_join_the_meeting():
     answers = []
     for line in (*[b""] * 20, *lines):  # those that say nothing come first, and stay
       stranger = stack.enter_context(_connection(port))
-      with contextlib.suppress(OSError):  # turned away before it has said all
+      with contextlib.suppress(OSError):  # turned away before it has sent everything
         stranger.sendall(line)
       if line in lines[-1:]:
         answers.append(stranger.recv(10**4))
@@ -348,7 +348,7 @@ def test_a_collective_that_timed_out_is_a_missing_process(monkeypatch):
 
   monkeypatch.setattr(processes, "_EXPLAIN", 0)
   late = RuntimeError("INTERNAL: Gloo all-reduce failed: Timed out waiting 30000ms for recv")
-  assert processes.find_lost(late) == ""  # a process alone misses nobody
+  assert processes.find_lost(late) == ""  # a single process waits for nobody
   monkeypatch.setattr(processes, "_watch", Watch())
   assert "came too late for it: process 2 (host a, pid 3), silent for 31 s; the newest" in processes.find_lost(late)
   assert processes.find_lost(ValueError("shapes differ")) == ""

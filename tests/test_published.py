@@ -1,4 +1,4 @@
-"""Every published number is one command: the config that a row of the table names is there and builds."""
+"""Every published number is one command: the config in each row of the table exists and builds."""
 
 import csv
 import importlib

@@ -1,4 +1,4 @@
-"""The README says what is so: its generated blocks are up to date, its commands are what CI runs."""
+"""The README is true: its generated blocks are up to date, and CI runs its commands."""
 
 import importlib.util
 import pathlib

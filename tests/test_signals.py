@@ -1,4 +1,4 @@
-"""What a program that listens does with signals, in a process of its own."""
+"""The reaction of a listening program to signals, in a separate process."""
 
 import signal
 import subprocess
@@ -29,7 +29,7 @@ while case in ("steps", "slow steps", "waits") and time.monotonic() < deadline:
     sys.exit(signals.EXIT_STOPPED)
 time.sleep(20)  # compiles
 """
-# A shell that starts tests in the background has some of these ignored, and what it starts inherits that.
+# A shell ignores some of these signals for tests in the background, and their processes inherit that.
 DEFAULTS = ["env", "--default-signal=INT,HUP"]
 HAND, MACHINE = (signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGTERM)
 

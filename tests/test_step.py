@@ -1,4 +1,4 @@
-"""The train step: what it moves, what it leaves alone, how often it compiles, and that it names no method."""
+"""The train step: what it updates and leaves alone, how often it compiles, and that it names no method."""
 
 import functools
 import inspect
@@ -65,7 +65,7 @@ WORDS = {
     "afa", "bbn", "branch", "branches", "camc", "cbam", "crt", "cutmix", "cutout", "decouple", "drw", "fbl", "focal",
     "gcl", "generate", "generated", "generation", "kps", "lade", "ldam", "mislas", "mixing", "mixup", "noise",
     "prototype", "prototypes", "randaugment", "rebalancing", "seen", "seesaw", "smoothing", "tde"}
-# `mean` is a reduction, and the word for what a window or a data set has; a `Classifier` is any backbone and head.
+# `mean` is a reduction, but also a statistic of windows and data sets; a `Classifier` is any backbone and head.
 EVERYDAY = {"mean", "Classifier"}
 
 
@@ -90,7 +90,7 @@ def test_a_method_would_be_found(source, found):
   assert named(source) == ({found} if found else set())
 
 
-# -- what moves ------------------------------------------------------------------------------------------------------
+# -- updates -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -348,7 +348,7 @@ def test_the_loss_of_a_step_reads_the_counts_that_include_its_batch():
 
 
 class Run(NamedTuple):
-  """A run of two stages, and what was seen of it."""
+  """A run of two stages, and its recorded calls."""
 
   config: object
   workdir: pathlib.Path
@@ -411,7 +411,7 @@ def test_a_stage_with_a_frozen_backbone_changes_none_of_its_bits(two_stages):
 
 
 def flops(made: Stage) -> float:
-  """Of the step as it is traced, so before XLA could drop what nothing uses."""
+  """Checks the traced step, before XLA could drop unused operations."""
   return made.train_steps[1].lower(made.like, made.data, *made.batches(0, 1)).cost_analysis()["flops"]
 
 

@@ -34,7 +34,7 @@ def run(apply, key=KEY):
 
 
 class Recorder:
-  """Operations that change nothing and remember what they are called with."""
+  """Operations that change nothing and record their arguments."""
 
   def __init__(self):
     self.calls = []
@@ -66,7 +66,7 @@ class Recorder:
 
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_a_split_is_made_of_folds(count):
-  """What keeps the draws of runs that split their key: `jax_threefry_partitionable`, the default."""
+  """Runs that split their key draw the same because of `jax_threefry_partitionable`, the default."""
   for index, part in enumerate(jax.random.split(KEY, count)):
     np.testing.assert_array_equal(jax.random.key_data(part), jax.random.key_data(jax.random.fold_in(KEY, index)))
 

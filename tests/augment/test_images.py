@@ -14,7 +14,7 @@ KEY = jax.random.key(11)
 
 
 def numbered(count, height, width, channels=1):
-  """Images whose every pixel says where it comes from, in its own image; no pixel is black."""
+  """Images in which every pixel tells its image and its position; no pixel is black."""
   places = np.arange(1, height * width * channels + 1, dtype=np.uint8).reshape(1, height, width, channels)
   return np.repeat(places, count, axis=0)
 
@@ -171,7 +171,7 @@ def test_jitter_is_what_pillow_does():
   found = np.asarray(images.jitter(JITTERED, factors, orders))
   expected = [enhanced(*each) for each in zip(JITTERED, factors.tolist(), orders.tolist(), strict=True)]
   assert found.min() >= 0 and found.max() <= 255
-  # It cuts the fractions off after each of the three, and the next two may enlarge what is lost.
+  # It truncates after each of the three operations, and the next two may enlarge the error.
   assert np.abs(found - expected).max() < 4
   assert np.abs(found - expected).mean() < 1.5 < 10 < np.abs(found - JITTERED).mean()
 

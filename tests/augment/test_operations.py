@@ -1,4 +1,4 @@
-"""The operations of an augmentation list: what they do to real images, and how their draws are spread."""
+"""The operations of an augmentation list: their effect on real images, and the distributions of their draws."""
 
 import colorsys
 import functools
@@ -95,7 +95,7 @@ def test_the_compiled_operation_is_the_eager_one(name):
 def test_draws_depend_on_the_key_and_the_index_not_on_the_image(name):
   given = ALL[name][0]
   order = np.roll(np.arange(len(given)), 1)
-  order[5] = 5  # only the image of this place stays
+  order[5] = 5  # only the image of this index stays
   found, moved = (np.asarray(compiled(name)(batch, KEY)) for batch in (given, given[order]))
   np.testing.assert_array_equal(found[5], moved[5])
 
@@ -209,7 +209,7 @@ def test_random_erasing_changes_the_given_fraction_of_the_images(erased):
 
 def test_erased_boxes_have_their_distribution(erased):
   top, left, height, width = erased[erased[:, 2] > 0].T
-  # Boxes of up to 0.3 of the area always fit, so only the share above that is less frequent.
+  # Boxes of up to 0.3 of the area always fit, so only larger areas are less frequent.
   shares, ratios = height * width / 1e4, width / height
   assert 0.019 < shares.min() < 0.03 and 0.3 < shares.max() < 0.34
   assert 0.27 < ratios.min() < 0.35 and 2.9 < ratios.max() < 3.6
@@ -235,7 +235,7 @@ def test_noise_is_standard_normal_and_the_rest_stays():
 
 
 def numbered(count, height, width):
-  """Images whose every pixel is the number of the image."""
+  """Images in which every pixel is the number of the image."""
   return jnp.broadcast_to(jnp.arange(float(count))[:, None, None, None], (count, height, width, 1))
 
 

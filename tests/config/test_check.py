@@ -59,12 +59,12 @@ def test_every_key_is_needed_or_has_a_default(name):
 
 
 def wrong_values(path: tuple, value) -> list:
-  """Values of a wrong type or out of range for what is at `path`."""
+  """Values of a wrong type, or out of range, for the key at `path`."""
   key = path[-1]
   if isinstance(value, bool):
     return ["yes", 1, None]
   if isinstance(value, int):
-    # 5 epochs of warm-up is a number that happens to be whole, and so is the epoch of a switch.
+    # 5 epochs of warm-up only happen to be an integer, and so does the epoch of a switch.
     whole = [] if "lr" in path or key in ("at", "shorten", "threshold") else [value + 0.5]
     none = [] if key == "crops" else [None]  # CAMC without crops
     return ["7", -1, *none, True, {"name": "nothing"}, float("nan"), *whole]

@@ -32,14 +32,14 @@ def refused(*arguments: str) -> str:
 
 
 def at(config: ConfigDict, path: str):
-  """The value at a dotted path; numbers are places in a tuple."""
+  """The value at a dotted path; numbers are indices of a tuple."""
   for part in path.split("."):
     config = config[int(part) if part.isdigit() else part]
   return config.to_dict() if isinstance(config, ConfigDict) else config
 
 
 COSINE, CROP = dict(name="cosine", base=0.5, warmup=3), dict(name="random_crop", padding=1)
-VALUES = [  # an override, where to look, what is there
+VALUES = [  # an override, the path to look at, the value there
     ("seed=3", "seed", 3),
     ("representation.epochs=1_000", "representation.epochs", 1000),
     ("dataset.imbalance=50", "dataset.imbalance", 50.0),
@@ -98,7 +98,7 @@ def test_a_value_is_a_python_literal(override, path, expected):
   assert found == expected and type(found) is type(expected)
 
 
-# What these values need of others is checked elsewhere: a head its adjustment, patterns parameters, cutmix no mixup.
+# These values depend on others, which is tested elsewhere: a head on its adjustment, patterns on parameters.
 RUN = [override for override, *_ in VALUES if override.split("=")[0] not in (
     "reset_head", "pretrained", "classifier.head", "classifier.train", "augment.cutmix")]
 

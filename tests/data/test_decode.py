@@ -27,7 +27,7 @@ def is_transparent(data: bytes) -> bool:
 
 
 def shown(data: bytes, background: int = 255) -> np.ndarray:
-  """What Pillow shows, on a background of one grey."""
+  """Pillow's pixels, on a grey background."""
   image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
   if image.has_transparency_data:
     image = image.convert("RGBA")
@@ -40,7 +40,7 @@ def shown(data: bytes, background: int = 255) -> np.ndarray:
 
 
 def decoded(data: bytes) -> np.ndarray:
-  """What the pipeline makes of an image, whole and at its own size."""
+  """The pipeline's pixels of a complete image at its own size."""
   tf = pipeline.tensorflow()
   files = type("One", (), dict(__len__=lambda self: 1, read=lambda self, place: data, name=lambda self, place: "one"))()
   image = decode.Images(files, log := decode.BadImages()).open(0)
@@ -54,7 +54,7 @@ def decoded(data: bytes) -> np.ndarray:
 def test_every_kind_decodes_to_what_pillow_shows(kind):
   found, expected = decoded(ZOO[kind]), shown(ZOO[kind])
   assert (found.shape, found.dtype) == (expected.shape, np.uint8)
-  # Two builds of the same JPEG library; all else is Pillow itself.
+  # Two builds of the same JPEG library; Pillow itself decodes all other formats.
   assert np.abs(found.astype(int) - expected).max() <= (2 if kind in PLAIN else is_transparent(ZOO[kind]))
   assert expected.std() > 5 or kind == "1x1 jpeg"
 

@@ -73,7 +73,7 @@ def translated(tmp_path):
 
 
 def test_class_folders_of_a_bucket(tmp_path, monkeypatch):
-  monkeypatch.setattr(epath.gpath, "_is_tf_installed", lambda: False)  # which would be asked before the stand-in
+  monkeypatch.setattr(epath.gpath, "_is_tf_installed", lambda: False)  # which would take precedence over the stand-in
   write_tree(tmp_path / "bucket" / "root", {"zebra": 2, "ant": 1})
   (tmp_path / "bucket" / "root" / "notes.jpg").write_bytes(b"x")
   with translated(tmp_path):
@@ -153,7 +153,7 @@ def test_any_file_name_survives_the_cache(tmp_path):
   assert found["names"] == names and found["labels"].tolist() == [0, 1, 2, 3]
 
 
-# -- what systems leave among files ------------------------------------------------------------------------------------
+# -- files that systems leave behind -----------------------------------------------------------------------------------
 
 
 HIDDEN = (".ipynb_checkpoints/000-checkpoint.jpg", ".@__thumb/s800.jpg", "@eaDir/a.jpg/THUMB.jpg",

@@ -26,7 +26,7 @@ def epoch_of(found, epoch):
 
 
 def check_frequencies(found, probabilities, total):
-  """No class further from its share than five standard deviations."""
+  """No class deviates from its expected count by more than five standard deviations."""
   bound = 5 * np.sqrt(total * probabilities * (1 - probabilities)) + 1
   assert (np.abs(found - total * probabilities) < bound).all(), (found, total * probabilities)
 
@@ -68,7 +68,7 @@ def test_an_epoch_of_instance_sampling_is_without_replacement(batch_size):
     assert len(np.unique(examples)) == len(examples) == len(LABELS) - len(LABELS) % batch_size
   assert (visited[0] != visited[1]).any()
   if batch_size == 100:
-    assert len(np.union1d(*visited)) > len(visited[0])  # what one epoch leaves out the next may bring
+    assert len(np.union1d(*visited)) > len(visited[0])  # the next epoch may bring the examples that one leaves out
 
 
 def test_the_permutation_is_uniform():

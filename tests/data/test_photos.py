@@ -47,7 +47,7 @@ def test_a_folder_without_a_test_set_is_split_in_every_class(tmp_path, holdout):
   np.testing.assert_array_equal(np.bincount(dataset.test[1]), [0, 3, 2])
   np.testing.assert_array_equal(dataset.held_out_counts, [0, 1, 1] if holdout else [0, 0, 0])
   np.testing.assert_array_equal(dataset.class_counts, [1, 6, 2] if holdout else [1, 7, 3])
-  assert names(dataset.train) == [f"{tmp_path}/{paths[place]}" for place in dataset.selected]  # places in the full list
+  assert names(dataset.train) == [f"{tmp_path}/{paths[place]}" for place in dataset.selected]  # in the full list
   assert dataset.mean == (0.485, 0.456, 0.406) and dataset.std == (0.229, 0.224, 0.225)
 
 

@@ -109,11 +109,11 @@ def test_every_kind_of_image_is_known(tree, tmp_path, kind):
 
 @pytest.mark.parametrize("size", [8, 200])
 def test_the_same_image_in_two_splits_is_named(tree, tmp_path, size):
-  """Also where files are longer than what is read of them: equal beginnings alone are not enough."""
+  """Also for files that are read only in part: equal beginnings are not enough."""
   data = jpeg(5000, size)
   assert (len(data) > verify._HEAD) == (size == 200)
   inside, other = tree / "train" / "dog" / "003.jpg", tree / "test" / "bee" / "001.jpg"
-  for path in (inside, other, tree / "train" / "dog" / "004.jpg"):  # twice in one split is no fault
+  for path in (inside, other, tree / "train" / "dog" / "004.jpg"):  # twice in one split is not a fault
     path.write_bytes(data)
   (line,) = faults(tree, tmp_path)
   assert line == f"{other}: the test set has the same image as the training set, {inside}"

@@ -50,7 +50,7 @@ def link(name: str, to: str, kind=tarfile.SYMTYPE):
 def zipped(*entries: tuple[str | zipfile.ZipInfo, bytes], **options) -> bytes:
   data = io.BytesIO()
   with zipfile.ZipFile(data, "w", **options) as archive, warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of names that are there twice
+    warnings.simplefilter("ignore")  # about duplicate names
     for name, content in (*GOOD.items(), *entries):
       archive.writestr(name, content)
   return data.getvalue()
@@ -63,7 +63,7 @@ def zip_link(name: str, to: str) -> tuple[zipfile.ZipInfo, bytes]:
 
 
 def encrypted() -> bytes:
-  """A .zip whose first file says that it is encrypted."""
+  """A .zip with its first file marked as encrypted."""
   data = bytearray(zipped())
   for at in (data.index(b"PK\3\4") + 6, data.index(b"PK\1\2") + 8):
     data[at] |= 1
@@ -109,7 +109,7 @@ def sparse() -> bytes:
 
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "set/é.jpg") for form in ("NFC", "NFD"))
-ZOO = {  # what is wrong: the archive, parts of the message
+ZOO = {  # fault: the archive, parts of the message
     "tar, parent": (tar(member("../evil", b"x")), "'../evil' leads outside"),
     "tar, parent in the middle": (tar(member("set/../../evil", b"x")), "'set/../../evil'"),
     "tar, absolute": (tar(member("/tmp/evil", b"x")), "'/tmp/evil' is not a relative name"),

@@ -1,4 +1,4 @@
-"""F18: ltjax fetches nothing itself; what is missing is said with its size and digest, what half came is no data."""
+"""F18: ltjax fetches nothing itself; missing files are named with size and digest, incomplete ones are refused."""
 
 import ast
 import functools
@@ -124,7 +124,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def served(tmp_path, monkeypatch):
-  """served(data, sent): makes CIFAR-10 come from a server of our own that sends this, in place of `packed`."""
+  """served(data, sent): makes CIFAR-10 come from a server of our own that sends this, instead of `packed`."""
   tfds = pytest.importorskip("tensorflow_datasets")
   write_cifar(tmp_path / "cifar", 10, 20)
   (tmp_path / "cifar/cifar-10-batches-bin/batches.meta.txt").write_text("\n".join(map(str, range(10))))

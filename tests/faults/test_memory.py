@@ -1,4 +1,4 @@
-"""F23: a device without memory for the batch, which only an accelerator can be; what is raised is JAX's own class."""
+"""F23: a device without memory for the batch. A CPU never is one, so the test raises JAX's own class itself."""
 
 import pytest
 from jax.errors import JaxRuntimeError

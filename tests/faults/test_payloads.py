@@ -80,7 +80,7 @@ def written(path: pathlib.Path, data: bytes) -> pathlib.Path:
 
 
 def as_class_folders(folder, data):
-  """A listing that is kept, and an image."""
+  """A cached listing, and an image."""
   photographs.write_tree(folder / "images", dict(a=2, b=2))
   read = functools.partial(photos.folder, root=str(folder / "images"), cache=folder / "cache")
   read()
@@ -151,7 +151,7 @@ DOORS = {
     "TFDS": lambda folder, data: records.open_split("imagenet2012", "train", str(
         written(folder / "imagenet2012/1.0.0/dataset_info.json", data).parents[2])),
 }
-NOT_OURS = {"log", "TFDS", "config of a run"}  # whose errors are told elsewhere
+NOT_OURS = {"log", "TFDS", "config of a run"}  # other tests cover their errors
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -211,7 +211,7 @@ SHELLS = {("os", "system"), ("os", "popen"), ("subprocess", "getoutput"), ("subp
 
 
 def dangers(source: str) -> list[str]:
-  """What in Python source runs what it is given."""
+  """The calls in Python source that could run their input."""
   found = []
   for node in ast.walk(ast.parse(source)):
     names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else (

@@ -1,4 +1,4 @@
-"""What losses, adjustments and heads declare about themselves, and that each declaration is true."""
+"""The traits that losses, adjustments and heads declare are true."""
 
 import jax
 import jax.numpy as jnp

@@ -92,7 +92,7 @@ PLAN = features.plan(jnp.array([0, 1, 1, 0, 1, 1]), key=jax.random.key(2), num_c
 
 
 def _moved(variables):
-  """`variables` with numbers in the place of zeros, so that nothing is zero by its start."""
+  """`variables` with random numbers instead of zeros, so that no initial zero hides a mistake."""
   return jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(3), leaf.shape), variables)
 
 
@@ -118,7 +118,7 @@ def test_gradients_and_the_option_to_stop_them(insert):
     return jnp.sum(jnp.sin(insert(**options).apply(variables, MAPS, PLAN)[6:]))
 
   flows, stops = (jax.grad(generated)(variables, stop_gradient=stop) for stop in (False, True))
-  # A constant before a softmax over places changes nothing.
+  # A constant before a softmax over positions changes nothing.
   parts = {"/".join(key.key for key in path[1:]): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(flows)}
   assert all(np.isfinite(leaf).all() and (np.abs(leaf).max() > 1e-7 or path == "where/bias")
              for path, leaf in parts.items())

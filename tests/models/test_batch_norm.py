@@ -1,4 +1,4 @@
-"""Statistics of groups: the groups one by one, flax's BatchNorm, and what DataParallel keeps."""
+"""Statistics of groups: the groups one by one, flax's BatchNorm, and DataParallel's running statistics."""
 
 import flax.linen as nn
 import jax

@@ -1,4 +1,4 @@
-"""CAMC's functions and head: the direct form, golden values, identities, crops, and what they refuse."""
+"""CAMC's functions and head: the direct form, golden values, identities, crops, and refusals."""
 
 import functools
 

@@ -42,7 +42,7 @@ def torch_name(place: tuple[str, ...]) -> str:
 
 
 def state_dict(variables, rng=None) -> dict[str, np.ndarray]:
-  """What PyTorch would save of the backbone; with `rng`, of another one."""
+  """PyTorch's state dict of the backbone; with `rng`, with other weights."""
   found = {"fc.weight": np.zeros((3, 32), np.float32), "bn1.num_batches_tracked": np.zeros((), np.int64)}
   for kind in ("params", "batch_stats"):
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables[kind]["backbone"]):

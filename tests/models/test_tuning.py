@@ -1,4 +1,4 @@
-"""Tunings: exact when fresh, as many parameters as published, and what each of them trains."""
+"""Tunings: exact when fresh, as many parameters as published, and the right ones trained."""
 
 import re
 
@@ -54,7 +54,7 @@ def test_a_fresh_tuning_is_exactly_the_identity(name, tuned):
 
 @pytest.mark.parametrize(("name", "tuned"), FITTING)
 def test_each_tuning_trains_its_parameters(name, tuned):
-  """Every pattern matches, nothing outside is trained, and what is added is what is trained."""
+  """Every pattern matches, and a tuning that adds parameters trains exactly those."""
   backbone, plain = BACKBONES[name](tuning=ALL[tuned]), paths(BACKBONES[name]())
   train, lr_factors = tuning.trainable(backbone)
   params = dict(backbone=shapes_of(backbone)["params"], head=dict(kernel=jnp.zeros(1)))

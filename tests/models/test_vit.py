@@ -1,4 +1,4 @@
-"""ViT and the text tower: the same numbers as the networks whose weights they take, and what a user may ask of them."""
+"""ViT and the text tower: the same numbers as the networks that their weights come from, and all options."""
 
 import os
 import pathlib
@@ -170,7 +170,7 @@ def test_text_tower(tmp_path):
     text.load(save(tmp_path / "v.safetensors", plain_weights()))
 
 
-# -- what else it does ------------------------------------------------------------------------------------------------
+# -- further options ---------------------------------------------------------------------------------------------------
 
 
 IMAGES = jax.random.normal(jax.random.key(1), (4, 28, 42, 3))

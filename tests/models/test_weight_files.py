@@ -1,4 +1,4 @@
-"""Files of weights: those that PyTorch wrote, read without it; what is damaged, lies or would run."""
+"""Files of weights: PyTorch's files read without PyTorch; damaged, inconsistent and malicious files."""
 
 import io
 import pickle
