@@ -96,11 +96,11 @@ def pretrained(variables: dict, path: str, class_names: tuple[str, ...], *, rese
 
   if different := manifest.differences(taken(variables), taken(stored)):
     raise WorkdirError(f"pretrained: the model of {source} does not fit the config's: {different}; "
-                       "--config.reset_head=True draws the head afresh, if only the head differs")
-  paths = {tuple(path.split("/")) for path in taken(variables)}
-  trained = flax.traverse_util.flatten_dict(stored)
-  flat = {path: jnp.asarray(trained[path]) if path in paths else leaf
-          for path, leaf in flax.traverse_util.flatten_dict(variables).items()}
+                       "--config.reset_head=True draws the head afresh, where that is all that differs")
+  places = {tuple(path.split("/")) for path in taken(variables)}
+  found = flax.traverse_util.flatten_dict(stored)
+  flat = {place: jnp.asarray(found[place]) if place in places else leaf
+          for place, leaf in flax.traverse_util.flatten_dict(variables).items()}
   return {kind: {} for kind in variables} | flax.traverse_util.unflatten_dict(flat)
 
 
@@ -128,6 +128,7 @@ def finished(workdir: pathlib.Path) -> tuple[Stage, dict]:
     mean, std, channels = tuple(data["mean"]), tuple(data["std"]), tuple(data["image_shape"])
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise WorkdirError(f"{path}: not the results of a run ({type(error).__name__}: {error})") from error
+  # A data set without images: the stage needs only its counts, names and statistics, which results.json has.
   labels = np.repeat(np.arange(len(counts)), counts)
   images = np.zeros((0, *channels), np.uint8) if channels else Paths("", ())
   dataset = sources.Dataset((images, labels), (images, labels[:0]), np.arange(len(labels)), names, mean, std,

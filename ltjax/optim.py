@@ -47,7 +47,7 @@ def adam(*, learning_rate: float = 1.0, b1: Decay = 0.9, b2: Decay = 0.999,
 def lars(*, learning_rate: float = 1.0, momentum: Decay = 0.9, weight_decay: NonNegative = 0.0,
          trust_coefficient: Annotated[float, "(0, inf)"] = 0.001, mask: Any = True) -> optax.GradientTransformation:
   """LARS for very large batches (You et al., 2017); `no_decay` also exempts parameters from the trust ratio."""
-  mask = True if mask is None else mask
+  mask = True if mask is None else mask  # optax.lars takes no None; True exempts nothing
   return optax.lars(learning_rate, weight_decay, weight_decay_mask=mask, trust_coefficient=trust_coefficient,
                     trust_ratio_mask=mask, momentum=momentum)
 

@@ -47,29 +47,29 @@ class Looked(NamedTuple):
 # -- one image --------------------------------------------------------------------------------------------------------
 
 
-def _look(images: Files | np.ndarray, place: int, decode: bool) -> Looked:
+def _look(images: Files | np.ndarray, index: int, decode: bool) -> Looked:
   if isinstance(images, np.ndarray):
-    return Looked("", _digest(images[place].tobytes()))
+    return Looked("", _digest(images[index].tobytes()))
   if not decode and not isinstance(images, Paths):
     return Looked("", None)  # a record cannot be read in part, and was read once for its label
   try:
-    size, head = _read(images, place, decode)
+    size, head = _read(images, index, decode)
   except OSError as error:
-    return Looked(f"{images.name(place)}: {error.strerror or error}", None)
+    return Looked(f"{images.name(index)}: {error.strerror or error}", None)
   fault = _fault(head, decode)
-  return Looked(fault and f"{images.name(place)}: {fault}", _digest(head[:_HEAD] + b"%d" % size))
+  return Looked(fault and f"{images.name(index)}: {fault}", _digest(head[:_HEAD] + b"%d" % size))
 
 
 def _digest(data: bytes) -> bytes:
   return hashlib.blake2b(data, digest_size=16).digest()  # short, because one per image stays in memory
 
 
-def _read(images: Files, place: int, complete: bool) -> tuple[int, bytes]:
+def _read(images: Files, index: int, complete: bool) -> tuple[int, bytes]:
   """(length of a file, its beginning or all of it)."""
   if complete:
-    data = images.read(place)
+    data = images.read(index)
     return len(data), data
-  with images.open(place) as file:
+  with images.open(index) as file:
     head = file.read(_HEAD)
     return len(head) if len(head) < _HEAD else file.seek(0, os.SEEK_END) or file.tell(), head
 
@@ -105,13 +105,13 @@ def faults(dataset: Dataset, decode: bool) -> tuple[dict[str, int], list[str]]:
     for split, (images, labels) in _parts(dataset).items():
       chunks = [range(start, min(start + _CHUNK, len(labels))) for start in range(0, len(labels), _CHUNK)]
       for chunk, found in zip(chunks, pool.map(
-          lambda chunk, images=images: [_look(images, place, decode) for place in chunk], chunks), strict=True):
-        for place, looked in zip(chunk, found, strict=True):
+          lambda chunk, images=images: [_look(images, index, decode) for index in chunk], chunks), strict=True):
+        for index, looked in zip(chunk, found, strict=True):
           if looked.fault:
             bad[split] += 1
             lines.append(looked.fault)
           elif looked.content:
-            seen[looked.content].append((split, place))
+            seen[looked.content].append((split, index))
         bar.update(len(chunk))
   return bad, lines + [line for alike in seen.values() if len(alike) > 1 for line in _duplicates(dataset, alike)]
 
@@ -126,11 +126,11 @@ def _duplicates(dataset: Dataset, alike: list[tuple[str, int]]) -> Iterator[str]
   if len({split for split, _ in alike}) < 2:
     return
   first = {}
-  for split, place in alike:
+  for split, index in alike:
     images = getattr(dataset, split)[0]
     is_array = isinstance(images, np.ndarray)
-    content = _digest(images[place].tobytes() if is_array else images.read(place))
-    name = f"{SPLITS[split]} image {place}" if is_array else images.name(place)
+    content = _digest(images[index].tobytes() if is_array else images.read(index))
+    name = f"{SPLITS[split]} image {index}" if is_array else images.name(index)
     other = first.setdefault(content, (split, name))
     if other[0] != split:
       yield f"{name}: the {SPLITS[split]} set has the same image as the {SPLITS[other[0]]} set, {other[1]}"

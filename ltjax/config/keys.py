@@ -39,7 +39,7 @@ def check_literals(config: ConfigDict) -> None:
 
 def stage_names(config: ConfigDict) -> tuple[str, ...]:
   """The names of the stages; raises unless the config has exactly their blocks and the keys of every config."""
-  if "stages" not in config:
+  if "stages" not in config:  # perhaps a typo; without the names no block can be told from a wrong key
     near = next((key for key in config if nearest(key, ["stages"]) and key not in recipes.RUN_KEYS), None)
     raise ConfigError(f"{near}: not a key of a config (did you mean 'stages'?)" if near else
                       "stages: missing from the config")

@@ -57,7 +57,7 @@ def parse(argv: Sequence[str], options: Mapping[str, Option], usage: str) -> dic
                         f"{' '.join(f'--{name}=...' for name in options)}")
     no, name, value = match.groups()
     if no and not name.startswith("config.") and name not in options:
-      no, name = None, no + name
+      no, name = None, no + name  # a name that merely begins with "no"
     boolean = isinstance(given.get(name), bool)
     if value is None and not no and not boolean and rest and not rest[0].startswith("--"):
       value = rest.pop(0)

@@ -76,7 +76,7 @@ class _Meeting:
   def __init__(self, listener: socket.socket, count: int, token: str):
     self._listener, self._count, self._token = listener, count, token
     self._links, self._selector, self._strangers = {}, selectors.DefaultSelector(), {}
-    listener.setblocking(False)
+    listener.setblocking(False)  # a caller may be gone by the time it is accepted
     self._selector.register(listener, selectors.EVENT_READ)
 
   def run(self, deadline: float, timeout: float) -> list[Link]:
@@ -94,7 +94,7 @@ class _Meeting:
         if time.monotonic() > patient:
           print(f"waiting for process {names} of {self._count} ...", file=sys.stderr, flush=True)
           patient = math.inf
-        for link in self._links.values():
+        for link in self._links.values():  # a sign of life: the others give up after a heartbeat without one
           link.send(dict(wait=missing), 1.0)
         self._serve(min(left, 1.0))
     finally:
@@ -154,10 +154,12 @@ class _Meeting:
 
   def _hello(self, connection: socket.socket, line: dict | None) -> Link | None:
     """The process that has called; None, after telling it why, if it does not belong to this run."""
+    # `type` and not `isinstance`, for which True is an int.
     if line is None or [type(line.get(key)) for key in ("number", "count", "name", "token")] != [int, int, str, str]:
       connection.close()
       return None
     link, reason = Link(line["number"], line["name"], connection), None
+    # In constant time, so that nobody can guess the token letter by letter.
     if not hmac.compare_digest(line["token"].encode("utf-8", "replace"), self._token.encode("utf-8", "replace")):
       reason = f"{link.name} has another LTJAX_TOKEN than process 0; give all processes of the run the same."
     elif line["count"] != self._count:

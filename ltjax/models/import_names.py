@@ -67,6 +67,7 @@ _EFFICIENTNET = ((r"_conv_stem\.", "stem_conv."), (r"_bn0\.", "stem_norm."), (r"
                  (r"_blocks\.(\d+)\._bn0\.", r"\1.expand_norm."), (r"_blocks\.(\d+)\._bn1\.", r"\1.depth_norm."),
                  (r"_blocks\.(\d+)\._bn2\.", r"\1.project_norm."))
 _BLOCK = r"(?:blocks|encoder\.layers?|transformer\.resblocks|Transformer\.encoderblock)[._](\d+)\."
+# Each pattern joins the names that timm, Hugging Face, CLIP and big_vision have for one of our parameters.
 _VIT = tuple((rf"(?:{name})", ours) for name, ours in (
     (r"patch_embed\.proj\.|embeddings\.patch_embeddings\.projection\.|embeddings\.patch_embedding\.|conv1\.|"
      r"embedding\.", "patch."),

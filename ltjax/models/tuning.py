@@ -175,6 +175,7 @@ class _LowRankQueries(nn.Module):
     dense = functools.partial(nn.Dense, use_bias=False, dtype=self.dtype)
     query, value = (dense(x.shape[-1], kernel_init=nn.initializers.zeros, name=f"{name}_up")(
         dense(self.rank, kernel_init=kaiming_uniform, name=f"{name}_down")(x)) / self.rank for name in "qv")
+    # Queries, keys and values are one matrix in our ViT; LoRA leaves the keys as they are.
     return jnp.concatenate([query, jnp.zeros_like(query), value], axis=-1)
 
 

@@ -130,6 +130,7 @@ class ViT(nn.Module):
     """Returns (class token and registers [b p d], patches [b h2 w2 d]), after the last LayerNorm."""
     images, plan = images if isinstance(images, Generating) else (images, None)
     tune, style, (width, depth, heads) = self.tuning or tunings.Tuning(), STYLES[self.style], self.shape()
+    # The fast variance, E[x^2] - E[x]^2, cancels where the mean is large, and pretrained networks have such channels.
     norm = functools.partial(nn.LayerNorm, epsilon=style.epsilon, use_fast_variance=False, dtype=self.dtype)
     x, prefix = self._embed(images, tune, style, width)
     grid, (x, first) = x.shape[1:3], (x.reshape(len(x), -1, width), prefix)
@@ -140,7 +141,7 @@ class ViT(nn.Module):
     start = len(first)
     for number in range(depth):
       prompts = tune.prompts(self, number, width)
-      if prompts is not None:
+      if prompts is not None:  # after the first block they replace the prompts of the block before
         after = x[:, start + (tune.number if number else 0):]
         prompts = jnp.broadcast_to(prompts.astype(x.dtype), (len(x), *prompts.shape))
         x = jnp.concatenate([x[:, :start], prompts, after], axis=1)

@@ -48,6 +48,7 @@ class Checkpoints:
     """
     self._folder, self._keep, self._strict, self._on_fallback = folder.absolute(), keep, strict, on_fallback
     self._run, self._read_only, self._logs, self._inode = run, read_only, {}, None
+    # One thread, so that checkpoints are committed in the order of their steps.
     self._writer, self._pending = futures.ThreadPoolExecutor(1, "checkpoint"), None
     if processes.is_first() and not read_only:
       try:
@@ -126,6 +127,8 @@ class Checkpoints:
         orbax.save(partial, args=ocp.args.Composite(**{key: ocp.args.StandardSave(item)
                                                        for key, item in items.items()}))
       manifest.write(partial, items, step=step, run=self._run, logs=marks)
+      # All files before the rename: otherwise a power cut could leave the final name without its data. The logs too: a
+      # checkpoint must not count lines that a power cut can still take.
       for path in (*partial.rglob("*"), partial):
         durable.sync(path)
       for each in logs:
@@ -189,9 +192,10 @@ class Checkpoints:
 
   def _restore(self, like: dict, upto: int = sys.maxsize) -> dict:
     leaves, structure = jax.tree.flatten(like)
-    found = processes.from_first(lambda: jax.tree.leaves(self._read(like, upto)))
-    assert len(found) == len(leaves)
-    return sharding.replicate(jax.tree.unflatten(structure, found), sharding.data_mesh())
+    # Only the leaves travel: the processes exchange no named tuples, of which optax's states consist.
+    restored = processes.from_first(lambda: jax.tree.leaves(self._read(like, upto)))
+    assert len(restored) == len(leaves)
+    return sharding.replicate(jax.tree.unflatten(structure, restored), sharding.data_mesh())
 
   def _read(self, like: dict, upto: int) -> dict:
     folder = self._folder / str(self._newest_undamaged(upto))
@@ -199,7 +203,7 @@ class Checkpoints:
     self._logs = manifest.read(folder).get("logs", {})
     try:
       with _orbax() as orbax:
-        found = orbax.restore(folder, args=ocp.args.Composite(**{
+        restored = orbax.restore(folder, args=ocp.args.Composite(**{
             key: ocp.args.StandardRestore(jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), item))
             for key, item in like.items()}))
     except Exception as error:
@@ -207,10 +211,10 @@ class Checkpoints:
                          "give another --workdir, or move it away") from error
     written = manifest.read(folder)["values_sha256"]
     for key in like:
-      if manifest.fingerprint(found[key]) != written[key]:
+      if manifest.fingerprint(restored[key]) != written[key]:
         raise WorkdirError(f"{folder}: the files of {key} are undamaged, but other values were read than were saved; "
                            "install the versions of orbax-checkpoint and tensorstore that the README names")
-    return {key: found[key] for key in like}
+    return {key: restored[key] for key in like}
 
   def _newest_undamaged(self, upto: int) -> int:
     """The newest step whose files are as they were written; warns about each newer one that is damaged."""

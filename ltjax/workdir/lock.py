@@ -13,6 +13,7 @@ from ltjax.errors import WorkdirError
 from ltjax.workdir import durable
 
 NAME = ".lock"
+# Errors of file systems without locks.
 _WITHOUT_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 
 

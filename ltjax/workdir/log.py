@@ -13,7 +13,7 @@ from ltjax.distributed import processes
 from ltjax.errors import SaveError, WorkdirError
 from ltjax.workdir.durable import make_folder, sync, write_durably
 
-_TYPES = dict(step=int, event=str)
+_TYPES = dict(step=int, event=str)  # the key that every line has: in a stage's log its step, in the events their kind
 
 
 class Journal:
@@ -35,7 +35,7 @@ class Journal:
     """
     self._path = path
     self._lines = processes.from_first(lambda: _resume(path, upto, (logs or {}).get(path.name), on_loss))
-    self._digest = hashlib.sha256(_text(self._lines).encode())
+    self._digest = hashlib.sha256(_text(self._lines).encode())  # grows with each line, so that a mark costs nothing
 
   def has(self, step: int, key: str) -> bool:
     """Whether a line of `step` has `key`."""
@@ -81,19 +81,20 @@ class Events:
 
   def counts(self) -> dict[str, int]:
     """The number of events of each kind; an unreadable line is reported on stderr and left out."""
-    found = collections.Counter()
+    counts = collections.Counter()
     for number, content in _parsed(self._path, "event"):
       if content is None:
         print(f"WARNING: {self._path}:{number}: not a line that ltjax wrote; it is left out", file=sys.stderr)
       else:
-        found[content["event"]] += 1
-    return found
+        counts[content["event"]] += 1
+    return counts
 
 
 def append(path: pathlib.Path, entries: dict) -> None:
   """Adds a line to a log, after removing an incomplete last line that a crash may have left."""
   with errors.writing(path):
     try:
+      # Opened anew for each line: a file that stays open would follow a moved folder unnoticed.
       with path.open("a+b") as file:
         _remove_half_line(file)
         file.write(_text([entries]).encode())
@@ -112,7 +113,7 @@ def read(path: pathlib.Path, key: str = "step", flushed: int | None = None) -> l
   Raises:
     WorkdirError: any other line is not as it was written.
   """
-  found, lines = [], list(_parsed(path, key))
+  retained, lines = [], list(_parsed(path, key))
   for number, content in lines:
     if content is None:
       if number == len(lines) and not path.read_bytes().endswith(b"\n"):
@@ -124,8 +125,8 @@ def read(path: pathlib.Path, key: str = "step", flushed: int | None = None) -> l
         break
       raise WorkdirError(f"{path}:{number}: not a line that ltjax wrote; repair the line, or move the work folder "
                          "away")
-    found.append(content)
-  return found
+    retained.append(content)
+  return retained
 
 
 def _resume(path: pathlib.Path, upto: int, mark: Mapping | None, on_loss: Callable[[str], None]) -> list[dict]:

@@ -78,11 +78,11 @@ def differences(wanted: dict[str, str], stored: dict[str, str]) -> str:
 
 def fingerprint(tree) -> str:
   """The hash of all values of a tree of arrays."""
-  found = hashlib.sha256()
+  digest = hashlib.sha256()
   for path, leaf in _leaves(tree):
-    found.update(path.encode())
-    found.update(np.ascontiguousarray(leaf).data)
-  return found.hexdigest()
+    digest.update(path.encode())
+    digest.update(np.ascontiguousarray(leaf).data)
+  return digest.hexdigest()
 
 
 def _leaves(tree) -> list:
