@@ -88,12 +88,12 @@ def nearest_class_mean(
   _check_metric(metric)
   features = _moved(features, unit, center)
   if not isinstance(labels, jax.core.Tracer):
-    found = np.asarray(labels)
-    if not np.issubdtype(found.dtype, np.integer) or found.shape != features.shape[:1]:
-      raise DataError(f"labels must be {features.shape[0]} integers, got {found.dtype} of shape {found.shape}.")
-    if found.size and not 0 <= found.min() <= found.max() < num_classes:
-      raise DataError(f"labels must be in [0, {num_classes}), got {found.min()} to {found.max()}.")
-    empty = np.flatnonzero(np.bincount(found, minlength=num_classes) == 0)
+    classes = np.asarray(labels)
+    if not np.issubdtype(classes.dtype, np.integer) or classes.shape != features.shape[:1]:
+      raise DataError(f"labels must be {features.shape[0]} integers, got {classes.dtype} of shape {classes.shape}.")
+    if classes.size and not 0 <= classes.min() <= classes.max() < num_classes:
+      raise DataError(f"labels must be in [0, {num_classes}), got {classes.min()} to {classes.max()}.")
+    empty = np.flatnonzero(np.bincount(classes, minlength=num_classes) == 0)
     if empty.size:
       raise DataError(f"every class needs a feature, but class {empty[0]} has none ({empty.size} such classes of "
                       f"{num_classes}).")

@@ -234,11 +234,11 @@ def sampler(call, where: str, class_counts: np.ndarray) -> samplers.Cycle | Call
 
 
 def _probabilities(call, where: str, class_counts: np.ndarray, clock: Clock) -> np.ndarray:
-  found = np.asarray(call(class_counts, **call.at(clock)), np.float64)
-  if found.shape != class_counts.shape or not (found >= 0).all() or not np.isclose(found.sum(), 1):
-    raise ConfigError(f"{where}.sampler: {call.name} gives {found[:5]} ..., expected {len(class_counts)} probabilities "
-                      "that sum to 1")
-  return found
+  values = np.asarray(call(class_counts, **call.at(clock)), np.float64)
+  if values.shape != class_counts.shape or not (values >= 0).all() or not np.isclose(values.sum(), 1):
+    raise ConfigError(f"{where}.sampler: {call.name} gives {values[:5]} ..., expected {len(class_counts)} "
+                      "probabilities that sum to 1")
+  return values
 
 
 def _value(call, key: str, clock: Clock) -> Any:

@@ -100,9 +100,9 @@ def make_gradients(parts: Parts):
 
     def add(carry, piece):
       loss, grads, batch_stats, loss_state = carry
-      (more, (logits, batch_stats, loss_state)), found = differentiate(
+      (more, (logits, batch_stats, loss_state)), more_grads = differentiate(
           trained, batch_stats, loss_state, batch.piece(piece, pieces), piece, totals)
-      return (loss + more, jax.tree.map(jnp.add, grads, found), batch_stats, loss_state), logits
+      return (loss + more, jax.tree.map(jnp.add, grads, more_grads), batch_stats, loss_state), logits
 
     start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained), state.batch_stats, state.loss_state)
     # XLA runs convolutions inside a loop about fifty times slower on a CPU, so there the loop is unrolled.
@@ -128,19 +128,19 @@ def make_train_step(parts: Parts):
   gradients, optimizer = make_gradients(parts), parts.optimizer
 
   def train_step(state: TrainState, data, batch, scalars) -> tuple[TrainState, jax.Array]:
-    found, (trained, frozen) = gradients(state, data, batch, scalars), optim.split(state.params, optimizer.factors)
-    trained, opt_state = optimizer.update(found.grads, state.opt_state, trained, lr=scalars["lr"])
-    observed = found.batch.observed
+    result, (trained, frozen) = gradients(state, data, batch, scalars), optim.split(state.params, optimizer.factors)
+    trained, opt_state = optimizer.update(result.grads, state.opt_state, trained, lr=scalars["lr"])
+    observed = result.batch.observed
     size = len(observed[0].labels)
-    predictions = jnp.argmax(found.logits[:size], axis=-1)
+    predictions = jnp.argmax(result.logits[:size], axis=-1)
     correct = sum(term.sum(predictions == term.labels) for term in observed)
-    sums = dict(loss=found.loss * size, correct=correct, examples=jnp.float32(size))
+    sums = dict(loss=result.loss * size, correct=correct, examples=jnp.float32(size))
     learned = state.replace(
-        step=state.step + 1, params=optim.join(trained, frozen), batch_stats=found.batch_stats, opt_state=opt_state,
-        loss_state=found.loss_state, ema=optimizer.average(state.ema, trained, found.batch_stats),
+        step=state.step + 1, params=optim.join(trained, frozen), batch_stats=result.batch_stats, opt_state=opt_state,
+        loss_state=result.loss_state, ema=optimizer.average(state.ema, trained, result.batch_stats),
         window=jax.tree.map(jnp.add, state.window, sums))
     # After a failed step with "stop", the state's step no longer matches the number that the host sends with each step.
-    finite = all_finite((found.loss, trained, found.batch_stats, opt_state)) & (state.step == scalars["step"])
+    finite = all_finite((result.loss, trained, result.batch_stats, opt_state)) & (state.step == scalars["step"])
     unchanged = state if parts.on_nonfinite == "stop" else state.replace(step=state.step + 1)
     return jax.tree.map(lambda new, old: jnp.where(finite, new, old), learned, unchanged), finite
 

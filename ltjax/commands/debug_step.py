@@ -56,8 +56,8 @@ def replay(workdir: pathlib.Path, name: str | None = None, step: int | None = No
     record = workdir / train.NOT_FINITE
     if not record.is_file():
       raise ConfigError(f"{record}: no step of this run was found to be not finite; give --stage and --step")
-    found = json.loads(record.read_text())
-    name, step = found["stage"], found["step"]
+    stopped = json.loads(record.read_text())
+    name, step = stopped["stage"], stopped["step"]
   dataset, _ = spec.read()
   stages = {each.name: each for each in build(spec, dataset)}
   if name not in stages:
@@ -84,9 +84,9 @@ def _text(value) -> str:
 
 def _tensors(stage: Stage, state, batch, scalars):
   model, optimizer = stage.model, stage.optimizer
-  found = jax.jit(steps.make_gradients(stage.parts))(state, stage.data, batch, scalars)
+  gradients = jax.jit(steps.make_gradients(stage.parts))(state, stage.data, batch, scalars)
   trained, _ = optim.split(state.params, optimizer.factors)
-  after, opt_state = jax.jit(optimizer.update)(found.grads, state.opt_state, trained, lr=scalars["lr"])
+  after, opt_state = jax.jit(optimizer.update)(gradients.grads, state.opt_state, trained, lr=scalars["lr"])
 
   order = []  # paths of the modules, as their calls end
 
@@ -103,14 +103,14 @@ def _tensors(stage: Stage, state, batch, scalars):
 
   variables = dict(params=state.params, batch_stats=state.batch_stats)
   yield from _of("state", variables)
-  yield from _of("images", found.batch.inputs)
-  tensors = list(_of("output of", jax.jit(outputs)(variables, found.batch.inputs)))
+  yield from _of("images", gradients.batch.inputs)
+  tensors = list(_of("output of", jax.jit(outputs)(variables, gradients.batch.inputs)))
   yield from sorted(tensors, key=lambda tensor: _position(tensor, order))
-  yield from _of("logits", found.logits)
-  yield from _of("loss", found.loss)
+  yield from _of("logits", gradients.logits)
+  yield from _of("loss", gradients.loss)
   # From the last module to the first, as the backward pass computes them.
-  yield from sorted(_of("gradient of", found.grads), key=lambda tensor: -_position(tensor, order))
-  yield from _of("statistics", found.batch_stats)
+  yield from sorted(_of("gradient of", gradients.grads), key=lambda tensor: -_position(tensor, order))
+  yield from _of("statistics", gradients.batch_stats)
   yield from _of("parameter after the step", after)
   yield from _of("optimiser after the step", opt_state)
 
@@ -124,7 +124,7 @@ def _of(what: str, tree):
 def _position(tensor: Tensor, order: list[str]) -> int:
   """The index in `order` of the module that `tensor` belongs to; the model itself, with an empty path, is last."""
   path = tensor.name.split("of ", 1)[1].split("/")
-  return next(order.index(found) for length in range(len(path), -1, -1) if (found := "/".join(path[:length])) in order)
+  return next(order.index(name) for length in range(len(path), -1, -1) if (name := "/".join(path[:length])) in order)
 
 
 def _leaves(tree) -> list[tuple[str, np.ndarray]]:

@@ -275,10 +275,10 @@ class Schedule(NamedTuple):
     """A message for each part of the schedule that takes no full effect in a stage of `epochs`."""
     at = self.call.constants.get("at", ())
     late = [f"{epoch:g}" for epoch in (at if isinstance(at, tuple) else (at,)) if epoch >= epochs]
-    found = [f".at: {', '.join(late)} of {epochs} epochs never come (epochs count from 0)"] if late else []
+    messages = [f".at: {', '.join(late)} of {epochs} epochs never come (epochs count from 0)"] if late else []
     if (warmup := self.call.constants.get("warmup", 0)) > epochs:
-      found.append(f".warmup: {warmup:g} epochs of warm-up do not end within the {epochs} of the stage")
-    return found
+      messages.append(f".warmup: {warmup:g} epochs of warm-up do not end within the {epochs} of the stage")
+    return messages
 
 
 def _schedule_lacks(part: Callable) -> str | None:

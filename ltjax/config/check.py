@@ -173,11 +173,11 @@ def _moving(stage: StageSpec) -> dict[str, tuple]:
   """{config path: (schedule, range)} of everything that a stage schedules."""
   calls = dict(adjust=stage.objective.adjust, loss=stage.objective.loss, class_weights=stage.class_weights)
   calls |= {f"transforms[{index}]": call for index, call in enumerate(stage.transforms)}
-  found = {f"{stage.name}.lr": (stage.lr, "[0, inf)")}
+  moving = {f"{stage.name}.lr": (stage.lr, "[0, inf)")}
   for part, call in calls.items():
     for key, schedule in (call.schedules.items() if call else ()):
-      found[f"{stage.name}.{part}.{key}"] = schedule, b.interval(b.signature(call.function)[key])
-  return found
+      moving[f"{stage.name}.{part}.{key}"] = schedule, b.interval(b.signature(call.function)[key])
+  return moving
 
 
 def notes(spec: RunSpec) -> list[str]:
@@ -208,12 +208,12 @@ def _trace(stage: StageSpec) -> None:
   def traced(logits, labels, counts):
     state = objective.update_state(objective.init_state(2), logits, labels, 1.0)
     offered = dict(labels=labels, class_counts=counts, features=logits, key=jax.random.key(0), **(state or {}))
-    found = {}
+    results = {}
     for key in ("adjust", "loss"):
       if call := getattr(objective, key):
         given = {name: value for name, value in offered.items() if name in call.arguments}
-        found[key] = call(logits, **given, **scalars[key])
-    return found
+        results[key] = call(logits, **given, **scalars[key])
+    return results
 
   shapes = [jax.ShapeDtypeStruct(shape, kind) for shape, kind in (((3, 2), "float32"), ((3,), "int32"),
                                                                    ((2,), "float32"))]
@@ -270,6 +270,6 @@ def check_batch(stage: StageSpec, devices: int, examples: int) -> None:
   if size > examples:
     raise ConfigError(f"{where}: {size} does not fit {examples} training images; give 1 to {examples}")
   if size % devices:
-    near = [found for found in (size - size % devices, size - size % devices + devices) if 1 <= found <= examples]
+    near = [number for number in (size - size % devices, size - size % devices + devices) if 1 <= number <= examples]
     raise ConfigError(f"{where}: {size} is not divisible by {devices} devices; valid are its multiples, the nearest "
                       f"{' and '.join(map(str, near)) or 'none that fits'}")

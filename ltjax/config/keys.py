@@ -11,13 +11,13 @@ from ltjax.errors import ConfigError, nearest
 
 def flat(config: Mapping, prefix: str = "") -> dict[str, object]:
   """{"a.b": value} of every leaf of nested mappings."""
-  found = {}
+  leaves = {}
   for key, value in config.items():
     if isinstance(value, Mapping | ConfigDict) and len(value):
-      found |= flat(value, f"{prefix}{key}.")
+      leaves |= flat(value, f"{prefix}{key}.")
     else:
-      found[prefix + key] = value
-  return found
+      leaves[prefix + key] = value
+  return leaves
 
 
 def check_literals(config: ConfigDict) -> None:

@@ -48,12 +48,12 @@ def start(environment: Mapping[str, str] = os.environ, *, init_timeout: float = 
     raise ConfigError("JAX_DISABLE_JIT: ltjax trains with compiled steps only; unset it, and look into a step with "
                       "`python -m ltjax debug_step`")
   init_timeout = _seconds(environment, "LTJAX_INIT_TIMEOUT", init_timeout)
-  found = _named(environment) or _recognised(environment, init_timeout)
-  if not found or found[1] == 1:
+  run = _named(environment) or _recognised(environment, init_timeout)
+  if not run or run[1] == 1:
     return
   heartbeat = _seconds(environment, "LTJAX_HEARTBEAT", 20.0)
   timing = Timing(min(2.0, heartbeat / 5), heartbeat, _seconds(environment, "LTJAX_STALL", 1800.0))
-  address, count, number, devices = found
+  address, count, number, devices = run
   _watch = meet(address, number, count, timing, init_timeout, environment.get("LTJAX_TOKEN", ""))
   signals.tell_others = lambda sentence: _watch.stop(f"process {number} was asked to stop: {sentence}")
   # All are there. JAX waits 10 seconds longer than the watch, so that the watch names a lost process before JAX aborts.
@@ -277,12 +277,12 @@ def _shared(arrays: list[np.ndarray], specs: list[tuple]) -> list[np.ndarray]:
 
 def _error_class(name: str) -> type[LtjaxError]:
   """The subclass of LtjaxError with that name, or LtjaxError."""
-  known, found = [LtjaxError], {}
+  known, by_name = [LtjaxError], {}
   while known:
     error = known.pop()
-    found[error.__name__] = error
+    by_name[error.__name__] = error
     known += error.__subclasses__()
-  return found.get(name, LtjaxError)
+  return by_name.get(name, LtjaxError)
 
 
 # -- stopping together ------------------------------------------------------------------------------------------------

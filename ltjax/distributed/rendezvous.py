@@ -56,12 +56,12 @@ def local_address(host: str) -> str:
   """
   try:
     families = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
-    found = min((info[4][0].partition("%")[0] for info in families), key=lambda text: ":" in text)
-    loopback = ipaddress.ip_address(found).is_loopback
-    if loopback and host != "localhost" and host != found:
+    address = min((info[4][0].partition("%")[0] for info in families), key=lambda text: ":" in text)
+    loopback = ipaddress.ip_address(address).is_loopback
+    if loopback and host != "localhost" and host != address:
       return ""
-    with socket.create_server((found, 0), family=socket.AF_INET6 if ":" in found else socket.AF_INET):
-      return found
+    with socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET):
+      return address
   except (OSError, ValueError):
     return ""
 
@@ -248,7 +248,7 @@ def _line(connection: socket.socket, timeout: float) -> dict | None:
 
 def _parse(data: bytes) -> dict | None:
   try:
-    found = json.loads(data)
+    message = json.loads(data)
   except (ValueError, RecursionError):
     return None
-  return found if isinstance(found, dict) else None
+  return message if isinstance(message, dict) else None

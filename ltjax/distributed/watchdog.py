@@ -204,9 +204,9 @@ class Watch:
   def _judge(self) -> None:
     if not self._judging:
       return
-    found = [trouble for link in self._links.values() if (trouble := link.trouble(self._timing.heartbeat))]
-    if found:
-      self._end(" ".join(found))
+    troubles = [trouble for link in self._links.values() if (trouble := link.trouble(self._timing.heartbeat))]
+    if troubles:
+      self._end(" ".join(troubles))
     idle = time.monotonic() - self._progress
     if idle > self._timing.stall and not self._beat["end"]:
       self._end(f"process {self.number} has made no progress for {idle:.0f} s at: {self._beat['phase']}; "

@@ -73,10 +73,10 @@ def load(workdir: pathlib.Path) -> ConfigDict:
   """The config that the run in `workdir` was started with; raises a `WorkdirError` if there is none."""
   path = workdir / "config.json"
   try:
-    found = json.loads(path.read_text())
-    if not isinstance(found, Mapping):
-      raise ValueError(f"expected a dict, got {type(found).__name__}")
-    return ConfigDict(_tuples(found))
+    stored = json.loads(path.read_text())
+    if not isinstance(stored, Mapping):
+      raise ValueError(f"expected a dict, got {type(stored).__name__}")
+    return ConfigDict(_tuples(stored))
   except OSError as error:
     raise WorkdirError(f"{workdir} is not a run of ltjax: {path} cannot be read ({error.strerror or error}); give the "
                        "--workdir of a run") from error
@@ -169,10 +169,10 @@ def free(key: str) -> bool:
 
 
 def _flat(config: Mapping, prefix: str = "") -> dict[str, object]:
-  found = {}
+  leaves = {}
   for key, value in config.items():
     if isinstance(value, Mapping) and value:
-      found |= _flat(value, f"{prefix}{key}.")
+      leaves |= _flat(value, f"{prefix}{key}.")
     else:
-      found[prefix + key] = value
-  return found
+      leaves[prefix + key] = value
+  return leaves

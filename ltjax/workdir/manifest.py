@@ -71,9 +71,9 @@ def describe(tree) -> dict[str, str]:
 
 def differences(wanted: dict[str, str], stored: dict[str, str]) -> str:
   """The first few arrays in which two descriptions differ, in words; empty if they agree."""
-  found = [f"{path} is {stored.get(path, 'absent')}, expected {wanted.get(path, 'absent')}"
+  different = [f"{path} is {stored.get(path, 'absent')}, expected {wanted.get(path, 'absent')}"
            for path in sorted({*wanted, *stored}) if wanted.get(path) != stored.get(path)]
-  return "; ".join(found[:4]) + (f"; and {len(found) - 4} more" if found[4:] else "")
+  return "; ".join(different[:4]) + (f"; and {len(different) - 4} more" if different[4:] else "")
 
 
 def fingerprint(tree) -> str:
