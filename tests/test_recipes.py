@@ -124,7 +124,7 @@ def test_a_default_may_depend_on_the_data_set(text, expected):
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("cifar11", "'cifar11' is no choice .did you mean 'cifar10'.*there are cifar10, cifar100"),
+    ("cifar11", "'cifar11' is not a choice .did you mean 'cifar10'.*there are cifar10, cifar100"),
     ("dataset=svhn", "dataset: expected one of cifar10, cifar100, got 'svhn'"),
     ("head=high", "head: expected a number, got 'high'"), ("cifar10,cifar100", "dataset comes twice")])
 def test_a_wrong_data_set_is_refused(text, message):

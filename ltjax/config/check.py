@@ -173,11 +173,11 @@ def _moving(stage: StageSpec) -> dict[str, tuple]:
   """{config path: (schedule, range)} of everything that a stage schedules."""
   calls = dict(adjust=stage.objective.adjust, loss=stage.objective.loss, class_weights=stage.class_weights)
   calls |= {f"transforms[{index}]": call for index, call in enumerate(stage.transforms)}
-  moving = {f"{stage.name}.lr": (stage.lr, "[0, inf)")}
+  found = {f"{stage.name}.lr": (stage.lr, "[0, inf)")}
   for part, call in calls.items():
     for key, schedule in (call.schedules.items() if call else ()):
-      moving[f"{stage.name}.{part}.{key}"] = schedule, b.interval(b.signature(call.function)[key])
-  return moving
+      found[f"{stage.name}.{part}.{key}"] = schedule, b.interval(b.signature(call.function)[key])
+  return found
 
 
 def notes(spec: RunSpec) -> list[str]:
