@@ -1,15 +1,15 @@
 # shellcheck shell=bash
-# Shared by the scripts beside it: reads the command line, and shows a command instead of running it.
+# Used by the other scripts of this folder: parses the command line, and runs commands or prints them.
 
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
   echo "${0##*/}: bash 4.4 or newer is needed, this is $BASH_VERSION." >&2
   exit 2
 fi
 
-shopt -u patsub_replacement 2>/dev/null || true  # newer versions of bash give & in a replacement a meaning
+shopt -u patsub_replacement 2>/dev/null || true  # newer versions of bash replace & by the match
 
 declare -A option=()     # a script's options with their defaults; `false` marks a flag
-declare -a arguments=()  # what follows `--`: the command line of ltjax.main
+declare -a arguments=()  # the arguments after `--`, for ltjax.main
 dry_run=false
 
 fail() {
@@ -17,7 +17,7 @@ fail() {
   exit 2
 }
 
-usage() {  # the comment that a script begins with
+usage() {  # prints the comment at the top of the script
   sed -n -e '1d' -e '/^#/!q' -e 's/^# \{0,1\}//p' "$0"
 }
 
@@ -29,7 +29,7 @@ parse() {
       --dry-run) dry_run=true && shift && continue ;;
       --) shift && arguments=("$@") && break ;;
       --*) ;;
-      *) fail "'$1' is no option. Options of the script come first, then --, then those of ltjax.main; see --help." ;;
+      *) fail "'$1' is not an option. Options of the script come first, then --, then those of ltjax.main; see --help." ;;
     esac
     name=${1#--}
     name=${name%%=*}
@@ -46,14 +46,14 @@ parse() {
   done
 }
 
-need() {  # the named options, with a value
+need() {  # fails unless the named options have a value
   local name
   for name; do
     [[ -n ${option[$name]} ]] || fail "--$name is missing; see --help."
   done
 }
 
-need_number() {  # the named options, each a whole number from 1
+need_number() {  # fails unless the named options are integers from 1
   need "$@"
   local name
   for name; do
@@ -66,11 +66,11 @@ need_arguments() {
     fail "After -- come the arguments of ltjax.main, at least --config=... and --workdir=...; see --help."
 }
 
-make_token() {  # the secret by which the processes of a run know each other; the environment's, if there is one
+make_token() {  # a secret for the processes of a run; LTJAX_TOKEN if it is already set
   LTJAX_TOKEN=${LTJAX_TOKEN:-$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')}
 }
 
-quoted() {  # the words as a shell reads them back
+quoted() {  # the words, quoted for a shell
   local word text=""
   for word; do
     [[ -n $word && $word != *[^][:alnum:]:=./,@%+_-]* ]] || word=${word@Q}

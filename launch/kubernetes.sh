@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# Runs ltjax.main on Kubernetes as a JobSet (launch/jobset.yaml), one process for each node.
+# Runs ltjax.main on Kubernetes as a JobSet (launch/jobset.yaml), with one process per node.
 #
 #   launch/kubernetes.sh apply  --name N --image I --nodes K --storage-class C [options] \
 #                               -- --config=... --workdir=/work/...
 #   launch/kubernetes.sh render ...                      print the manifest only
 #   launch/kubernetes.sh logs   --name N [--worker W]    follow one pod's log (0)
-#   launch/kubernetes.sh stop   --name N                 SIGTERM to all pods; returns when they have saved and ended
-#   launch/kubernetes.sh delete --name N                 that, and the volume with all results
+#   launch/kubernetes.sh stop   --name N                 SIGTERM to all pods; waits until they have saved and ended
+#   launch/kubernetes.sh delete --name N                 stop, then delete the volume with all results
 #
-#   --gpus-per-node G          GPUs of a node, or
-#   --tpus-per-node T          TPU chips of a node, with the two that choose GKE's node pool:
-#   --tpu-accelerator A        as in cloud.google.com/gke-tpu-accelerator, say tpu-v5-lite-podslice
-#   --tpu-topology X           as in cloud.google.com/gke-tpu-topology, say 4x4
-#   --storage-class C          of the volume at /work; must allow ReadWriteMany (GKE: standard-rwx)
+#   --gpus-per-node G          GPUs per node, or
+#   --tpus-per-node T          TPU chips per node, with the next two, which select GKE's node pool:
+#   --tpu-accelerator A        cloud.google.com/gke-tpu-accelerator, such as tpu-v5-lite-podslice
+#   --tpu-topology X           cloud.google.com/gke-tpu-topology, such as 4x4
+#   --storage-class C          class of the volume at /work; must allow ReadWriteMany (GKE: standard-rwx)
 #   --storage S                its size (1Ti)
 #   --namespace M              (kubectl's default)
 #   --dry-run                  print the commands, run none
 #
-# To continue a run: stop, if the JobSet is still there, and apply again.
+# To continue a run: stop it if the JobSet still exists, and apply again.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "$0")/common.sh"
@@ -26,22 +26,22 @@ option=([name]="" [image]="" [nodes]="" [gpus-per-node]="" [tpus-per-node]="" [t
   [storage-class]="" [storage]=1Ti [namespace]="" [worker]=0)
 commands=" render apply logs stop delete "
 case ${1---help} in
-  -*) parse "$@" && fail "What shall be done? One of:$commands(see --help)." ;;
+  -*) parse "$@" && fail "A command is missing. There are:$commands(see --help)." ;;
 esac
 command=$1
 [[ $commands == *" $command "* ]] || fail "There is no command '$command', only:$commands(see --help)."
 parse "${@:2}"
 need name
-[[ ${option[name]} =~ ^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$ ]] ||  # pods append to it, and 63 letters are the limit
+[[ ${option[name]} =~ ^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$ ]] ||  # pods append to it, and Kubernetes allows 63 letters
   fail "--name is '${option[name]}', which is not at most 40 of a-z, 0-9 and - beginning with a letter."
 
 kubectl=(kubectl)
 [[ -z ${option[namespace]} ]] || kubectl+=("--namespace=${option[namespace]}")
 
-json() {  # the words as a list; $ is doubled because Kubernetes replaces $(...) and $$
+json() {  # the words as a JSON list; $ is doubled because Kubernetes replaces $(...) and $$
   local word text=""
   for word; do
-    [[ $word != *[[:cntrl:]]* ]] || fail "An argument holds a control character: $(quoted "$word")."
+    [[ $word != *[[:cntrl:]]* ]] || fail "An argument contains a control character: $(quoted "$word")."
     word=${word//\\/\\\\}
     word=${word//\"/\\\"}
     word=${word//\$/\$\$}
@@ -55,7 +55,7 @@ render() {
   need_number nodes
   need_arguments
   [[ " ${arguments[*]} " == *" --workdir=/work/"* ]] ||
-    fail "--workdir must be under /work, the volume: what lies elsewhere is lost with the pod."
+    fail "--workdir must be under /work, the volume: files elsewhere are lost with the pod."
   local selector="{}" annotations="{}" limits
   if [[ -n ${option[tpus-per-node]} ]]; then
     need tpu-accelerator tpu-topology

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Runs ltjax.main as several processes of this machine, for testing or one process for each GPU.
+# Runs ltjax.main as several processes on this machine, for tests or with one process per GPU.
 #
 #   launch/local.sh --processes N [options] -- --config=... --workdir=...
 #
-#   --processes N              how many
-#   --devices-per-process K    devices of each (1): GPUs where there are any, else that many CPU devices
-#   --coordinator-port PORT    where they meet (a free one)
+#   --processes N              number of processes
+#   --devices-per-process K    devices per process (1): GPUs if there are any, else CPU devices
+#   --coordinator-port PORT    port where they meet (a free one)
 #   --dry-run                  print the commands, run none
 #
 # Process 0 has the terminal; lines of process i begin with [i]. SIGINT, SIGTERM, SIGUSR1 and SIGHUP go to every process.
-# Ends when all have ended: with 0 if all succeeded, 75 if they were stopped with everything saved, else with the code of
-# the first that failed; with 69, another process is missing, only if no process says why.
+# Waits for all processes. The exit code is 0 if all succeeded, 75 if they were stopped with everything saved, else that
+# of the first one that failed; 69 (another process is missing) only if all failures are of this kind.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "$0")/common.sh"
-set -m  # a process group each: Ctrl-C reaches this script alone, which passes it on once
+set -m  # gives each process its own group: Ctrl-C reaches this script alone, which passes it on once
 
 option=([processes]="" [devices-per-process]=1 [coordinator-port]="")
 parse "$@"
@@ -24,7 +24,7 @@ processes=${option[processes]} devices=${option[devices-per-process]}
 
 port=${option[coordinator-port]}
 [[ -z $port ]] || need_number coordinator-port
-while [[ -z $port ]]; do  # a free one below the range from which the system gives ports to clients
+while [[ -z $port ]]; do  # find a free one, below the range that the system uses for clients
   port=$((20000 + RANDOM % 12000))
   ! (: <>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || port=""
 done
@@ -34,13 +34,14 @@ if [[ ${JAX_PLATFORMS-} != cpu ]] && found=$(nvidia-smi -L 2>/dev/null); then
   mapfile -t gpus < <(grep '^GPU' <<<"$found" | sed 's/^GPU \([0-9]*\):.*/\1/')
   [[ -z ${CUDA_VISIBLE_DEVICES-} ]] || IFS=, read -ra gpus <<<"$CUDA_VISIBLE_DEVICES"
   ((${#gpus[@]} >= processes * devices)) ||
-    fail "$((processes * devices)) GPUs are asked for, ${#gpus[@]} are here; JAX_PLATFORMS=cpu does without."
+    fail "$((processes * devices)) GPUs are needed, this machine has ${#gpus[@]}; set JAX_PLATFORMS=cpu to use CPUs."
 fi
 
 guard=()
-! setpriv --pdeathsig TERM true 2>/dev/null || guard=(setpriv --pdeathsig TERM)  # for kill -9 of this script
+# Ends the processes if this script is killed with -9.
+! setpriv --pdeathsig TERM true 2>/dev/null || guard=(setpriv --pdeathsig TERM)
 
-compose() {  # the command line of process $1, into `command`
+compose() {  # sets `command` to the command line of process $1
   command=("${guard[@]}" env "LTJAX_COORDINATOR=localhost:$port" "LTJAX_PROCESSES=$processes"
     "LTJAX_PROCESS_ID=$1")
   if ((${#gpus[@]})); then
@@ -52,7 +53,7 @@ compose() {  # the command line of process $1, into `command`
   command+=(python -m ltjax.main "${arguments[@]}")
 }
 
-prefix() {  # outlives the signals, so that last words are read
+prefix() {  # ignores the signals, so that it can pass on the process's last lines
   trap '' INT TERM USR1 HUP
   exec sed -u "s/^/[$1] /"
 }
@@ -61,10 +62,10 @@ pids=() readers=() pending=""
 pass_on() {
   local name=$pending
   pending=""
-  [[ -z $name ]] || kill -s "$name" "${pids[@]}" 2>/dev/null || true  # one that has ended needs no signal
+  [[ -z $name ]] || kill -s "$name" "${pids[@]}" 2>/dev/null || true  # some may have ended
 }
-# systemd and Slurm signal this script and its processes alike, so a process may get a signal twice: ltjax.main takes
-# what comes within 10 seconds for one request. Here each signal is passed on once, when all have been started.
+# systemd and Slurm signal this script and its processes alike, so a process may get a signal twice: for ltjax.main,
+# signals within 10 seconds are one request. Here each signal is passed on once, after all processes have started.
 asked() {
   interrupted=true pending=$1
   ((${#pids[@]} < processes)) || pass_on
@@ -93,9 +94,9 @@ done
 ! $dry_run || exit 0
 pass_on
 
-wait_for() {  # process $1, to its end; its exit code into `code`
+wait_for() {  # waits until process $1 ends, and sets `code` to its exit code
   interrupted=true
-  while $interrupted; do  # a signal ends `wait` before the process has ended
+  while $interrupted; do  # a signal interrupts `wait`
     interrupted=false code=0
     wait "$1" || code=$?
   done
@@ -112,7 +113,7 @@ for i in "${!pids[@]}"; do
     *) ((failed)) || failed=$code ;;
   esac
 done
-for reader in "${readers[@]}"; do  # their last words
+for reader in "${readers[@]}"; do  # for their last lines
   wait_for "$reader"
 done
 for code in $failed $missing $stopped; do

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Runs ltjax.main under Slurm, one process for each GPU.
+# Runs ltjax.main under Slurm, with one process per GPU.
 #
 #   launch/slurm.sh --nodes N --gpus-per-node K --time HH:MM:SS [options] -- --config=... --workdir=...    (submits)
 #   launch/slurm.sh logs JOB    follow the log
-#   launch/slurm.sh stop JOB    save, and end without being requeued
+#   launch/slurm.sh stop JOB    save and end, without a requeue
 #
-#   --partition P              where to run (the cluster's default); account and the like: SBATCH_ACCOUNT and so on
-#   --cpus-per-task C          CPUs of each process (4)
+#   --partition P              partition (the cluster's default); set the account and the like with SBATCH_ACCOUNT etc.
+#   --cpus-per-task C          CPUs per process (4)
 #   --dry-run                  print the commands, run none
 #
 # Submit from the root of the repository with ltjax's environment active; the log is slurm-JOB.out there. Two minutes
-# before its time is over the run saves and exits with 75; the job then requeues itself and continues.
+# before the time limit the run saves and exits with 75; the job then requeues itself and continues.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "$0")/common.sh"
@@ -26,7 +26,7 @@ submit() {
     --signal=USR1@120 --requeue --open-mode=append)
   [[ -z ${option[partition]} ]] || job+=("--partition=${option[partition]}")
   # --signal without B: goes to the processes of srun and not to the batch script. A task sees all GPUs of its node: JAX
-  # takes the one that SLURM_LOCALID counts to, and --gpus-per-task would hide it. A process that has ended must not end
+  # takes the one with the index SLURM_LOCALID, which --gpus-per-task would hide. A process that has ended must not end
   # the others, which may still be saving.
   local step=(srun "--cpus-per-task=${option[cpus-per-task]}" --label --kill-on-bad-exit=0 --wait=0
     python -m ltjax.main "${arguments[@]}")
@@ -58,7 +58,7 @@ case ${1-} in
     ;;
   stop)
     job_number "${@:2}"
-    run_or_print scontrol update "JobId=$id" Requeue=0  # or the 75 that follows would requeue it
+    run_or_print scontrol update "JobId=$id" Requeue=0  # exit code 75 would requeue it
     run_or_print scancel --signal=TERM "$id"
     ;;
   *) submit "$@" ;;

@@ -2,17 +2,17 @@
 # Runs ltjax.main on all workers of a Cloud TPU VM, a single host or a pod.
 #
 #   launch/tpu.sh create --name N --zone Z --type v5litepod-64 [--version V] [--spot]
-#   launch/tpu.sh copy   --name N --zone Z            the last commit to ~/ltjax of every worker, and install it there
+#   launch/tpu.sh copy   --name N --zone Z            copy the last commit to ~/ltjax on every worker and install it
 #   launch/tpu.sh run    --name N --zone Z -- --config=... --workdir=...
 #   launch/tpu.sh logs   --name N --zone Z [--worker W]    follow one worker's log (0)
-#   launch/tpu.sh stop   --name N --zone Z            SIGTERM to all workers; returns when they have saved and ended
+#   launch/tpu.sh stop   --name N --zone Z            SIGTERM to all workers; waits until they have saved and ended
 #   launch/tpu.sh delete --name N --zone Z
 #
-#   --version V                the TPU VM's software (what Google names for the type)
+#   --version V                the TPU VM's software (Google's recommendation for the type)
 #   --project P                the Google Cloud project (gcloud's default)
 #   --dry-run                  print the commands, run none
 #
-# run starts a systemd unit, which needs no connection to stay open; give it again to continue after stop or preemption.
+# run starts a systemd unit, which needs no open connection; repeat it to continue after a stop or a preemption.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "$0")/common.sh"
@@ -20,7 +20,7 @@ source "$(dirname "$0")/common.sh"
 option=([name]="" [zone]="" [type]="" [version]="" [project]="" [worker]=0 [spot]=false)
 commands=" create copy run logs stop delete "
 case ${1---help} in
-  -*) parse "$@" && fail "What shall be done? One of:$commands(see --help)." ;;
+  -*) parse "$@" && fail "A command is missing. There are:$commands(see --help)." ;;
 esac
 command=$1
 [[ $commands == *" $command "* ]] || fail "There is no command '$command', only:$commands(see --help)."
@@ -33,11 +33,11 @@ tpu_vm() {
   run_or_print "${line[@]}"
 }
 
-on() {  # worker $1 or all of them: the shell command $2
+on() {  # runs the shell command $2 on worker $1, or on "all"
   tpu_vm ssh "${option[name]}" "--worker=$1" "--command=$2"
 }
 
-software() {  # for the type of the TPU
+software() {  # the recommended software for the type of the TPU
   case ${option[type]} in
     v6e-*) echo v2-alpha-tpuv6e ;;
     v5p-*) echo v2-alpha-tpuv5 ;;
@@ -54,7 +54,7 @@ create() {
     "${more[@]}"
 }
 
-copy() {  # uv brings Python 3.12: the machines have 3.10, which is too old
+copy() {  # uv installs Python 3.12, because the machines' 3.10 is too old
   local root
   root=$(cd "$(dirname "$0")/.." && pwd)
   run_or_print mkdir -p "$root/build"

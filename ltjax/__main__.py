@@ -8,17 +8,17 @@ import sys
 
 from ltjax import commands
 
-_NOT_COMMANDS = ("moved",)  # modules of the folder that are none
+_NOT_COMMANDS = ("moved",)  # modules of the folder that are not commands
 
 
 def names() -> list[str]:
-  """The commands there are."""
+  """The names of the commands."""
   found = [module.name for module in pkgutil.iter_modules(commands.__path__)]
   return sorted(name for name in found if name not in _NOT_COMMANDS)
 
 
 def usage() -> str:
-  """One line a command."""
+  """The text of --help, one line per command."""
   lines = []
   for name in names():
     source = importlib.util.find_spec(f"ltjax.commands.{name}").origin

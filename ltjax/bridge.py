@@ -1,4 +1,4 @@
-"""Where a stage's parameters come from: a checkpoint of the stage before, another run, a weights file, prototypes."""
+"""A stage's first parameters: from a checkpoint of the stage before, another run, a weights file, or prototypes."""
 
 import itertools
 import json
@@ -23,7 +23,7 @@ from ltjax.workdir.checkpoint import Checkpoints
 
 
 def from_stage(stage: Stage, before: Stage, workdir: pathlib.Path, checkpoints: Callable[..., Checkpoints]) -> dict:
-  """{"params", "batch_stats"} that `stage` starts with after `before`.
+  """The {"params", "batch_stats"} that `stage` starts with after `before`.
 
   Args:
     stage: the stage that begins.
@@ -40,12 +40,12 @@ def from_stage(stage: Stage, before: Stage, workdir: pathlib.Path, checkpoints: 
 
 
 def take_over(variables: dict, init: Callable[[], dict], reset: tuple) -> dict:
-  """The variables of a stage: those of the stage before where the path is the same, the others drawn by `init`.
+  """The variables of a stage: taken from the stage before if it has the same path, else drawn by `init`.
 
   Args:
     variables: {"params", "batch_stats"} of the stage before.
-    init: draws this stage's.
-    reset: regular expressions of parameters that are drawn although the stage before has them.
+    init: draws this stage's variables.
+    reset: regular expressions of parameters to draw although the stage before has them.
   """
   wanted = jax.eval_shape(init)
   if jax.tree.structure(wanted) == jax.tree.structure(variables) and not reset:
@@ -65,20 +65,20 @@ def take_over(variables: dict, init: Callable[[], dict], reset: tuple) -> dict:
 
 
 def pretrained(variables: dict, path: str, class_names: tuple[str, ...], *, reset_head: bool = False) -> dict:
-  """`variables` of a first stage with the parameters that another training has learned.
+  """`variables` of a first stage with pretrained parameters in their place.
 
-  A file of weights gives the backbone. The work folder of a run gives the complete model of its last stage, or with
-  `reset_head` its backbone: that is how one fine-tunes for other classes.
+  A file of weights replaces the backbone. The work folder of a run replaces all parameters by those of its last stage,
+  or with `reset_head` only the backbone, to fine-tune for other classes.
 
   Args:
     variables: {"params", "batch_stats"}, arrays or shapes.
     path: a file or a folder.
-    class_names: of this run; without `reset_head`, those of the other run must be the same, in the same order.
+    class_names: of this run; without `reset_head`, the other run must have the same, in the same order.
     reset_head: leaves the head as it is.
 
   Raises:
     DataError: the file does not fit.
-    WorkdirError: the folder is no run, or its model is another, whose arrays are listed.
+    WorkdirError: the folder is not a run, or its model has other arrays, which the message lists.
   """
   source = pathlib.Path(path).expanduser()
   if not source.is_dir():
@@ -129,12 +129,12 @@ def finished(workdir: pathlib.Path) -> tuple[Stage, dict]:
   """(last stage, its trained {"params", "batch_stats"}) of a finished run, without reading its data set.
 
   Raises:
-    WorkdirError: the folder is not that of a run, or of one that is not finished.
+    WorkdirError: the folder is not a run's, or the run is not finished.
   """
   spec, path = parse(folder.load(workdir)), workdir / "results.json"
   if not path.is_file():
-    raise WorkdirError(f"{workdir}: the run is not finished, as there is no results.json; give the command that "
-                       "started it once more")
+    raise WorkdirError(f"{workdir}: the run is not finished, as there is no results.json; repeat the command "
+                       "that started it")
   try:
     data = json.loads(path.read_text())["data"]
     counts, names = np.array(data["class_counts"], np.int64), tuple(map(str, data["class_names"]))
@@ -142,6 +142,7 @@ def finished(workdir: pathlib.Path) -> tuple[Stage, dict]:
     kind = np.dtype(data.get("image_type", "uint8"))
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise WorkdirError(f"{path}: not the results of a run ({type(error).__name__}: {error})") from error
+  # A data set without images: the stage needs only its counts, names and statistics, which results.json has.
   labels = np.repeat(np.arange(len(counts)), counts)
   images = np.zeros((0, *channels), kind) if channels else Paths("", ())
   dataset = sources.Dataset((images, labels), (images, labels[:0]), np.arange(len(labels)), names, mean, std,
@@ -158,16 +159,16 @@ def with_prototypes(stage: Stage, before: Stage, variables: dict, earlier: dict,
   """`variables` of `stage` with features of training images as the `prototypes` of its head.
 
   A prototype is the pooled feature of a training image, in evaluation mode and without augmentation, by the model of
-  the stage before. Which images is a pure function of the seed, the stage and the class, so a run that is asked again
-  draws the same; `folder/prototypes.json` lists them by their indices in the set from which the long-tailed one was
-  selected.
+  the stage before. The choice of images is a pure function of the seed, the stage and the class, so a repeated run
+  draws the same ones; `folder/prototypes.json` lists them by their indices in the set from which the long-tailed one
+  was selected.
 
   Args:
     stage: the stage that begins.
     before: the stage before it.
     variables: {"params", "batch_stats"} that `stage` begins with.
     earlier: those that `before` ended with.
-    folder: of `stage`.
+    folder: the folder of `stage`.
   """
   head, (images, labels), extract = stage.model.head, stage.dataset.train, before.extractor(earlier)
   places = {int(c): np.flatnonzero(labels == c) for c in head.tail}
@@ -189,7 +190,7 @@ def with_prototypes(stage: Stage, before: Stage, variables: dict, earlier: dict,
 
 
 def _chosen(head, places: dict[int, np.ndarray], features: np.ndarray | None, seed: int, stage: str) -> np.ndarray:
-  """[tail classes, prototypes] of `places`; `features`, for k-means, are those of all places."""
+  """The chosen indices [tail classes, prototypes] out of `places`; k-means needs the `features` of all of them."""
   if head.pick == "kmeans":
     of_class = np.split(features, np.cumsum([len(own) for own in places.values()])[:-1])
     chosen = [own[_central(part, head.num_prototypes, seed)]

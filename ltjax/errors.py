@@ -27,16 +27,16 @@ class SaveError(LtjaxError):
 
 
 class TrainingError(LtjaxError):
-  """The numbers went wrong."""
+  """A loss, a gradient or a parameter became infinite or NaN."""
 
 
 class MissingProcess(LtjaxError):
-  """Another process of the run did not start, or is lost; exit code 69."""
+  """Another process of the run did not start or was lost; exit code 69."""
 
 
 @contextlib.contextmanager
 def writing(path: pathlib.Path):
-  """Wraps the writing of a file of the work folder: turns an `OSError` into a `SaveError`."""
+  """Wraps code that writes a file of the work folder: turns an `OSError` into a `SaveError`."""
   try:
     yield
   except OSError as error:
@@ -45,6 +45,6 @@ def writing(path: pathlib.Path):
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-  """' (did you mean ...?)' where one of `choices` is close to `name`, else ''."""
+  """' (did you mean ...?)' if one of `choices` is close to `name`, else ''."""
   close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
   return f" (did you mean {close[0]!r}?)" if close else ""

@@ -2,15 +2,16 @@
 
 python -m ltjax.main --config=configs/gcl_digits.py --workdir=runs/digits
 
-Every value of the config can be set on the command line (--config.representation.epochs=10). Rerunning the same
-command continues the run where it stopped. Exit codes: 0 finished, 1 the numbers went wrong, 2 bad input, 69 another
-process of the run is missing, 74 a checkpoint could not be saved, 75 stopped by a signal with everything saved.
+Every value of the config can be set on the command line (--config.representation.epochs=10). Repeating the command
+continues the run where it stopped. Exit codes: 0 finished, 1 a loss or a parameter was not finite, or the program
+failed, 2 bad input, 69 another process of the run is missing, 74 a checkpoint could not be saved, 75 stopped by a
+signal with everything saved.
 """
 # ruff: noqa: E402
 
 from ltjax.distributed import signals
 
-_STOP = signals.listen() if __name__ == "__main__" else None  # listens while the rest is imported, for seconds
+_STOP = signals.listen() if __name__ == "__main__" else None  # listens early: the other imports take seconds
 
 import logging
 import pathlib
@@ -27,21 +28,21 @@ from ltjax.train import Interrupted, check_start, run_stage
 from ltjax.workdir import folder
 
 EXIT_CODES = {TrainingError: 1, MissingProcess: 69, SaveError: 74}  # every other error of ours is bad input
-CACHE = ".ltjax_cache"  # beside the work folder, for all runs there: listings, never in the images' own folder
+CACHE = ".ltjax_cache"  # listings, beside the work folder for all runs there, never in the images' own folder
 OPTIONS = dict(
-    workdir=load.Option("Folder of the run: made where it is missing, continued where it is not."),
-    strict=load.Option("Stop where the newest checkpoint is damaged, instead of using the one before it.", False))
+    workdir=load.Option("Folder of the run: created if it is missing, continued if it exists."),
+    strict=load.Option("Stop if the newest checkpoint is damaged, instead of using the one before it.", False))
 
 
 def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "", strict: bool = False) -> dict:
-  """Runs all stages of `config`, or what is left of them, and writes the report; returns the content of `results.json`.
+  """Runs the unfinished stages of `config` and writes the report; returns the content of `results.json`.
 
   `stop` says whether the run has been asked to stop; `command` is the command line, for the record; `strict` refuses
-  to go on from an older checkpoint where the newest is damaged. Of several processes, the first alone touches the work
+  to continue from an older checkpoint if the newest is damaged. Of several processes, only the first touches the work
   folder.
 
   Raises:
-    LtjaxError: anything wrong with the config, the data or the work folder, before anything is written.
+    LtjaxError: the config, the data or the work folder is unusable; raised before anything is written.
     Interrupted: `stop()` became true; everything is saved.
   """
   spec, workdir = parse(config), workdir.expanduser()
@@ -65,7 +66,7 @@ def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "", st
 
 def main(arguments: list[str] | None = None, stop=_STOP) -> int:
   """The command line; returns the exit code. `stop` says whether the run has been asked to stop."""
-  logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells of every file it writes
+  logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax logs every file it writes
   arguments = sys.argv[1:] if arguments is None else arguments
   code, words, workdir = 0, "finished", None
   try:

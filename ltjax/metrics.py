@@ -16,7 +16,7 @@ __all__ = ["balanced_accuracy", "confusion_matrix", "group_accuracy", "measured"
 def confusion_matrix(
     labels: Int[np.ndarray, "n"], predictions: Int[np.ndarray, "n"], num_classes: int
 ) -> Int[np.ndarray, "c c"]:
-  """How often an example of class i was taken for class j.
+  """Counts how often an example of class i was predicted as class j.
 
   Args:
     labels: true classes in [0, c), [n].
@@ -24,7 +24,7 @@ def confusion_matrix(
     num_classes: c.
 
   Returns:
-    Counts, int64 [c, c]. Matrices of parts of a test set add up to that of the whole.
+    Counts, int64 [c, c]. Matrices of parts of a test set add up to the matrix of the complete set.
 
   Raises:
     DataError: arrays of different shapes, or a class out of range.
@@ -44,7 +44,7 @@ def confusion_matrix(
 
 
 def overall_accuracy(confusion: Int[np.ndarray, "c c"]) -> float:
-  """The share of examples predicted right.
+  """The fraction of examples predicted correctly.
 
   sum_c confusion_cc / sum confusion
 
@@ -67,7 +67,7 @@ def overall_accuracy(confusion: Int[np.ndarray, "c c"]) -> float:
 
 
 def per_class_accuracy(confusion: Int[np.ndarray, "c c"]) -> Float[np.ndarray, "c"]:
-  """The share of each class's examples predicted right.
+  """The fraction of each class's examples predicted correctly.
 
   confusion_cc / sum_j confusion_cj, and 0 for a class without test examples
 
@@ -117,7 +117,7 @@ def group_accuracy(confusion: Int[np.ndarray, "c c"], class_counts: Int[np.ndarr
 
 
 def measured(confusion: Int[np.ndarray, "c c"]) -> list[float | None]:
-  """`per_class_accuracy` as JSON has it: None, which is no accuracy, for a class without test examples.
+  """`per_class_accuracy` for JSON: None instead of 0 for a class without test examples.
 
   >>> measured(np.array([[3, 1], [0, 0]]))
   [0.75, None]
@@ -137,7 +137,7 @@ def balanced_accuracy(confusion: Int[np.ndarray, "c c"]) -> float:
 
 
 def scores(confusion: Int[np.ndarray, "c c"], class_counts: Int[np.ndarray, "c"]) -> dict[str, float | None]:
-  """`group_accuracy` as results have it: None, which is no accuracy, for a group without test examples.
+  """`group_accuracy` for results: None instead of 0 for a group without test examples.
 
   >>> scores(np.array([[3, 1], [2, 2]]), np.array([500, 50]))
   {'overall': 0.625, 'many': 0.75, 'medium': 0.5, 'few': None}

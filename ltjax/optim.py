@@ -1,8 +1,8 @@
-"""Optimisers: optax transformations without a learning rate, and which parameters they move.
+"""Optimisers: optax transformations at learning rate 1, and the choice of the parameters that they update.
 
-An optimiser is a function of keyword arguments that returns an optax transformation. It takes `learning_rate` (or
-`lr`), which it multiplies its updates with: the stage calls it with 1 and scales the updates by its own schedule. So
-`optax:lion`, or any optimiser of that form, works by its name.
+An optimiser is a function of keyword arguments that returns an optax transformation. It multiplies its updates by
+`learning_rate` (or `lr`): the stage calls it with 1 and scales the updates by its own schedule. So `optax:lion`, or any
+optimiser of that form, works by its name.
 """
 
 import re
@@ -25,7 +25,7 @@ def sgd(*, learning_rate: float = 1.0, momentum: Decay = 0.9, nesterov: bool = F
         mask: Any = None) -> optax.GradientTransformation:
   """PyTorch's SGD: v <- momentum v + (g + weight_decay p); p <- p - learning_rate v.
 
-  The decay is coupled and falls on every trained parameter, BatchNorm's and biases included, as in the released codes.
+  The decay is coupled and applies to all trained parameters, including BatchNorm's and biases, as in the released code.
   """
   return optax.chain(optax.add_decayed_weights(weight_decay, mask), optax.trace(momentum, nesterov),
                      optax.scale(-learning_rate))
@@ -46,8 +46,8 @@ def adam(*, learning_rate: float = 1.0, b1: Decay = 0.9, b2: Decay = 0.999,
 
 def lars(*, learning_rate: float = 1.0, momentum: Decay = 0.9, weight_decay: NonNegative = 0.0,
          trust_coefficient: Annotated[float, "(0, inf)"] = 0.001, mask: Any = True) -> optax.GradientTransformation:
-  """LARS for very large batches (You et al., 2017); `no_decay` also exempts from the trust ratio."""
-  mask = True if mask is None else mask
+  """LARS for very large batches (You et al., 2017); `no_decay` also exempts parameters from the trust ratio."""
+  mask = True if mask is None else mask  # optax.lars takes no None; True exempts nothing
   return optax.lars(learning_rate, weight_decay, weight_decay_mask=mask, trust_coefficient=trust_coefficient,
                     trust_ratio_mask=mask, momentum=momentum)
 
@@ -60,12 +60,12 @@ def lamb(*, learning_rate: float = 1.0, b1: Decay = 0.9, b2: Decay = 0.999,
 
 
 class Optimizer(NamedTuple):
-  """An optimiser with everything that surrounds it.
+  """An optimiser with its learning rate factors, gradient accumulation and moving average.
 
   Args:
     transform: the optax transformation at learning rate 1.
-    factors: a tree like the parameters; None where one is frozen, else the factor on the learning rate.
-    accumulate: the parts that a batch is cut into, whose gradients are added up.
+    factors: a tree like the parameters; None for a frozen one, else the factor on the learning rate.
+    accumulate: the number of parts that a batch is cut into; their gradients are added up.
     ema: the decay of a moving average of parameters and statistics; 0 for none.
   """
 
@@ -75,7 +75,7 @@ class Optimizer(NamedTuple):
   ema: float = 0.0
 
   def init(self, params) -> optax.OptState:
-    """The state for all parameters, of which the frozen ones have none."""
+    """The optimiser state of the trained parameters."""
     return self.transform.init(split(params, self.factors)[0])
 
   def update(self, grads, state, trained, *, lr):
@@ -85,7 +85,7 @@ class Optimizer(NamedTuple):
     return optax.apply_updates(trained, updates), state
 
   def init_average(self, params, batch_stats) -> dict | None:
-    """The moving average before the first step: the start itself."""
+    """The moving average before the first step: the initial parameters and statistics."""
     # A copy: the state is donated, and an array may not be donated twice.
     return jax.tree.map(jnp.copy, dict(params=split(params, self.factors)[0], batch_stats=batch_stats)
                         ) if self.ema else None
@@ -98,7 +98,7 @@ class Optimizer(NamedTuple):
                         dict(params=trained, batch_stats=batch_stats))
 
   def averaged(self, average: dict, params) -> dict:
-    """{"params", "batch_stats"} of the moving average, with the frozen parameters in their places."""
+    """{"params", "batch_stats"} of the moving average, completed by the frozen parameters."""
     return dict(params=join(average["params"], split(params, self.factors)[1]), batch_stats=average["batch_stats"])
 
 
@@ -107,7 +107,7 @@ def make(call: Any, factors, *, no_decay: tuple = (), clip_norm: float = 0.0, ac
   """An `Optimizer` of the transformation that `call` returns at learning rate 1.
 
   Args:
-    call: an optimiser with its hyper-parameters, a `config.bind.Call`. With `no_decay` it gets the mask of the weight
+    call: an optimiser with its hyper-parameters, a `config.bind.Call`. With `no_decay` it gets a mask for the weight
       decay, a function from parameters to a tree of bools.
     factors: see `Optimizer`.
     no_decay: regular expressions on the paths of parameters without weight decay.
@@ -128,16 +128,16 @@ def make(call: Any, factors, *, no_decay: tuple = (), clip_norm: float = 0.0, ac
 
 
 def learning_rate_factors(params, train: tuple, lr_factors: tuple = (), *, where: str = "train"):
-  """A tree like `params`: None where a parameter is frozen, else the factor on the learning rate.
+  """A tree like `params`: None for a frozen parameter, else the factor on the learning rate.
 
   Args:
     params: the parameters, a nested dict.
-    train: regular expressions on "backbone/..." paths; a parameter is trained where one matches the complete path.
-    lr_factors: (regular expression, factor) pairs, the first that matches counts; 1 where none does.
+    train: regular expressions on "backbone/..." paths; a parameter is trained if one matches its complete path.
+    lr_factors: (regular expression, factor) pairs; the first match counts, and without one the factor is 1.
     where: the name of the config block, for messages.
 
   Raises:
-    ConfigError: an expression that matches nothing, or nothing to train.
+    ConfigError: an expression matches nothing, or there is nothing to train.
   """
   # A backbone without parameters stays: the tree of factors has the structure of the parameters.
   paths = flax.traverse_util.flatten_dict(params, keep_empty_nodes=True, sep="/")
@@ -170,7 +170,7 @@ def check_patterns(patterns: tuple, params, *, where: str) -> None:
 
 
 def split(params, factors):
-  """(trained, frozen): two trees like `params` with None in each other's places."""
+  """(trained, frozen): two trees like `params`, each with None for the other's parameters."""
   trained = jax.tree.map(lambda factor, value: None if factor is None else value, factors, params, is_leaf=_is_none)
   frozen = jax.tree.map(lambda factor, value: value if factor is None else None, factors, params, is_leaf=_is_none)
   return trained, frozen

@@ -1,4 +1,4 @@
-"""Post-hoc methods, which change a trained classifier without training: kernels, features and logits in and out."""
+"""Post-hoc methods, which change a trained classifier without training, as functions of kernels, features, logits."""
 
 import functools
 from typing import Annotated
@@ -68,7 +68,7 @@ def nearest_class_mean(
     num_classes: c.
     metric: "cosine", "euclidean" or "dot".
     unit: L2-normalise the features first.
-    center: subtracted from the features before everything else, [d]: the mean of the training features.
+    center: the mean of the training features, [d]; subtracted from the features first.
 
   Returns:
     The class means, [c, d], float32 or better.
@@ -88,12 +88,12 @@ def nearest_class_mean(
   _check_metric(metric)
   features = _moved(features, unit, center)
   if not isinstance(labels, jax.core.Tracer):
-    found = np.asarray(labels)
-    if not np.issubdtype(found.dtype, np.integer) or found.shape != features.shape[:1]:
-      raise DataError(f"labels must be {features.shape[0]} integers, got {found.dtype} of shape {found.shape}.")
-    if found.size and not 0 <= found.min() <= found.max() < num_classes:
-      raise DataError(f"labels must be in [0, {num_classes}), got {found.min()} to {found.max()}.")
-    empty = np.flatnonzero(np.bincount(found, minlength=num_classes) == 0)
+    classes = np.asarray(labels)
+    if not np.issubdtype(classes.dtype, np.integer) or classes.shape != features.shape[:1]:
+      raise DataError(f"labels must be {features.shape[0]} integers, got {classes.dtype} of shape {classes.shape}.")
+    if classes.size and not 0 <= classes.min() <= classes.max() < num_classes:
+      raise DataError(f"labels must be in [0, {num_classes}), got {classes.min()} to {classes.max()}.")
+    empty = np.flatnonzero(np.bincount(classes, minlength=num_classes) == 0)
     if empty.size:
       raise DataError(f"every class needs a feature, but class {empty[0]} has none ({empty.size} such classes of "
                       f"{num_classes}).")
@@ -163,7 +163,7 @@ def adjust_logits(
     epsilon: >= 0. The released code uses 1e-12; 0 is the equation of the paper.
 
   Returns:
-    Adjusted logits, of which the largest is the prediction, [b, c], float32 or better.
+    Adjusted logits, [b, c], float32 or better; the largest is the prediction.
 
   Raises:
     ConfigError: tau or epsilon outside its range.
@@ -206,7 +206,7 @@ def method_logits(name: str, hyper_parameters: dict, outputs, kernel, train_labe
 
   Args:
     name: "tau_normalize", "nearest_class_mean" or "logit_adjustment".
-    hyper_parameters: those of the method.
+    hyper_parameters: the method's hyper-parameters.
     outputs: `outputs("these", key)` returns the "features" or "logits" of the images to predict,
       `outputs("train", key)` those of the training images.
     kernel: the kernel of the head, [d c], if it has one.
@@ -270,7 +270,7 @@ def run(blocks, stage, variables: dict) -> list[dict]:
 
 
 def _choose(block, held_out_confusion) -> tuple[dict, dict]:
-  """Returns (best candidate, record of the choice); the first of those with the highest mean class accuracy wins."""
+  """Returns (best candidate by mean class accuracy, record of the choice); the first wins a tie."""
   confusions = [held_out_confusion(candidate) for candidate in block.candidates]
   tried = confusions[0].sum(axis=1)
   scores = [metrics.balanced_accuracy(confusion) for confusion in confusions]

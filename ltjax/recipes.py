@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from ltjax.errors import ConfigError, nearest
 
-CIFAR = ("cifar10", "cifar100")  # the choices of an argument of `arguments`
+CIFAR = ("cifar10", "cifar100")  # choices for `arguments`
 
 
 def cifar_lt(dataset: str, *, imbalance: float) -> ConfigDict:
@@ -91,7 +91,7 @@ def sgd(weight_decay: float, **around) -> dict:
 
 
 def crop_flip(size: int, jitter: float = 0.0) -> tuple[dict, ...]:
-  """The augmentation of images from files: random-resized crops to `size`, flips, and colour jitter unless it is 0."""
+  """The augmentation of images from files: random-resized crops to `size`, flips, and colour jitter if it is not 0."""
   operations = (dict(name="random_resized_crop", size=size), dict(name="flip"))
   return (*operations, dict(name="jitter", strengths=(jitter,) * 3)) if jitter else operations
 
@@ -114,7 +114,7 @@ def scaled_batch(config: ConfigDict, batch_size: int) -> ConfigDict:
 
 @functools.cache
 def _say(message: str) -> None:
-  """Prints a message once, although the command line reads a config more than once."""
+  """Prints a message only once, because the command line may read a config more than once."""
   print(message, file=sys.stderr)
 
 
@@ -147,9 +147,9 @@ def stage(*, epochs: int, batch_size: int, lr, loss: dict, optimizer: dict, adju
     batch_size: over all devices; each epoch leaves out the last N mod batch_size examples of its permutation.
     lr: a number or a schedule.
     loss: a loss of `ltjax.losses`, by name, with its hyper-parameters (numbers or schedules).
-    optimizer: an optimiser of `ltjax.optim`, by name, with its hyper-parameters; beside them `no_decay`, regular
-      expressions of parameters without weight decay; `clip_norm`; `accumulate`, parts that a batch is cut into; `ema`,
-      the decay of a moving average of the model, which is evaluated beside it.
+    optimizer: an optimiser of `ltjax.optim`, by name, with its hyper-parameters; besides them `no_decay`, regular
+      expressions of parameters without weight decay; `clip_norm`; `accumulate`, the number of parts that a batch is cut
+      into; `ema`, the decay of a moving average of the model, which is also evaluated.
     adjust: a logit adjustment of `ltjax.losses` that precedes the loss.
     sampler: a sampler of `ltjax.data.samplers`; instance sampling by default.
     mixup: alpha of the Beta distribution; 0 is off.
@@ -159,8 +159,8 @@ def stage(*, epochs: int, batch_size: int, lr, loss: dict, optimizer: dict, adju
     class_weights: weights from class counts; see `reduce`.
     train: regular expressions of parameter paths; parameters that match none are frozen.
     lr_factors: (regular expression, factor on the learning rate) pairs.
-    head: the head of this stage, instead of the config's; it takes the parameters that it shares with the stage before
-      from there and initialises the others.
+    head: the head of this stage, instead of the config's; parameters that the previous stage's head also has are taken
+      from there, the others are initialised.
     reset: regular expressions of parameters that are initialised anew instead of taken from the stage before.
     batch_norm: "train" uses the statistics of the batch and updates the running ones; "eval" uses the running ones;
       "shift" is "train" with frozen affine parameters. By default "train" if everything is trained, else "eval".
@@ -175,7 +175,7 @@ def stage(*, epochs: int, batch_size: int, lr, loss: dict, optimizer: dict, adju
 
 
 def arguments(text: str, **defaults) -> dict:
-  """The arguments of a config from the text behind the colon of --config.
+  """The arguments of a config from the text after the colon of --config.
 
   Commas separate the entries: name=value, or a bare value. A bare value sets the first argument that has it as a
   choice, else the first number. Each value takes the type of its default. A default that is a tuple lists the choices,
@@ -189,7 +189,7 @@ def arguments(text: str, **defaults) -> dict:
     `defaults` with the values that `text` gives.
 
   Raises:
-    ConfigError: a name that the config does not have or that comes twice, or a value of another type.
+    ConfigError: the config has no argument of this name, a name comes twice, or a value has another type.
 
   >>> arguments("50,cosine", imbalance=100.0, cloud_size=("log", "cosine"), retrain=True)
   {'imbalance': 50.0, 'cloud_size': 'cosine', 'retrain': True}
@@ -225,12 +225,12 @@ def _bare(value: str, defaults: Mapping, where: str) -> str:
     return (numbers or list(defaults))[0]
   if not choices:
     return next(iter(defaults))
-  raise ConfigError(f"{where}: {value!r} is no choice{nearest(value, choices)}; there are {', '.join(choices)}; names "
-                    f"are {', '.join(defaults)}")
+  raise ConfigError(f"{where}: {value!r} is not a choice{nearest(value, choices)}; there are {', '.join(choices)}; "
+                    f"names are {', '.join(defaults)}")
 
 
 def _value(text: str, default, where: str):
-  """`text` as the type of `default`, or one of its entries where it is a tuple."""
+  """`text` as the type of `default`; as one of its entries if it is a tuple."""
   if isinstance(default, tuple):
     if text not in default:
       raise ConfigError(f"{where}: expected one of {', '.join(default)}, got {text!r}{nearest(text, default)}")

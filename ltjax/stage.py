@@ -1,4 +1,4 @@
-"""The stages of a run as objects, built once from the config: everything below the loop starts from these."""
+"""The stages of a run as objects, built once from the config; the loop and the commands start from them."""
 
 import copy
 import functools
@@ -30,19 +30,19 @@ RESIDENT = 2**30  # bytes of features that a device is asked to hold
 
 
 class Stage:
-  """A stage made ready to run; nothing is compiled, drawn or read before it is used.
+  """A stage, ready to run; it compiles, draws and reads nothing before that is used.
 
   Attributes:
-    name: of the stage, its block and its folder.
-    spec: its blocks, bound.
-    settings: the numbers of the run.
-    dataset: what it trains and is tested on.
+    name: the name of the stage, its config block and its folder.
+    spec: its bound blocks.
+    settings: the run's numbers.
+    dataset: the images for training and testing.
     mesh: the devices.
     model: backbone and head.
     order: which example is at which index of which batch.
-    optimizer: with the parameters it trains.
-    augmentation: of its images.
-    objective: what it minimises.
+    optimizer: the optimiser, which knows the parameters to train.
+    augmentation: the augmentation of the images.
+    objective: the loss that it minimises.
     posthoc: the methods that change its model after training.
   """
 
@@ -65,7 +65,7 @@ class Stage:
 
   @property
   def image_shape(self) -> tuple[int, int, int, int]:
-    """[1 h w c], or [1 d] of features: what the network is initialised with."""
+    """[1 h w c], or [1 d] of features: the shape that initialises the network."""
     images, size = self.dataset.train[0], self.augmentation.size
     if self.dataset.holds_features:
       return 1, *images.shape[2:]
@@ -91,13 +91,13 @@ class Stage:
   def init(self) -> dict:
     """Draws {"params", "batch_stats"}.
 
-    It is not compiled as a whole: XLA takes longer over one program that draws every kernel than the draws take.
+    Not compiled: XLA takes longer to compile one program that draws every kernel than the draws take.
     """
     key = prng.stream(self.settings.seed, self.name, "init")
     return check.both(self.model.init(key, jnp.zeros(self.image_shape), train=False))
 
   def wrap(self, variables: dict) -> TrainState:
-    """Such variables as a state at step 0."""
+    """`variables`, as `init` returns them, as a state at step 0."""
     return TrainState(
         step=jnp.zeros((), jnp.int32), opt_state=self.optimizer.init(variables["params"]),
         loss_state=self.objective.init_state(len(self.class_counts)),
@@ -108,7 +108,7 @@ class Stage:
     return sharding.replicate(self.wrap(variables), self.mesh)
 
   def with_new_window(self, state: TrainState) -> TrainState:
-    """`state` after its window was logged."""
+    """`state` with an empty window, after the log has reported it."""
     return state.replace(window=sharding.replicate(steps.init_window(), self.mesh))
 
   # -- training -------------------------------------------------------------------------------------------------------
@@ -127,30 +127,31 @@ class Stage:
 
   @functools.cached_property
   def parts(self) -> steps.Parts:
-    """What the step is made of."""
+    """The parts of the training step."""
     transform = feed.make_transform(self.feed.read, self.augmentation, self.spec.transforms, self.spec.join)
     return steps.Parts(self.model, self.optimizer, self.objective, transform, self.spec.batch_norm,
                        self.settings.on_nonfinite)
 
   @functools.cached_property
   def chunk(self) -> int:
-    """The larger number of steps a call."""
-    # Fifty batches of images would fill a large part of a device's memory, and one such step is long enough.
+    """The larger number of steps per call; the other is 1."""
+    # Many steps per call hide the host's overhead. Streamed images take one: fifty batches of them would fill a large
+    # part of a device's memory, and one such step is long enough.
     images = not self.dataset.holds_features
     return self.settings.steps_per_call or (
         1 if self.streamed or images and jax.default_backend() == "cpu" else 50)
 
   @functools.cached_property
   def train_steps(self) -> dict[int, Callable]:
-    """{steps a call: the compiled function}."""
+    """{steps per call: the compiled function}."""
     step = steps.make_train_step(self.parts)
     on_cpu = jax.default_backend() == "cpu" and not self.dataset.holds_features
-    whole = sharding.replicated(self.mesh)
-    return {count: jax.jit(function, donate_argnums=0, out_shardings=whole) for count, function in (
+    everywhere = sharding.replicated(self.mesh)
+    return {count: jax.jit(function, donate_argnums=0, out_shardings=everywhere) for count, function in (
         (self.chunk, steps.repeat(step, self.chunk, unroll=on_cpu)), (1, step))}
 
   def active(self, clock: Clock) -> tuple[bool, ...]:
-    """Which transforms run at `clock`; each combination is a compiled program of its own."""
+    """Which transforms run at `clock`; each combination compiles its own program."""
     return tuple(_value(call, getattr(call.function, "off_at_zero", ""), clock) != 0
                  for call in self.spec.transforms)
 
@@ -173,7 +174,7 @@ class Stage:
     return self._class_weights[1]
 
   def count(self, first: int, boundary: int) -> int:
-    """How many steps from `first` go into one call: a chunk of one and the same program, or else 1."""
+    """The number of steps from `first` in the next call: a chunk if all its steps run the same program, else 1."""
     if boundary - first < self.chunk:
       return 1
     programs = {self.active(self.order.clock(step)) for step in range(first, first + self.chunk)}
@@ -254,13 +255,13 @@ class Stage:
 
   @functools.cached_property
   def evaluators(self) -> dict[str, Evaluator]:
-    """What counts predictions on "test" and, where images are held out, on "held_out"."""
+    """The evaluators of "test" and, if images are held out, "held_out"."""
     return {split: Evaluator(self.model, self.dataset, split, self.augmentation, mesh=self.mesh,
                              batch_size=self.settings.eval_batch_size, streamed=self.streamed)
             for split in ("test", "held_out") if getattr(self.dataset, split)}
 
   def extractor(self, variables: dict, batch_size: int = 0) -> Extractor:
-    """Features and logits of images by this stage's model with `variables`."""
+    """Computes features and logits of images with this stage's model and `variables`."""
     return Extractor(self.model, variables, self.augmentation, mean=self.dataset.mean, std=self.dataset.std,
                      batch_size=batch_size or self.settings.eval_batch_size, mesh=self.mesh)
 
@@ -269,11 +270,11 @@ def build(config: ConfigDict | RunSpec, dataset) -> tuple[Stage, ...]:
   """All stages of a config as objects.
 
   Args:
-    config: a config, or what `config.parse` made of it.
+    config: a config, or the result of `config.parse`.
     dataset: a `data.sources.Dataset`.
 
   Raises:
-    ConfigError: anything in the config that could not run, on this data set.
+    ConfigError: something in the config cannot run, or not on this data set.
   """
   spec = config if isinstance(config, RunSpec) else configs.parse(config)
   mesh = sharding.data_mesh()
@@ -287,7 +288,7 @@ def build(config: ConfigDict | RunSpec, dataset) -> tuple[Stage, ...]:
 
 
 def augmentation(spec: StageSpec, dataset) -> feed.Augmentation:
-  """The augmentation of a stage, for images such as the data set's: files are cut on the host."""
+  """The augmentation of a stage for the data set's images; files are cropped on the host."""
   operations, boxes = [(call.name, call.function, call) for call in spec.augment], None
   if dataset.holds_features:
     return feed.of_features(operations)
@@ -303,7 +304,7 @@ def augmentation(spec: StageSpec, dataset) -> feed.Augmentation:
 
 
 def sampler(call, where: str, class_counts: np.ndarray) -> samplers.Cycle | Callable[[Clock], np.ndarray] | None:
-  """What `Order` draws from: Clock -> class probabilities [c], a cycle over the classes, or None for a permutation."""
+  """A sampler for `Order`: Clock -> class probabilities [c], a cycle over the classes, or None for a permutation."""
   if getattr(call.function, "permutes", False):
     return None
   if getattr(call.function, "cycles", False):
@@ -312,13 +313,13 @@ def sampler(call, where: str, class_counts: np.ndarray) -> samplers.Cycle | Call
 
 
 def _probabilities(call, where: str, class_counts: np.ndarray, clock: Clock) -> np.ndarray:
-  found = np.asarray(call(class_counts, **call.at(clock)), np.float64)
-  if found.shape != class_counts.shape or not (found >= 0).all() or not np.isclose(found.sum(), 1):
-    raise ConfigError(f"{where}.sampler: {call.name} gives {found[:5]} ..., expected {len(class_counts)} probabilities "
-                      "that sum to 1")
-  return found
+  values = np.asarray(call(class_counts, **call.at(clock)), np.float64)
+  if values.shape != class_counts.shape or not (values >= 0).all() or not np.isclose(values.sum(), 1):
+    raise ConfigError(f"{where}.sampler: {call.name} gives {values[:5]} ..., expected {len(class_counts)} "
+                      "probabilities that sum to 1")
+  return values
 
 
 def _value(call, key: str, clock: Clock) -> Any:
-  """The value of a hyper-parameter at `clock`; None where the call has none of this name."""
+  """The value of a hyper-parameter at `clock`; None if the call has none of this name."""
   return call.at(clock).get(key, call.constants.get(key))

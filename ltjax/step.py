@@ -14,10 +14,10 @@ from ltjax.losses.objective import Objective
 
 
 class TrainState(struct.PyTreeNode):
-  """Everything that changes in a stage.
+  """Everything that changes during a stage.
 
-  `loss_state` belongs to the losses that declare one, `ema` to an optimiser with a moving average; both are None
-  elsewhere. `window` sums the numbers that the log reports, since its last line.
+  `loss_state` belongs to losses that declare a state, `ema` to an optimiser with a moving average; otherwise both are
+  None. `window` sums the numbers for the log since its last line.
   """
 
   step: jax.Array
@@ -35,7 +35,7 @@ def init_window() -> dict:
 
 
 class Parts(NamedTuple):
-  """What a step is made of.
+  """The parts of a step.
 
   Args:
     model: (inputs, train) -> (logits, features), a linen module.
@@ -55,7 +55,7 @@ class Parts(NamedTuple):
 
 
 class Gradients(NamedTuple):
-  """What a step learns from."""
+  """The loss and gradients of a step, and the intermediate values that the step needs."""
 
   loss: jax.Array
   grads: dict  # of the trained parameters
@@ -100,9 +100,9 @@ def make_gradients(parts: Parts):
 
     def add(carry, piece):
       loss, grads, batch_stats, loss_state = carry
-      (more, (logits, batch_stats, loss_state)), found = differentiate(
+      (more, (logits, batch_stats, loss_state)), more_grads = differentiate(
           trained, batch_stats, loss_state, batch.piece(piece, pieces), piece, totals)
-      return (loss + more, jax.tree.map(jnp.add, grads, found), batch_stats, loss_state), logits
+      return (loss + more, jax.tree.map(jnp.add, grads, more_grads), batch_stats, loss_state), logits
 
     start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained), state.batch_stats, state.loss_state)
     # XLA runs convolutions inside a loop about fifty times slower on a CPU, so there the loop is unrolled.
@@ -117,29 +117,30 @@ def make_gradients(parts: Parts):
 def make_train_step(parts: Parts):
   """train_step(state, data, batch, scalars) -> (state, finite).
 
-  A batch is what `parts.transform` takes: indices [b], or images and labels. `data` are the stage's constant arrays and
-  its random key, `scalars` the scheduled values at this step, and its number. Only the trained parameters are
+  A batch is the input of `parts.transform`: indices [b], or images and labels. `data` holds the stage's constant arrays
+  and its random key, `scalars` the scheduled values at this step, and its number. Only the trained parameters are
   differentiated, so a frozen backbone costs no backward pass.
 
-  Where the loss or any number of the new state is infinite or NaN, `finite` is false and the state keeps its values.
-  With `on_nonfinite` "stop" it stays before that very step, through the calls that are already under way; with "skip"
+  If the loss or any number of the new state is infinite or NaN, `finite` is false and the state keeps its values. With
+  `on_nonfinite` "stop" it then stays before this step, also through the calls that are already under way; with "skip"
   the next step takes the next batch.
   """
   gradients, optimizer = make_gradients(parts), parts.optimizer
 
   def train_step(state: TrainState, data, batch, scalars) -> tuple[TrainState, jax.Array]:
-    found, (trained, frozen) = gradients(state, data, batch, scalars), optim.split(state.params, optimizer.factors)
-    trained, opt_state = optimizer.update(found.grads, state.opt_state, trained, lr=scalars["lr"])
-    observed = found.batch.observed
+    result, (trained, frozen) = gradients(state, data, batch, scalars), optim.split(state.params, optimizer.factors)
+    trained, opt_state = optimizer.update(result.grads, state.opt_state, trained, lr=scalars["lr"])
+    observed = result.batch.observed
     size = len(observed[0].labels)
-    predictions = jnp.argmax(found.logits[:size], axis=-1)
+    predictions = jnp.argmax(result.logits[:size], axis=-1)
     correct = sum(term.sum(predictions == term.labels) for term in observed)
-    sums = dict(loss=found.loss * size, correct=correct, examples=jnp.float32(size))
+    sums = dict(loss=result.loss * size, correct=correct, examples=jnp.float32(size))
     learned = state.replace(
-        step=state.step + 1, params=optim.join(trained, frozen), batch_stats=found.batch_stats, opt_state=opt_state,
-        loss_state=found.loss_state, ema=optimizer.average(state.ema, trained, found.batch_stats),
+        step=state.step + 1, params=optim.join(trained, frozen), batch_stats=result.batch_stats, opt_state=opt_state,
+        loss_state=result.loss_state, ema=optimizer.average(state.ema, trained, result.batch_stats),
         window=jax.tree.map(jnp.add, state.window, sums))
-    finite = all_finite((found.loss, trained, found.batch_stats, opt_state)) & (state.step == scalars["step"])
+    # After a failed step with "stop", the state's step no longer matches the number that the host sends with each step.
+    finite = all_finite((result.loss, trained, result.batch_stats, opt_state)) & (state.step == scalars["step"])
     unchanged = state if parts.on_nonfinite == "stop" else state.replace(step=state.step + 1)
     return jax.tree.map(lambda new, old: jnp.where(finite, new, old), learned, unchanged), finite
 

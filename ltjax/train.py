@@ -29,11 +29,11 @@ class Interrupted(Exception):
 
 
 class StageResult(NamedTuple):
-  """What a stage leaves.
+  """The result of a stage.
 
-  `variables` are its {"params", "batch_stats"}, `averaged` their moving average if the optimiser has one;
-  `confusion` is the matrix on the test set, `averaged_confusion` that of the average; `posthoc` are the results of the
-  methods that change this stage's model. `dropped` are the examples that no batch had room for, summed over its epochs.
+  `variables` holds its {"params", "batch_stats"}, `averaged` their moving average if the optimiser has one; `confusion`
+  is the matrix on the test set, `averaged_confusion` the matrix of the average; `posthoc` holds the results of the
+  methods that change this stage's model. `dropped` counts the examples left out of the batches, over all epochs.
   """
 
   variables: dict
@@ -54,15 +54,15 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
     stage: the stage.
     workdir: the run's folder; the stage writes to `workdir/name`.
     before: the stage whose model this one continues.
-    pretrained: weights that a first stage starts from, see `bridge.pretrained`.
-    reset_head: leaves those of the head out.
+    pretrained: the weights of a first stage, see `bridge.pretrained`.
+    reset_head: does not load the head's weights.
     stop: whether this process has been asked to stop.
-    strict: a damaged checkpoint is an error, instead of a loud return to the one before it.
-    run: the identity of the run, to which its checkpoints are bound.
+    strict: raises if the newest checkpoint is damaged, instead of falling back to the one before it.
+    run: the run's random name, which its checkpoints hold.
 
   Raises:
-    Interrupted: after `stop()`, with the state saved.
-    TrainingError: a loss or a gradient that is not finite, with the state before it saved.
+    Interrupted: `stop()` became true; the state is saved.
+    TrainingError: a loss, a gradient or a parameter is not finite; the state before that step is saved.
   """
   settings, order, folder = stage.settings, stage.order, workdir / stage.name
   processes.report_progress(f"start of {stage.name}")
@@ -92,7 +92,7 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
   journal, timing = (Journal(folder / name, upto=done, logs=checkpoints.logs, on_loss=functools.partial(
       events.write, "log_losses")) for name in ("metrics.jsonl", "timing.jsonl"))
 
-  # -- the loop: {log, evaluate, checkpoint, step}. What the log shows as done at this step is not done again ----------
+  # -- the loop: {log, evaluate, checkpoint, step}. A resumed run repeats nothing that the log already shows -----------
   confusion, stopping, epoch, began = None, False, order.steps_per_epoch, time.perf_counter()
   log_every, evaluate_every, save_every = (
       settings.log_every_steps, settings.eval_every_epochs * epoch, settings.checkpoint_every_epochs * epoch)
@@ -145,7 +145,7 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
 
 
 def result(stage: Stage, state: TrainState, confusion: np.ndarray | None) -> StageResult:
-  """What the stage leaves, after its last step."""
+  """The result of the stage after its last step."""
   variables, evaluate = variables_of(state), stage.evaluators["test"]
   averaged = None if state.ema is None else stage.optimizer.averaged(state.ema, state.params)
   return StageResult(variables, averaged, sum(leaf.size for leaf in jax.tree.leaves(state.params)),
@@ -160,12 +160,12 @@ def variables_of(state: TrainState) -> dict:
 
 
 def check_start(stage: Stage, pretrained: str, reset_head: bool) -> None:
-  """Raises where `pretrained` does not fit a first stage; warns where it freezes layers that nothing has trained."""
+  """Raises if `pretrained` does not fit a first stage; warns if a stage freezes layers that nothing has trained."""
   if pretrained:
     bridge.check_features(stage.dataset.made_by, pretrained)
     bridge.pretrained(stage.shapes, pretrained, stage.dataset.class_names, reset_head=reset_head)
   elif None in jax.tree.leaves(stage.optimizer.factors["backbone"], is_leaf=lambda factor: factor is None):
-    print(f"{stage.name}: frozen layers of the backbone keep their random start; give trained weights with "
+    print(f"{stage.name}: frozen layers of the backbone stay at their random start; give trained weights with "
           "--config.pretrained=FILE", file=sys.stderr)
 
 
@@ -210,17 +210,17 @@ def held_out_accuracy(stage: Stage, state: TrainState) -> float:
 
 
 class Flight:
-  """The calls that the devices have not answered yet: whether their numbers are finite is read when they have."""
+  """The calls under way on the devices. It reads late whether their numbers were finite, so that nothing waits."""
 
   def __init__(self, stage: Stage, workdir: pathlib.Path, journal: Journal):
     self._stage, self._workdir, self._journal, self._calls = stage, workdir, journal, collections.deque()
 
   def start(self, first: int, finite: jax.Array) -> None:
-    """Remembers a call that began with step `first`; `finite` is its answer, one a step."""
+    """Remembers a call that began with step `first`; `finite` is its result, one per step."""
     self._calls.append((first, finite))
 
   def collect(self, state: TrainState, checkpoints: Checkpoints, but: int = 0) -> None:
-    """Waits for all calls but the newest few; reports, and stops the run or goes on, where a step was not finite."""
+    """Waits for all calls but the newest `but`; where a step was not finite, reports it and stops or skips."""
     while len(self._calls) > but:
       first, finite = self._calls.popleft()
       for index in np.flatnonzero(~np.atleast_1d(jax.device_get(finite))):
@@ -240,7 +240,7 @@ class Flight:
         raise TrainingError(f"{what}; that is more than the {stage.settings.skip_limit} steps that skip_limit allows; "
                             "lower the learning rate or scale")
       return
-    checkpoints.save(state, wait=True)  # it has stayed as it was before that step
+    checkpoints.save(state, wait=True)  # the step left the state as it was before
     if processes.is_first():
       with writing(self._workdir):
         (self._workdir / NOT_FINITE).write_text(json.dumps(dict(
@@ -251,6 +251,6 @@ class Flight:
 
 
 def mean_since_log(state: TrainState) -> tuple[float, float] | None:
-  """Mean loss and accuracy since the last line of the log; None where all steps since then were skipped."""
+  """Mean loss and accuracy since the last line of the log; None if all steps since then were skipped."""
   window = jax.device_get(state.window)
   return tuple(float(window[key] / window["examples"]) for key in ("loss", "correct")) if window["examples"] else None

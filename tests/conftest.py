@@ -18,18 +18,18 @@ def compiled_once(tmp_path_factory):
   jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-  compilation_cache.reset_cache()  # what was compiled while the tests were collected has fixed that there is none
+  compilation_cache.reset_cache()  # programs compiled during collection have fixed that there is no cache
 
 
 @pytest.fixture(scope="module", autouse=True)
 def own_jit_caches():
-  """Each file starts with empty jit caches: they are shared and bounded, and tests count the entries of theirs."""
+  """Each file starts with empty jit caches: all files use the same bounded caches, and some tests count entries."""
   jax.clear_caches()
 
 
 @pytest.fixture(scope="module")
 def no_pictures():
-  """Leaves out the pictures of a report and what they show: they are half of the time of a tiny run."""
+  """Leaves out a report's pictures and their data: they take half of the time of a tiny run."""
   with pytest.MonkeyPatch.context() as patch:
     for name in ("training_curves", "accuracy_by_class_size", "confusion_matrix", "activation_maps"):
       patch.setattr(plots, name, lambda *args: None)

@@ -1,4 +1,4 @@
-"""Small photographs for tests: files and folders of the layouts that the sources read."""
+"""Small images for tests: files and folders in the layouts that the sources read."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Generated photographs: small folders of real JPEGs, and one image of every kind that a folder may hold."""
+"""Generated images: small folders of real JPEGs, and one image of every kind that a folder may hold."""
 
 import io
 import pathlib

@@ -1,4 +1,4 @@
-"""Several local processes of one run, for tests: with what `ltjax.distributed.processes.start` reads; all are ended."""
+"""Several local processes of one run, for tests: with the variables of `ltjax.distributed.processes.start`."""
 
 import os
 import pathlib
@@ -15,12 +15,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def flags(devices: int = 1) -> str:
-  """XLA_FLAGS of the tests: so many CPU devices, and no time spent on optimising programs that run a few steps."""
+  """XLA_FLAGS of the tests: this many CPU devices, and no time spent on optimising short programs."""
   return f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
 
 
 class Ended(NamedTuple):
-  """A process that has ended: its exit code, -9 where it was killed, what it printed, when, in seconds since start."""
+  """A process that has ended: its exit code, -9 if killed, its output and its duration in seconds."""
 
   code: int
   out: str
@@ -41,12 +41,12 @@ class Processes:
                each: Sequence[Mapping[str, str]] | None = None, absent: Sequence[int] = (), port: int = 0):
     """
     Args:
-      arguments: module and what it gets.
-      count: how many processes the run has.
-      environment: of all, besides this process's own.
-      each: of each, in place of LTJAX_COORDINATOR, LTJAX_PROCESSES and LTJAX_PROCESS_ID.
-      absent: the processes that are not started.
-      port: of process 0; a free one where 0.
+      arguments: the module and its arguments.
+      count: the number of processes of the run.
+      environment: for all processes, added to this one's own.
+      each: for each process, instead of LTJAX_COORDINATOR, LTJAX_PROCESSES and LTJAX_PROCESS_ID.
+      absent: the processes not to start.
+      port: process 0's port; 0 picks a free one.
     """
     self._folder, self._popen, self._began = tempfile.TemporaryDirectory(), {}, time.monotonic()
     port = port or free_port()
@@ -73,7 +73,7 @@ class Processes:
     self._popen[number].send_signal(signum)
 
   def text(self, number: int, kind: str = "out") -> str:
-    """What process `number` has printed so far: "out" or "err"."""
+    """The output of process `number` so far, "out" or "err"."""
     return self._path(number, kind).read_text()
 
   def wait_for(self, number: int, words: str, timeout: float = 60) -> None:
@@ -110,6 +110,6 @@ class Processes:
 
 
 def free_port() -> int:
-  """A port of this machine that nobody listens on."""
+  """A free port of this machine."""
   with socket.create_server(("localhost", 0)) as server:
     return server.getsockname()[1]

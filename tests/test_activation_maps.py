@@ -66,7 +66,7 @@ def test_only_the_tail_is_calibrated(crops):
 
 
 class Squares(nn.Module):
-  """A head whose class vectors are not in the features' space."""
+  """A head with class vectors that are not in the features' space."""
 
   num_classes: int
 

@@ -68,7 +68,7 @@ def known_keys() -> tuple[str, ...]:
 
 
 def accepted(key: str, value: str = "0") -> bool:
-  """Whether some shipped config takes `key` on the command line; its value may still be of a wrong type."""
+  """Whether some shipped config takes `key` on the command line; the value may still have a wrong type."""
   if GAP in key:
     pattern = re.escape(key).replace(re.escape(GAP), r"[\w.]+")
     return any(re.fullmatch(rf"{pattern}(\..*)?", known) for known in known_keys())
@@ -80,7 +80,7 @@ def accepted(key: str, value: str = "0") -> bool:
     except ConfigError as error:
       if not re.search(r"no such key|no such argument|not a key|has no keys|there is no operation|does not name",
                        str(error)):
-        return True  # the key is right, and the placeholder in the place of a value is not
+        return True  # the key is right; only the placeholder is not a value
     else:
       return True
   return False
@@ -108,7 +108,7 @@ def test_every_advised_key_is_one(file, key, value):
 
 
 @pytest.mark.parametrize(("file", "path", "argument"), [found for found in FILES if "NAME" not in found[1]])
-def test_every_config_file_is_there_and_takes_its_argument(file, path, argument):
+def test_every_config_file_exists_and_takes_its_argument(file, path, argument):
   assert (ROOT / path).is_file(), f"{file} names {path}"
   if argument and not argument.isupper():
     load.read(f"{ROOT / path}{argument}")
@@ -116,7 +116,7 @@ def test_every_config_file_is_there_and_takes_its_argument(file, path, argument)
 
 @functools.cache
 def options(command: str) -> str:
-  """What `ltjax COMMAND --help` prints."""
+  """The output of `ltjax COMMAND --help`."""
   out = io.StringIO()
   with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as caught:
     importlib.import_module(f"ltjax.commands.{command}").main(["--help"])

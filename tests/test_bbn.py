@@ -1,4 +1,4 @@
-"""BBN: two batches a step, each drawn and augmented by itself, and a share that moves from the first to the second."""
+"""BBN: two batches per step, drawn and augmented separately, with a weight that moves from one to the other."""
 
 import dataclasses
 
@@ -35,7 +35,7 @@ class TwoConvs(nn.Module):
 
 
 def config(*transforms, backbone=BBN, **overrides):
-  """The cross entropy of the digits as BBN, whose transform the arguments replace."""
+  """The cross entropy of the digits as BBN; the arguments replace the transform."""
   return tiny.config("ce_digits", epochs=4, backbone=backbone,
                      **{"representation__transforms": transforms or (BRANCHES,)} | overrides)
 
@@ -63,7 +63,7 @@ def test_the_share_follows_its_schedule(stage):
   assert shares[0].dtype == np.float32
 
 
-def test_a_step_is_the_loss_of_both_labels_by_their_shares(stage):
+def test_a_step_is_the_loss_of_both_labels_by_their_weights(stage):
   at = 2 * stage.order.steps_per_epoch
   state, (indices, scalars) = start(stage), stage.batches(at, 1)
   assert indices.shape == (128, 2) and float(scalars["transforms"][0]["share"]) == 0.75
@@ -87,7 +87,7 @@ def test_a_step_is_the_loss_of_both_labels_by_their_shares(stage):
     assert (np.asarray(new) != old).any(), block
 
 
-def test_at_a_share_of_one_the_second_branch_learns_nothing(stage):
+def test_at_a_weight_of_one_the_second_branch_learns_nothing(stage):
   state, (indices, scalars) = start(stage), stage.batches(0, 1)
   before = jax.device_get(state.params)
   after, _ = stage.train_steps[1](state, stage.data, indices, scalars)
@@ -103,7 +103,7 @@ def test_evaluation_is_the_plain_forward(stage, dataset):
   assert abs(int(np.trace(stage.evaluators["test"](variables))) - correct) <= 1
 
 
-def test_several_steps_a_call_are_the_steps_one_by_one(dataset):
+def test_several_steps_per_call_equal_single_steps(dataset):
   stage = tiny.stages(config(backbone=dict(name="tests.test_bbn:TwoConvs"), steps_per_call=2,
                              representation__adjust=dict(name="seesaw")), dataset)["representation"]
   one, two = (start(stage).replace(step=jnp.int32(4)) for _ in range(2))
@@ -141,7 +141,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("transforms", "overrides", "message"), REFUSED)
-def test_what_makes_no_sense_is_refused_by_name(transforms, overrides, message):
+def test_senseless_combinations_are_refused_by_name(transforms, overrides, message):
   with pytest.raises(ConfigError, match=message) as info:
     parse(config(*transforms, **overrides))
   assert "\n" not in str(info.value)
@@ -155,7 +155,7 @@ def test_the_network_of_two_branches_trains_on_one_batch_too(dataset):
 
 
 @pytest.mark.parametrize("backbone", [name for name in models.__all__ if name != "Classifier"])
-def test_a_backbone_takes_branches_where_it_says_so(backbone):
+def test_only_a_backbone_with_the_trait_takes_branches(backbone):
   cls = getattr(models, backbone)
   fields = {field.name for field in dataclasses.fields(cls)}
   module = cls(**{key: value for key, value in dict(

@@ -35,7 +35,7 @@ def drawn(num_classes: int = 10, seed: int = 5) -> dict:
       jax.random.key(seed), np.zeros((1, 8, 8, 1), np.float32), train=False))
 
 
-def test_the_complete_model_of_the_last_stage_is_taken(trained):
+def test_the_complete_model_of_the_last_stage_is_loaded(trained):
   workdir, model = trained
   found = bridge.pretrained(drawn(), str(workdir), DIGITS)
   tiny.assert_trees_equal(found, jax.tree.map(np.asarray, model))
@@ -140,7 +140,7 @@ def filled(dataset, before, folder, **head):
 
 
 def places(dataset, written) -> np.ndarray:
-  """[t k] places in the training set of the listed images."""
+  """[t k] indices of the listed images in the training set."""
   of = {index: place for place, index in enumerate(dataset.selected.tolist())}
   return np.array([[of[index] for index in images] for images in written["images"].values()])
 
@@ -219,7 +219,7 @@ def test_a_run_stopped_in_the_second_stage_keeps_its_prototypes(tmp_path):
   assert tiny.log(tmp_path / "parts", "classifier")[-2:] == tiny.log(tmp_path / "complete", "classifier")[-2:]
 
 
-# -- what is refused before anything is written -----------------------------------------------------------------------
+# -- refusals before anything is written -------------------------------------------------------------------------------
 
 
 def without_first(config):

@@ -1,4 +1,4 @@
-"""What a checkpoint keeps, what it refuses, and the bridge from one stage to the next."""
+"""Checkpoints: what they store and what they refuse, and the bridge from one stage to the next."""
 
 import json
 import pathlib
@@ -66,7 +66,7 @@ def test_a_frozen_backbone_has_no_optimiser_state(stages):
 
 
 def test_saving_does_not_wait_yet_keeps_the_state_as_it_was(stages, tmp_path):
-  # The step donates its state: what is being written must not be overwritten by the steps that follow.
+  # The step donates its state: later steps must not overwrite the arrays that are being written.
   add = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf + 1, state), donate_argnums=0)
   state, stage = filled(stages["representation"]), stages["representation"]
   with Checkpoints(tmp_path / "checkpoints") as checkpoints:
@@ -77,18 +77,18 @@ def test_saving_does_not_wait_yet_keeps_the_state_as_it_was(stages, tmp_path):
       for _ in range(5):
         state = add(state)
     jax.block_until_ready(state)
-    checkpoints.save(state.replace(step=expected.step), wait=True)  # a committed step is kept as it is
+    checkpoints.save(state.replace(step=expected.step), wait=True)  # a committed step stays as it is
     tiny.assert_trees_equal(checkpoints.restore(stage.like), expected)
 
 
-def test_the_last_two_are_kept(stages, tmp_path):
+def test_the_last_two_are_retained(stages, tmp_path):
   with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
     for step in (3, 5, 11, 12):
       checkpoints.save(filled(stages["classifier"], step=step))
   assert tiny.saved_steps(tmp_path / "run", "") == [11, 12]
 
 
-def test_the_best_is_kept_too(stages, tmp_path):
+def test_the_best_is_retained_too(stages, tmp_path):
   with Checkpoints(tmp_path / "run" / "checkpoints", keep=1) as checkpoints:
     scores = {}
     for step, score in ((3, 0.5), (5, 0.7), (8, 0.6), (11, None), (12, 0.7), (14, 0.1)):
@@ -97,7 +97,7 @@ def test_the_best_is_kept_too(stages, tmp_path):
   assert tiny.saved_steps(tmp_path / "run", "") == [12, 14]  # of equals the later
 
 
-def test_a_run_keeps_the_best_on_held_out_images(tmp_path):
+def test_a_run_retains_the_best_on_held_out_images(tmp_path):
   config = tiny.config("ce_digits", backbone=tiny.ONE_CONV, epochs=6, dataset__holdout=0.1, keep_checkpoints=1)
   results = tiny.run(config, tmp_path)["stages"]["representation"]
   scores = {line["step"]: line["held_out"] for line in tiny.log(tmp_path, "representation") if "held_out" in line}
@@ -107,7 +107,7 @@ def test_a_run_keeps_the_best_on_held_out_images(tmp_path):
   assert results["best_on_held_out"]["balanced_accuracy"] == scores[best] and len(scores) == 6
 
 
-def test_what_the_run_does_not_train_is_not_looked_at_where_nothing_is_held_out(tmp_path):
+def test_without_held_out_images_the_score_is_not_computed(tmp_path):
   results = tiny.run(tiny.config("ce_digits", backbone=tiny.ONE_CONV, epochs=1), tmp_path)
   assert results["stages"]["representation"]["best_on_held_out"] is None
   assert not any("held_out" in line for line in tiny.log(tmp_path, "representation"))
@@ -123,7 +123,7 @@ def test_saving_a_step_twice_is_harmless(stages, tmp_path):
   assert tiny.saved_steps(tmp_path / "run", "") == [4]
 
 
-def test_what_a_crash_left_half_written_is_cleaned_up_and_never_restored(stages, tmp_path):
+def test_half_written_files_of_a_crash_are_removed_and_never_restored(stages, tmp_path):
   folder = tmp_path / "checkpoints"
   with Checkpoints(folder) as checkpoints:
     checkpoints.save(filled(stages["classifier"], step=4))
@@ -140,7 +140,7 @@ def test_what_a_crash_left_half_written_is_cleaned_up_and_never_restored(stages,
 
 
 def model_of(state) -> dict:
-  """What the bridge carries of a state."""
+  """The part of a state that the bridge passes on."""
   return dict(params=state.params, batch_stats=state.batch_stats)
 
 
@@ -162,7 +162,7 @@ def test_the_bridge_reads_the_model_whatever_the_optimiser(stages, tmp_path):
     ((".*",), {"head/kernel", "backbone/conv/kernel", "backbone/conv/bias", "backbone/norm/scale",
                "backbone/norm/bias"}),
 ])
-def test_reset_draws_afresh_what_its_patterns_name_and_nothing_else(stages, patterns, drawn):
+def test_reset_draws_exactly_the_parameters_that_its_patterns_match(stages, patterns, drawn):
   stage = stages["classifier"]
   earlier, fresh = filled(stage), stage.init()
   variables = bridge.take_over(model_of(earlier), stage.init, patterns)
@@ -179,7 +179,7 @@ def test_reset_draws_afresh_what_its_patterns_name_and_nothing_else(stages, patt
 
 
 @pytest.mark.parametrize("pattern", ["haed/.*", "head", "kernel"])
-def test_a_reset_pattern_that_names_nothing_is_an_error_before_the_first_stage(tmp_path, pattern):
+def test_a_reset_pattern_without_a_match_is_an_error_before_the_first_stage(tmp_path, pattern):
   config = tiny.config("gcl_digits", backbone=tiny.ONE_CONV, classifier__reset=("head/.*", pattern))
   with pytest.raises(ConfigError, match=re.escape(f"classifier.reset: {pattern!r} matches no parameter")):
     tiny.run(config, tmp_path / "run")
@@ -238,13 +238,13 @@ def test_a_checkpoint_of_another_run_is_damage(tmp_path, other):
   states.assert_is(Checkpoints(tmp_path / "mine", read_only=True).restore(states.LIKE), 2)  # as predict reads it
   with Checkpoints(tmp_path / "mine", run="mine", strict=True) as checkpoints:
     for restore, like in ((checkpoints.restore, states.LIKE), (checkpoints.restore_model, model_of(states.LIKE))):
-      with pytest.raises(WorkdirError, match="mine/2: .* damaged: manifest.json is of another run: this is a") as info:
+      with pytest.raises(WorkdirError, match="mine/2: .* damaged: manifest.json belongs to another run: this") as info:
         restore(like)
       assert_one_sentence(info.value)
   told = []
   with Checkpoints(tmp_path / "mine", run="mine", on_fallback=told.append) as checkpoints:
     states.assert_is(checkpoints.restore(states.LIKE), 1)
-  assert len(told) == 1 and "manifest.json is of another run" in told[0]
+  assert len(told) == 1 and "manifest.json belongs to another run" in told[0]
   assert manifest.read(tmp_path / "mine" / "1")["run"] == "mine"
 
 
@@ -254,10 +254,10 @@ def test_a_copy_of_a_checkpoint_under_another_step_is_damage(tmp_path):
   told = []
   with Checkpoints(tmp_path, on_fallback=told.append) as checkpoints:
     states.assert_is(checkpoints.restore(states.LIKE), 2)
-  assert len(told) == 1 and "9999: the checkpoint is damaged: manifest.json is of step 1: this is a copy" in told[0]
+  assert len(told) == 1 and "9999: the checkpoint is damaged: manifest.json belongs to step 1: this is a" in told[0]
 
 
-def test_names_that_are_no_steps_are_left_alone(tmp_path):
+def test_folders_not_named_after_a_step_are_left_alone(tmp_path):
   saved_in(tmp_path, 5)
   for name in ("007", "\u00b2", "\u0663", "notes"):
     (tmp_path / name).mkdir()
@@ -271,7 +271,7 @@ def test_names_that_are_no_steps_are_left_alone(tmp_path):
   assert (tmp_path / "9").read_text() == (tmp_path / "7.partial").read_text() == "mine"
 
 
-def test_what_cannot_be_removed_at_the_start_is_one_error(tmp_path, monkeypatch):
+def test_a_failed_removal_at_the_start_is_one_error(tmp_path, monkeypatch):
   saved_in(tmp_path, 5)
   (tmp_path / "6.partial").mkdir()
 
@@ -284,7 +284,7 @@ def test_what_cannot_be_removed_at_the_start_is_one_error(tmp_path, monkeypatch)
   assert_one_sentence(info.value)
 
 
-def test_a_blocked_removal_says_which_checkpoint_stays_and_which_is_saved(tmp_path, monkeypatch):
+def test_a_blocked_removal_names_the_checkpoint_that_stays_and_the_saved_one(tmp_path, monkeypatch):
   saved_in(tmp_path, 1, 2)
   whole = pathlib.Path.rename
 
@@ -329,7 +329,7 @@ def test_logs_are_on_the_disk_before_the_checkpoint_that_knows_them(tmp_path, mo
     assert checkpoints.logs["metrics.jsonl"]["lines"] == 1
 
 
-def test_a_run_says_that_its_log_was_lost_and_takes_no_checkpoint_of_another(tmp_path):
+def test_a_run_reports_a_lost_log_and_refuses_another_runs_checkpoint(tmp_path):
   config = tiny.config("ce_digits", epochs=2, backbone=tiny.ONE_CONV, steps_per_call=1)
   tiny.run(config, tmp_path / "c")
   for name in ("a", "b"):

@@ -43,7 +43,7 @@ def test_builds_with_its_default_and_with_another_imbalance(name):
   default = load.read(str(FOLDER / f"{name}.py"))
   parse(default)
   if "imbalance" not in default.dataset:
-    return  # a data set with a tail of its own
+    return  # a data set with its own long tail
   other = load.read(f"{FOLDER / name}.py:37.5")
   assert other.dataset.imbalance == 37.5 != default.dataset.imbalance
   before, after = keys.flat(default), keys.flat(other)
@@ -74,7 +74,7 @@ def test_is_only_literals_tuples_and_dicts(name):
 
 
 @every_config
-def test_docstring_says_how_to_run_what_was_published_and_what_differs(name):
+def test_the_docstring_gives_the_published_run_and_the_differences(name):
   text = module(name).__doc__
   assert f"python -m ltjax.main --config=configs/{name}.py --workdir=runs/" in text
   assert "Published " in text or "No published" in text

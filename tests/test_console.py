@@ -1,4 +1,4 @@
-"""A program whose output nobody takes any more runs to its end and keeps its exit code."""
+"""A program whose output is closed runs to its end with the right exit code."""
 
 import os
 import subprocess
@@ -38,7 +38,7 @@ def closed_pipe() -> int:
 
 @pytest.mark.parametrize("name", ["stdout", "stderr", "both"])
 @pytest.mark.parametrize("end", ["closed", "full"])
-def test_output_that_goes_away(tmp_path, name, end):
+def test_output_that_is_closed_during_the_run(tmp_path, name, end):
   stream = closed_pipe() if end == "closed" else os.open("/dev/full", os.O_WRONLY)
   streams = {kind: stream if name in (kind, "both") else subprocess.PIPE for kind in ("stdout", "stderr")}
   found = run(tmp_path / "file", **streams)
@@ -47,13 +47,13 @@ def test_output_that_goes_away(tmp_path, name, end):
   assert name == "both" or b"Error" not in (found.stderr or b"")
 
 
-def test_output_that_was_never_there(tmp_path):
+def test_output_that_is_closed_at_the_start(tmp_path):
   command = 'exec "$@" >&- 2>&-'
   found = subprocess.run(["sh", "-c", command, "sh", sys.executable, "-c", PROGRAM, tmp_path / "file"], cwd=ROOT)
   assert found.returncode == 75 and (tmp_path / "file").read_text() == "done"
 
 
-def test_output_that_is_taken_arrives_and_what_its_encoding_lacks_is_escaped(tmp_path):
+def test_output_arrives_with_characters_outside_its_encoding_escaped(tmp_path):
   found = run(tmp_path / "file", capture_output=True)
   assert found.returncode == 75
   assert found.stdout.splitlines()[0] == b"gr\\xf6\\xdfer \\udcff 0" and len(found.stdout) > 10**6

@@ -29,7 +29,7 @@ def test_a_short_run_has_a_curriculum_too():
     assert math.isfinite(getattr(schedules, name)(clock(4, epochs=5), shorten=10))
 
 
-def test_every_exported_loss_has_one_place_in_a_config():
+def test_every_exported_loss_belongs_under_one_key_of_a_config():
   families = [bind.public(losses, spec.returns(axes)) for axes in ("b c", "b", "c", "")]
   names = [name for family in families for name in family]
   assert sorted(names) == sorted(losses.__all__)

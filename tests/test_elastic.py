@@ -1,6 +1,6 @@
-"""One run by one process, then by four, then by two: the run that one process never interrupts.
+"""One run by one process, then four, then two equals the uninterrupted run of one process.
 
-`python -m tests.test_elastic` is what the processes run; one process alone is this one.
+`python -m tests.test_elastic` is the processes' program; a single process is this one.
 """
 
 import json
@@ -22,7 +22,7 @@ from tests.faults.runs import environment
 from tests.processes import Processes
 
 STEPS = 5  # of each of two stages
-# The number of processes, the number of steps after which one of them is asked to stop, and which one that is.
+# (number of processes, number of steps before one of them is asked to stop, that process)
 PARTS = ((1, 3, 0), (4, 3, 2), (2, None, 0))
 
 
@@ -57,7 +57,7 @@ def work(workdir: pathlib.Path, stop_after: int | None, who: int) -> dict:
 
 
 def part(workdir: pathlib.Path, count: int, stop_after: int | None, who: int, cache: pathlib.Path) -> list[dict]:
-  """What each of `count` processes says of its part of the run."""
+  """The report of each of `count` processes about its part of the run."""
   if count == 1:
     return [work(workdir, stop_after, who)]
   with Processes(["tests.test_elastic", str(workdir), str(stop_after or 0), str(who)], count,

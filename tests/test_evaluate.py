@@ -91,10 +91,10 @@ def test_every_image_is_extracted_once_and_in_order(stage, variables, outputs, b
     assert isinstance(value, np.ndarray) and value.dtype == np.float32
     np.testing.assert_allclose(value, outputs[key], rtol=1e-4, atol=1e-5)
   assert set(extract(images[:20], "features")) == {"features"}
-  assert extract._forward.func._cache_size() == 1  # sets of all sizes share it
+  assert extract._forward.func._cache_size() == 1  # for sets of all sizes
 
 
-def test_some_images_are_extracted_by_their_places(stage, variables, outputs):
+def test_some_images_are_extracted_by_their_indices(stage, variables, outputs):
   places = np.array([5, 392, 0, 5])
   found = stage.extractor(variables, 3)(stage.dataset.test[0], "logits", places=places)
   np.testing.assert_allclose(found["logits"], outputs["logits"][places], rtol=1e-4, atol=1e-5)

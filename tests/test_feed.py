@@ -98,7 +98,7 @@ def test_a_stopped_run_continues_with_the_next_batch(finished, tmp_path, after):
   assert again["posthoc"] == results["posthoc"] and again["final"] == results["final"]
 
 
-def test_several_steps_a_call_give_the_same_losses(finished, images, tmp_path):
+def test_several_steps_per_call_give_the_same_losses(finished, images, tmp_path):
   tiny.run(config(images, steps_per_call=2, log_every_steps=2), tmp_path / "two")
   one = np.reshape(losses(finished[1]), (-1, 2)).mean(axis=1)
   np.testing.assert_allclose(losses(tmp_path / "two"), one, rtol=1e-4)
@@ -140,7 +140,7 @@ def test_substituted_images_are_listed_in_the_results(own_images, tmp_path):
     (own_images / name).write_bytes(b"")
   found = config(own_images)
   found.dataset.on_bad_image = "substitute"
-  with pytest.raises(Interrupted):  # what was found before a stop is not forgotten
+  with pytest.raises(Interrupted):  # bad images found before a stop are remembered
     tiny.run(found, tmp_path / "run", stop_after=5)
   results = tiny.run(found, tmp_path / "run")
   assert results["data"]["bad_images"] == {str(own_images / name): "the file is empty" for name in bad}
@@ -159,7 +159,7 @@ def test_an_image_that_cannot_be_decoded_stops_the_run_by_default(own_images, tm
   assert [line for line in lines if line.startswith("error: ")] == [lines[-1]] and "train/1/10.jpg" in lines[-1]
 
 
-# -- what does not go together ----------------------------------------------------------------------------------------
+# -- combinations that are refused -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("overrides", "message"), [
@@ -176,7 +176,7 @@ def test_image_files_need_crops_and_tf_data(images, tmp_path, overrides, message
 
 
 def two_steps(images: pathlib.Path) -> dict:
-  """Two steps and an evaluation, on any number of processes: the part that this process had of them."""
+  """Two steps and an evaluation on any number of processes: this process's part."""
   parsed = config(images)
   (made,) = stage.build(parsed, tiny.dataset(parsed))
   state, rows = made.make_state(made.init()), []
@@ -190,7 +190,7 @@ def two_steps(images: pathlib.Path) -> dict:
 
 @pytest.fixture(scope="module")
 def processes(images, tmp_path_factory):
-  """What `two_steps` gives here, and on each of two processes."""
+  """The results of `two_steps` here, and on each of two processes."""
   folder = tmp_path_factory.mktemp("processes")
   with socket.socket() as probe:
     probe.bind(("localhost", 0))

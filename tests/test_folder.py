@@ -17,7 +17,7 @@ DATA = tiny.dataset(CONFIG)
 
 
 def start(config: ConfigDict, workdir: pathlib.Path) -> None:
-  """What a run does with its folder before it trains."""
+  """The checks and files of a run before it trains."""
   with folder.held(config, workdir, "command", DATA):
     pass
 
@@ -61,7 +61,7 @@ def test_another_config_is_refused_with_the_keys_that_differ(tmp_path):
 
 @pytest.mark.parametrize("key", [*(key for key in folder.FREE if "." not in key), "dataset.on_bad_image",
                                  *(f"dataset.{key}" for key in folder.PATHS)])
-def test_what_changes_no_number_may_differ(tmp_path, key):
+def test_keys_that_change_no_number_may_differ(tmp_path, key):
   start(CONFIG, tmp_path)
   other = CONFIG.copy_and_resolve_references()
   block = other.dataset if key.startswith("dataset.") else other
@@ -111,19 +111,19 @@ def test_unusable_folders_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["gs://bucket/run", "s3://bucket", "file:/tmp/x", pathlib.Path("gs://bucket/run")])
-def test_an_address_is_no_folder(path):
+def test_an_address_is_not_a_folder(path):
   with pytest.raises(WorkdirError, match="--workdir: .* is an address, expected a folder of this machine"):
     folder.check_local(path)
 
 
 def test_a_name_that_is_not_utf_8_is_refused_before_training():
-  with pytest.raises(WorkdirError, match="cannot be written in UTF-8, as checkpoints need it"):
+  with pytest.raises(WorkdirError, match="cannot be written in UTF-8, which checkpoints need"):
     folder.check_local("runs/caf\udce9")
   for path in ("runs/größer", "a:b/c", "C:", "/data/x:/y"):
     folder.check_local(path)
 
 
-def test_a_run_has_one_name_and_a_folder_of_a_former_release_none(tmp_path):
+def test_a_run_has_one_name_and_a_folder_of_an_older_release_none(tmp_path):
   names_of = []
   for _ in range(2):
     with folder.held(CONFIG, tmp_path / "new", "command", DATA) as name:

@@ -1,4 +1,4 @@
-"""Generation inside a stage: its loss, when it happens, what it leaves alone, on any number of devices."""
+"""Generation inside a stage: its loss, its schedule, and all that it must not change, on any number of devices."""
 
 import json
 import os
@@ -211,7 +211,7 @@ def test_before_it_begins_the_step_is_the_one_without(stage, dataset):
   assert text(stage, 0) == text(plain, 0) != text(stage, later)
 
 
-def test_several_steps_a_call_change_nothing(stage):
+def test_several_steps_per_call_change_nothing(stage):
   at = 2 * stage.order.steps_per_epoch
   one, two = (start(stage).replace(step=jnp.int32(at)) for _ in range(2))
   for step in range(at, at + 2):
@@ -226,10 +226,10 @@ def test_a_run_switches_in_the_middle_and_stays_finite(tmp_path):
   assert result["stages"]["representation"]["steps"] == lines[-1]["step"]
   assert np.isfinite([line["loss"] for line in lines]).all()
   before, after = ([line["loss"] for line in lines if (line["epoch"] <= 2) == first] for first in (True, False))
-  assert min(after) > 1.5 * np.mean(before)  # three losses in the place of one
+  assert min(after) > 1.5 * np.mean(before)  # three losses instead of one
 
 
-# -- what makes no sense ---------------------------------------------------------------------------------------------
+# -- senseless combinations --------------------------------------------------------------------------------------------
 
 
 def block(**changes):
@@ -264,7 +264,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("transform", "overrides", "message"), REFUSED)
-def test_what_makes_no_sense_is_refused_by_name(transform, overrides, message):
+def test_senseless_combinations_are_refused_by_name(transform, overrides, message):
   found = {"backbone": RESNET} | overrides
   with pytest.raises(ConfigError, match=message) as info:
     parse(config(*(() if transform is None else (transform,)), **found))

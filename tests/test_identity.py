@@ -32,7 +32,7 @@ def test_an_identity_is_small_json_and_equal_to_itself(tree):
   assert identity.differences(found, described(tree)) == []
 
 
-def test_where_the_data_are_and_how_their_path_is_spelled_does_not_count(tree, tmp_path):
+def test_the_location_and_spelling_of_the_path_do_not_matter(tree, tmp_path):
   before = described(tree)
   assert identity.differences(before, described(f"{tree}/../d/")) == []
   (tmp_path / "link").symlink_to(tree)
@@ -109,7 +109,7 @@ def test_another_split_of_the_same_images_is_noticed(tmp_path):
   assert "the held-out set of 3 images is gone" in identity.differences(found[2], found[0])
 
 
-def test_an_image_removed_before_a_split_is_told_from_those_that_change_sides(tmp_path):
+def test_an_image_removed_before_a_split_is_distinguished_from_those_that_change_sides(tmp_path):
   write_tree(tmp_path, COUNTS)
   before = described(tmp_path)
   (tmp_path / "apple/000.jpg").unlink()
@@ -118,7 +118,7 @@ def test_an_image_removed_before_a_split_is_told_from_those_that_change_sides(tm
   assert "in another set, because a set that is drawn from the images changes" in moved
 
 
-def test_other_bytes_of_the_same_length_are_not_noticed_as_the_docstring_says(tree):
+def test_other_bytes_of_the_same_length_go_unnoticed_as_documented(tree):
   before, path = described(tree), tree / "train/apple/000.jpg"
   path.write_bytes(path.read_bytes()[:-10] + bytes(10))
   assert identity.differences(before, described(tree)) == []

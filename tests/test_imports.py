@@ -1,4 +1,4 @@
-"""What each module imports: only what lies below it, and nothing heavy where it is not needed."""
+"""Every module imports only modules below it, and nothing heavy without need."""
 
 import ast
 import graphlib
@@ -66,7 +66,7 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 def python(code: str) -> list[str]:
-  """Runs `code` in a fresh interpreter, at the root of the repository; what it then prints last, as JSON."""
+  """Runs `code` in a fresh interpreter, at the root of the repository; returns its last line, parsed as JSON."""
   done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
   assert done.returncode == 0, done.stderr[-3000:]
   return json.loads(done.stdout.splitlines()[-1])
@@ -112,7 +112,7 @@ def test_imports_point_downwards(module):
     assert other == own or LEVEL[other] < LEVEL[own], f"{module} imports {name}, which is not below it"
 
 
-def test_every_module_has_a_level_of_its_own_and_no_level_names_what_is_not_there():
+def test_every_module_has_one_level_and_every_level_an_existing_module():
   assert set(LEVEL) <= set(SOURCES)
   assert {module for module in SOURCES if family(module) == "ltjax"} == {"ltjax"}, "a module without a level"
 
@@ -173,7 +173,7 @@ def test_the_reader_of_imports_sees_them(tmp_path):
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_heavy_imports_stay_in_their_places(name):
+def test_heavy_imports_stay_in_their_modules(name):
   path = SOURCES[name]
   for module, with_the_file in imports(path):
     if module == "flax.linen" or module.startswith("flax.linen."):

@@ -45,7 +45,7 @@ def program(folder, name, text):
 
 
 def split_input(text):
-  """The command and the standard input of what is shown with a here-document."""
+  """The command and the standard input of a printed here-document."""
   command, rest = text.split(" <<'END_OF_INPUT'\n")
   return shlex.split(command), rest.removesuffix("\nEND_OF_INPUT\n")
 
@@ -83,7 +83,7 @@ def test_help_is_the_first_comment(script):
     ("slurm.sh", ["--nodes=1", "--gpus-per-node=1", *AFTER], "--time is missing"),
     ("slurm.sh", ["logs"], "number of the job"),
     ("tpu.sh", ["start", *TPU], "no command 'start'"),
-    ("tpu.sh", TPU, "What shall be done?"),
+    ("tpu.sh", TPU, "A command is missing"),
     ("tpu.sh", ["create", *TPU], "--type is missing"),
     ("tpu.sh", ["create", *TPU, "--spot=yes"], "--spot takes no value"),
     ("tpu.sh", ["run", *TPU], "--config=..."),
@@ -110,9 +110,9 @@ exit 75"""
 
 
 def start(path, processes):
-  """Starts local.sh in a session of its own and returns it with its processes' ids, once all are ready."""
+  """Starts local.sh in its own session and returns it with its processes' ids, once all are ready."""
   env = {**os.environ, "JAX_PLATFORMS": "cpu", "PATH": f"{path}{os.pathsep}{os.environ['PATH']}"}
-  # Tests that were started in the background have SIGINT ignored, and no shell can trap what it was started to ignore.
+  # Tests started in the background ignore SIGINT, and no shell can trap a signal that it was started to ignore.
   started = subprocess.Popen(
       ["env", "--default-signal=INT,HUP", LAUNCH / "local.sh", f"--processes={processes}", *AFTER], env=env, text=True,
       stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
@@ -154,7 +154,7 @@ def test_local_gives_each_process_its_gpus(tmp_path):
                                                                   ["CUDA_VISIBLE_DEVICES=1"]]
   assert visible("--processes=2", JAX_PLATFORMS="cpu") == [["JAX_NUM_CPU_DEVICES=1"]] * 2
   result = launch("local.sh", "--processes=5", *AFTER, path=path, JAX_PLATFORMS="", CUDA_VISIBLE_DEVICES="")
-  assert result.returncode == 2 and "5 GPUs are asked for, 4 are here" in result.stderr
+  assert result.returncode == 2 and "5 GPUs are needed, this machine has 4" in result.stderr
 
 
 def test_local_runs_them_with_their_arguments_and_prefixes_all_but_the_first(tmp_path):
@@ -184,7 +184,7 @@ def test_local_exit_code(tmp_path, codes, expected):
     (signal.SIGTERM, False), (signal.SIGINT, False), (signal.SIGUSR1, False), (signal.SIGHUP, False),
     (signal.SIGINT, True)])
 def test_local_passes_a_signal_to_all_once_and_waits(tmp_path, number, whole_group):
-  # the whole group is what Ctrl-C in a terminal signals; a second signal would end ltjax.main at once
+  # Ctrl-C in a terminal signals the complete group; a second signal would end ltjax.main at once
   started, pids = start(stub_python(tmp_path, SAVES), 3)
   (os.killpg if whole_group else os.kill)(started.pid, number)
   out, _ = started.communicate(timeout=10)
@@ -248,7 +248,7 @@ def test_slurm_shows_the_job():
 
 
 @pytest.mark.parametrize("code", [0, 1, 75])
-def test_slurm_requeues_what_was_stopped_and_nothing_else(tmp_path, code):
+def test_slurm_requeues_only_stopped_jobs(tmp_path, code):
   program(tmp_path, "sbatch", "SLURM_JOB_ID=7 bash")
   program(tmp_path, "srun", f'printf "%s\\n" "$@"; echo "${{#LTJAX_TOKEN}}" >&2\nexit {code}')
   result = launch("slurm.sh", *SLURM, *AFTER, path=program(tmp_path, "scontrol", 'echo "scontrol $*"'))

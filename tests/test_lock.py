@@ -53,7 +53,7 @@ def test_a_second_run_is_refused_with_the_first_ones_name_until_it_ends(tmp_path
     assert [path.name for path in workdir.iterdir()] == [lock.NAME]
 
 
-def test_of_many_at_once_one_gets_it(tmp_path):
+def test_one_of_many_simultaneous_runs_gets_the_lock(tmp_path):
   tried = [hold(tmp_path / "run") for _ in range(4)]
   try:
     lines = [process.stdout.readline() for process in tried]
@@ -92,7 +92,7 @@ def test_a_folder_that_only_its_files_lock(tmp_path, monkeypatch):
 def test_a_holder_that_has_not_signed(tmp_path, content):
   with WorkdirLock(tmp_path):
     (tmp_path / lock.NAME).write_text(content)
-    with pytest.raises(WorkdirError, match="another run, of which the lock file says nothing"), WorkdirLock(tmp_path):
+    with pytest.raises(WorkdirError, match="another run, which the lock file does not name"), WorkdirLock(tmp_path):
       pass
 
 

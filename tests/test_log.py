@@ -33,7 +33,7 @@ def test_lines_are_appended_where_the_log_was_cut(path):
   assert path.read_text().endswith("\n")
 
 
-def test_two_lines_of_one_step_are_both_kept(path):
+def test_two_lines_of_one_step_are_both_retained(path):
   made = Journal(path, upto=5)
   made.write(step=10, loss=1.0)
   made.write(step=10, test=0.5)
@@ -50,7 +50,7 @@ def test_a_half_written_last_line_is_dropped(path, rest):
   assert log.read(path) == [*LINES, dict(step=12, loss=2.0)]
 
 
-def test_a_last_line_without_its_newline_is_whole(path):
+def test_a_last_line_without_its_newline_is_complete(path):
   path.write_text(path.read_text().rstrip("\n"))
   Journal(path, upto=100).write(step=12, loss=2.0)
   assert log.read(path) == [*LINES, dict(step=12, loss=2.0)]
@@ -76,7 +76,7 @@ def test_numbers_survive_cutting_bit_for_bit(path):
   assert log.read(path) == [dict(step=1, values=values)]
 
 
-# -- what the checkpoint knows of the log ------------------------------------------------------------------------------
+# -- the checkpoint's record of the log --------------------------------------------------------------------------------
 
 
 def marks(path) -> dict:
@@ -100,7 +100,7 @@ def test_a_removed_log_and_lines_that_were_removed_or_changed_are_reported(path)
   assert "3 of the 4 lines up to step 9 are there, some before its end are missing" in told[-1]
   path.write_text("".join(json.dumps(line | dict(loss=0)) + "\n" for line in LINES))
   Journal(path, upto=9, logs=known, on_loss=told.append)
-  assert "a line up to step 9 is not the one that was written" in told[-1]
+  assert "a line up to step 9 is not as it was written" in told[-1]
   path.unlink()
   Journal(path, upto=9, logs=known, on_loss=told.append)
   assert "0 of the 4 lines" in told[-1] and len(told) == 3
@@ -117,7 +117,7 @@ def test_a_complete_log_is_no_loss_whatever_follows_it(path):
   assert Journal(path, upto=10, logs=known).mark() == Journal(path, upto=10).mark()
 
 
-def test_what_a_power_cut_left_after_the_flushed_lines_is_dropped(path, capsys):
+def test_damage_by_a_power_cut_after_the_flushed_lines_is_dropped(path, capsys):
   known = marks(path)
   with path.open("ab") as file:
     file.write(bytes(100) + b'\n{"step": 10}\n')
@@ -125,11 +125,11 @@ def test_what_a_power_cut_left_after_the_flushed_lines_is_dropped(path, capsys):
   assert log.read(path) == LINES and "line 5 cannot be read" in capsys.readouterr().err
   with path.open("ab") as file:
     file.write(b"x\n" + b'{"step": 10}\n')
-  with pytest.raises(WorkdirError, match="metrics.jsonl:5: not a line that ltjax has written"):
+  with pytest.raises(WorkdirError, match="metrics.jsonl:5: not a line that ltjax wrote"):
     Journal(path, upto=9)  # a checkpoint of a former release knows nothing of it
 
 
-def test_a_log_whose_folder_was_moved_stops_the_run_and_makes_no_other(path):
+def test_a_log_in_a_moved_folder_stops_the_run_and_makes_no_new_one(path):
   made = Journal(path, upto=9)
   shutil.move(path.parent, path.parent.with_name("moved"))
   with pytest.raises(SaveError, match="is gone: the work folder was moved or removed"):

@@ -73,7 +73,7 @@ def a_broken_config_file(tmp_path):
 
 def a_config_file_of_something_else(tmp_path):
   (tmp_path / "other.py").write_text("def get_config():\n  return 3\n")
-  return [f"--config={tmp_path}/other.py"], "other.py: get_config gives 3, expected a ConfigDict"
+  return [f"--config={tmp_path}/other.py"], "other.py: get_config returns 3, expected a ConfigDict"
 
 
 def a_truncated_cifar_file(tmp_path):
@@ -106,7 +106,7 @@ SAYS = {
     "out of range": ["dataset.imbalance: ", "at least 1, got 0.5"],
     "not in the list": ["representation.loss.name: ", "did you mean 'focal'?", "cross_entropy, focal, "],
     "misspelt config file": ["no file 'configs/ce_digit.py' (did you mean 'configs/ce_digits.py'?)"],
-    "number of the config file's argument": ["the config's argument 'many': 'many' is no choice; there are cifar10, "],
+    "number of the config file's argument": ["the config's argument 'many': 'many' is not a choice; there are "],
     "empty argument of the config file": ["the config's argument imbalance: expected a number, got ''"],
     "wrong argument of the config file": ["ce_digits.py:many: ", "built: line", "ValueError: ", "'many'"],
     "stray argument": ["unexpected argument 'now'"],
@@ -141,7 +141,7 @@ def test_a_misspelt_option_of_the_program():
   assert "--workdri: " in err and "did you mean 'workdir'?" in err
 
 
-def test_a_batch_that_the_devices_cannot_share(tmp_path):
+def test_a_batch_that_the_devices_do_not_divide(tmp_path):
   code, _, err = finished(start(DIGITS, "--config.representation.batch_size=36", f"--workdir={tmp_path / 'run'}",
                                 XLA_FLAGS=flags(devices=8)))
   assert code == 2
@@ -158,7 +158,7 @@ def test_help_names_every_option():
     assert part in out
 
 
-# -- what only the data can tell, in this process ----------------------------------------------------------------------
+# -- errors that only the data reveal, in this process -----------------------------------------------------------------
 
 
 def refused(tmp_path, config) -> str:
@@ -175,7 +175,7 @@ def refused(tmp_path, config) -> str:
     (dict(dataset__profile="step", dataset__imbalance=1000.0), "class 5 would have 0 images (5 such classes of 10)"),
     (dict(dataset__profile="exponentiel"), "'exponentiel'"),
 ])
-def test_what_does_not_fit_the_data(tmp_path, overrides, message):
+def test_values_that_do_not_fit_the_data_are_refused(tmp_path, overrides, message):
   assert message in refused(tmp_path, tiny.config(backbone=tiny.ONE_CONV, **overrides))
 
 
@@ -238,7 +238,7 @@ def lines(workdir):
 
 
 def interrupted(number, command, workdir, **environment):
-  """Runs `command` until it has logged another loss, so has trained, sends the signal, and checks what it then says."""
+  """Runs `command` until it has logged another loss, sends the signal, and checks the last output."""
 
   def losses():
     return sum('"loss"' in line for line in lines(workdir))
@@ -275,7 +275,7 @@ def test_stopped_twice_and_continued_is_as_never_stopped(tmp_path):
     assert found["stages"]["representation"][key] == expected["stages"]["representation"][key]
   assert lines(stopped) == lines(straight)
 
-  # The run is finished: once more is no training, and the same answer.
+  # The run is finished: repeating it trains nothing and gives the same results.
   code, again, err = finished(start(*command, **cache))
   assert code == 0, err
   assert again.split("written")[0] == out.split("written")[0]

@@ -1,4 +1,4 @@
-"""What is asked of a trained model, by several processes: the same answers as by one. `python -m` is what they run."""
+"""Several processes compute the same results from a trained model as one. They run `python -m`."""
 
 import json
 import pathlib
@@ -19,7 +19,7 @@ FEATURES = "features.safetensors"
 
 
 def config():
-  """Two stages on digits, of which the second is CAMC's, and what is done after training."""
+  """Two stages on digits, the second with CAMC, and methods after training."""
   found = tiny.config("ce_digits", epochs=1, backbone=tiny.ONE_CONV, dataset__imbalance=50.0, dataset__holdout=0.2,
                       eval_batch_size=102)
   common = dict(epochs=1, batch_size=128, lr=0.1, optimizer=recipes.sgd(2e-4), loss=dict(name="cross_entropy"))
@@ -56,7 +56,7 @@ def work(folder: pathlib.Path) -> dict:
 
 
 def answers(folder: pathlib.Path, count: int) -> list[dict]:
-  """What each of `count` processes finds; several have two devices each."""
+  """The results of each of `count` processes; several have two devices each."""
   folder.mkdir()
   environment = dict(XLA_FLAGS=flags(devices=min(count, 2)))
   with Processes(["tests.test_many_processes", str(folder)], count, environment=environment,

@@ -20,7 +20,7 @@ from ltjax.models import heads
 from ltjax.schedules import Clock
 from tests import tiny
 
-# What has no default.
+# Parameters without a default.
 REQUIRED = dict(q=0.5, progress=dict(name="linear"), alpha=1.0, head=0.3, tail=0.1, beta=0.9, scale=16.0,
                 threshold=100)
 
@@ -48,14 +48,14 @@ MIXUP = dict(without=0.0, mixed=1.0)
 
 
 def refusal(adjust: str, head: str, loss: str = "cross_entropy") -> str | None:
-  """What is said of a combination that makes no sense."""
+  """The message for a senseless combination; None for any other."""
   if adjust == "softmax_equalization" and loss in DOWN_THE_COLUMNS:
     return f"classifier.loss: {loss} reads down the columns of the logits"
   arguments = bind.signature(getattr(losses, adjust)) if adjust != "none" else ()
   first = next(iter(inspect.signature(getattr(losses, adjust)).parameters)) if adjust != "none" else ""
   name = head.split(".")[0]
   if first == "cosines" and head not in GIVE_COSINES:
-    return f"classifier.adjust: {adjust} takes cosines, but the head '{name}' does not give them"
+    return f"classifier.adjust: {adjust} takes cosines, but the head '{name}' does not return any"
   if adjust in ON_THE_ANGLE and head != "Cosine":
     return (f"classifier.adjust: {adjust} works on the angle and needs cosines in [-1, 1], which the head '{name}' "
             "scales beyond; write head=dict(name='Cosine')")
@@ -108,7 +108,7 @@ def test_every_adjustment_on_every_head_trains_or_is_refused_by_name(head, datas
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_adjustment_with_every_loss(loss):
-  """The head decides only what an adjustment takes; the network is traced in the test above."""
+  """The head decides only the adjustment's input; the test above traces the network."""
   for adjust in ADJUSTMENTS:
     head = next(head for head in HEADS if head not in NEED_A_STAGE_BEFORE and not refusal(adjust, head))
     found = config(adjust, loss, "instance", head, "mixed", stages=1)
@@ -120,7 +120,7 @@ def test_every_adjustment_with_every_loss(loss):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_sampler_gives_the_stage_what_it_draws_from(sampler, dataset):
+def test_every_sampler_gives_the_stage_a_distribution(sampler, dataset):
   stage = tiny.stages(config("none", "cross_entropy", sampler, "Linear", "mixed"), dataset)["classifier"]
   for step in range(2):
     assert stage.order.batch(step).min() >= 0 and stage.order.batch(step).max() < len(dataset.train[1])
@@ -186,7 +186,7 @@ def two_steps(found, name, dataset, before=None) -> dict:
 
 @pytest.fixture(scope="module")
 def first_stage(dataset):
-  """What every second stage here goes on from."""
+  """The first stage that every second stage here starts from."""
   return two_steps(config("none", "cross_entropy", "instance", "Linear", "without", stages=2), "representation",
                    dataset)
 

@@ -37,7 +37,7 @@ def test_plain_names_stay_as_they_are_in_every_medium():
     assert {names.shown(name, medium) for medium in MEDIA} == {name}
 
 
-def test_what_cannot_be_seen_is_escaped():
+def test_invisible_characters_are_escaped():
   assert names.shown(LATIN1, "terminal") == r"k\xe4fer"
   assert names.shown("two\nlines\r\n\t", "terminal") == r"two\nlines\r\n\t"
   assert names.shown("\x07\u202e\ud800\U000e0fff", "json") == r"\x07\u202e\ud800\U000e0fff"

@@ -1,4 +1,4 @@
-"""A NaN that comes from an input, the loss or a gradient in a certain step: what the run does, and its replay."""
+"""A NaN that comes from an input, the loss or a gradient in a certain step: the run's reaction, and its replay."""
 
 import json
 
@@ -84,7 +84,7 @@ def test_the_run_stops_before_the_step_and_its_replay_names_the_cause(broken, tm
 
 
 @pytest.mark.parametrize("where", FIRST)
-def test_the_step_is_skipped_as_if_it_had_been_left_out_in_calls_of_any_length(broken, tmp_path, capsys, where):
+def test_a_skipped_step_changes_nothing_in_calls_of_any_length(broken, tmp_path, capsys, where):
   broken(where)
   states = []
   for calls in CALLS:
@@ -106,7 +106,7 @@ def test_skipping_gives_up(tmp_path):
     tiny.run(found, tmp_path)
 
 
-def test_a_run_whose_every_step_is_skipped_says_so_and_is_drawn(tmp_path, monkeypatch):
+def test_a_run_with_every_step_skipped_is_reported_and_plotted(tmp_path, monkeypatch):
   drawn = []
   monkeypatch.setattr(plots, "training_curves", lambda *args: drawn.append(CURVES(*args)))
   found = config(1, on_nonfinite="skip", representation__lr=dict(name="constant", value=1e30),
@@ -118,7 +118,7 @@ def test_a_run_whose_every_step_is_skipped_says_so_and_is_drawn(tmp_path, monkey
 # -- any step, replayed ------------------------------------------------------------------------------------------------
 
 
-def test_any_step_can_be_replayed_and_what_there_is_not_is_one_error(tmp_path, capsys):
+def test_any_step_can_be_replayed_and_a_missing_one_is_one_error(tmp_path, capsys):
   tiny.run(config(1), tmp_path)
   # From the checkpoint of step 5, over two steps that are done again.
   known, tensors = debug_step.replay(tmp_path, "representation", STEP)

@@ -1,4 +1,4 @@
-"""Optimisers: their recursions, what they move, and what surrounds them in a stage."""
+"""Optimisers: their recursions, the parameters they update, clipping, accumulation and averages."""
 
 import json
 
@@ -67,7 +67,7 @@ def test_sgd_is_pytorch_s_recursion(train, lr_factors, expected):
         np.testing.assert_allclose(value, ours[path], rtol=1e-12, err_msg=f"{path} after step {step}")
 
 
-def test_the_decay_falls_on_every_trained_parameter_also_of_batch_norm_and_biases():
+def test_the_decay_applies_to_every_trained_parameter_even_biases_and_batch_norm():
   params = tree(0)
   factors = optim.learning_rate_factors(params, (".*",))
   optimizer = make(factors)
@@ -82,7 +82,7 @@ def test_the_decay_falls_on_every_trained_parameter_also_of_batch_norm_and_biase
   (("head/bias",), {"head/bias"}), ((".*/bias", "backbone/norm/.*"), {"head/bias", "backbone/norm/bias",
                                                                      "backbone/norm/scale"}), (("bias",), set())])
 @pytest.mark.parametrize("train", [(".*",), ("head/.*", "backbone/norm/.*")])
-def test_no_decay_exempts_what_its_patterns_match(no_decay, spared, train):
+def test_no_decay_exempts_the_parameters_that_its_patterns_match(no_decay, spared, train):
   params = tree(0)
   factors = optim.learning_rate_factors(params, train)
   optimizer = make(factors, no_decay=no_decay)
@@ -209,7 +209,7 @@ def test_gradients_longer_than_clip_norm_are_scaled_down_to_it(factor):
     np.testing.assert_allclose(flatten_dict(after, sep="/")[path], value - step, rtol=1e-4, atol=1e-6)
 
 
-def test_the_norm_is_that_of_the_trained_parameters_alone():
+def test_only_trained_parameters_enter_the_norm():
   params, grads = tree(0), tree(1)
   factors = optim.learning_rate_factors(params, ("head/.*",))
   norm = float(optax.tree.norm(grads["head"]))
@@ -287,7 +287,7 @@ def test_the_gradient_of_a_batch_in_parts_is_that_of_the_batch(block, reduce):
     (dict(optimizer=dict(name="adam", no_decay=("head/bias",))), "no_decay: adam takes no mask for its weight decay"),
     (dict(optimizer__no_decay=("heads/.*",)), "representation.optimizer.no_decay: 'heads/.\\*' matches no parameter"),
 ])
-def test_what_surrounds_an_optimiser_is_checked(overrides, message):
+def test_clipping_accumulation_and_ema_are_checked(overrides, message):
   config = tiny.config("ce_digits", backbone=tiny.ONE_CONV, **{
       f"representation__{key}": value for key, value in overrides.items()})
   with pytest.raises(ConfigError, match=message):

@@ -1,4 +1,4 @@
-"""Parts from outside: a package of a user trains by configuration alone, and what its parts lack is one sentence."""
+"""Parts from outside: a user's package trains by configuration alone, and a missing trait is one sentence."""
 
 import importlib
 import sys
@@ -103,7 +103,7 @@ def no_module(images, *, train):
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
-  """A package of its own in a folder on the path."""
+  """A new package in a folder on the path."""
   folder = tmp_path_factory.mktemp("outside")
   (folder / "myparts").mkdir()
   (folder / "myparts" / "__init__.py").write_text("")
@@ -118,7 +118,7 @@ def package(tmp_path_factory):
 
 
 def two_stages(**overrides):
-  """Digits, with every part from outside: all is trained, then the head of its own."""
+  """Digits with every part from outside: one stage trains everything, the next a new head."""
   stage = dict(
       epochs=1, batch_size=128, lr=dict(name="cosine", base=0.02), loss=dict(
           name="myparts.parts:tracked_cross_entropy", strength=dict(name="linear", start=0.5, end=1.0)),
@@ -206,7 +206,7 @@ LOSS, OPTIMIZER = "representation__loss", "representation__optimizer"
     ("representation__sampler", "myparts.parts:rateless", "sampler.name: .* takes no 'class_counts'"),
     ("augment", "myparts.parts:rateless", r"augment\[0\].name: 'myparts.parts:rateless' takes no 'images'"),
 ])
-def test_what_an_outside_part_lacks_is_one_sentence(key, name, message):
+def test_a_missing_trait_of_an_outside_part_is_one_sentence(key, name, message):
   block = dict(name=name)
   config = tiny.config("ce_digits", **({"backbone": tiny.ONE_CONV} | {key: (block,) if key == "augment" else block}))
   with pytest.raises(ConfigError, match=message) as info:

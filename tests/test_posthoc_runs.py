@@ -17,7 +17,7 @@ from tests import tiny
 
 
 class Echo:
-  """What `Stage.extractor` gives for a network that passes its images through."""
+  """The outputs of `Stage.extractor` for a network that returns its images."""
 
   def __call__(self, images, *wanted):
     return {key: images[:, 0, 0].astype(np.float32) for key in wanted}
@@ -38,7 +38,7 @@ def small(**changes):
 
 
 def run(dataset, *blocks, name="ce_digits", kernels=None):
-  """The results of the posthoc `blocks` of all stages, whose kernels are `kernels` or else the identity."""
+  """The results of the posthoc `blocks` of all stages, with `kernels`, by default the identity."""
   spec = parse(tiny.config(name, dataset__holdout=0.2, posthoc=blocks))
   found = []
   for each in spec.stages:

@@ -27,7 +27,7 @@ def run(tmp_path_factory, no_pictures):
   config = importlib.import_module("configs.gcl_folder").get_config(
       "resnet10,size=16,batch_size=8,epochs=1,retrain_epochs=1")
   config.dataset.root, config.eval_batch_size, config.classifier.adjust.scale = str(folder / "images"), 3, 7.0
-  config.stages = ("classifier",)  # one takes half the time
+  config.stages = ("classifier",)  # one stage takes half the time
   with config.unlocked(), config.ignore_type():
     del config.representation
     config.backbone = tiny.ONE_CONV

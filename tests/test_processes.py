@@ -1,4 +1,4 @@
-"""Runs of real local processes: `python -m tests.test_processes CASE` is what they run."""
+"""Runs of real local processes: each runs `python -m tests.test_processes CASE`."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from tests.processes import Processes, free_port
 SHORT = dict(LTJAX_HEARTBEAT="3", LTJAX_INIT_TIMEOUT="20")
 MODULE = "tests.test_processes"
 
-# -- what the processes do --------------------------------------------------------------------------------------------
+# -- the processes' programs -------------------------------------------------------------------------------------------
 
 
 def say(**found) -> None:
@@ -27,7 +27,7 @@ def say(**found) -> None:
 
 
 def case_together() -> None:
-  """What process 0 tells the others, and the step at which all stop."""
+  """The values that process 0 sends to the others, and the step at which all stop."""
   me = jax.process_index()
   say(me=me, first=processes.is_first(), count=jax.process_count())
   values = dict(w=np.float32([-0.0, np.nan, np.inf, 1e-45]), n=np.int64(2**60), e=np.zeros((0, 3)),
@@ -82,7 +82,7 @@ def case_loop() -> None:
 
 
 def case_watch() -> None:
-  """The watch alone, without JAX: does what standard input's first argument says."""
+  """The watch alone, without JAX."""
   number, count = int(os.environ["LTJAX_PROCESS_ID"]), int(os.environ["LTJAX_PROCESSES"])
   timing = watchdog.Timing(0.2, float(os.environ["LTJAX_HEARTBEAT"]), float(os.environ.get("LTJAX_STALL", 1800)))
   print("here")
@@ -110,7 +110,7 @@ def case_watch() -> None:
 
 
 def case_stopped() -> None:
-  """Processes of which some have not begun their first step when they are asked to stop."""
+  """Processes of which some get a request to stop before their first step."""
   number, stop = int(os.environ["LTJAX_PROCESS_ID"]), signals.StopRequest()
   processes.start()
   if f"{number}" in os.environ["ASK"]:
@@ -136,7 +136,7 @@ def _work(case: str) -> None:
   print("left")
 
 
-# -- what becomes of them ---------------------------------------------------------------------------------------------
+# -- their ends --------------------------------------------------------------------------------------------------------
 
 
 def said(text: str) -> dict:
@@ -162,7 +162,7 @@ def test_together(count):
     assert process["error"][1] == ("LtjaxError" if number else "OSError")
     assert "No space left" in process["text"][1]
     assert count == 1 or "object cannot be sent" in process["text"][2]
-    # Process 1 is asked at step 5, and the answer lies two steps back; nobody asks one process alone.
+    # Process 1 gets its request at step 5, and the answer lags two steps; a single process gets none.
     assert process["stopped_at"] == [50 if count == 1 else 7] and process["now"] == [[count > 1] * 2]
 
 
@@ -190,7 +190,7 @@ def test_a_lost_process_ends_the_others_with_its_name(victim, how):
 
 
 @pytest.mark.parametrize(("count", "ask", "victims"), [(3, "02", (1,)), (2, "1", (0, 1))])
-def test_one_that_is_stopped_before_its_first_step_stops_all(count, ask, victims):
+def test_a_process_stopped_before_its_first_step_stops_all(count, ask, victims):
   with Processes([MODULE, "stopped"], count, environment=SHORT | dict(ASK=ask)) as run:
     for number in range(count):
       run.wait_for(number, "started")
@@ -220,10 +220,10 @@ def test_a_process_that_never_comes_is_named(absent, sentence):
   assert all("Traceback" not in process.err for process in ended)
 
 
-def test_one_that_is_lost_while_another_is_waited_for():
+def test_a_process_lost_while_the_others_wait_is_named():
   cases = {(0, "SIGKILL"): "process 0 at localhost:", (0, "SIGSTOP"): "process 0 at localhost:",
            (1, "SIGKILL"): "process 1 (host ",
-           (1, "SIGSTOP"): "did not come within 5 s: process 2;"}  # nobody has asked process 1 for anything yet
+           (1, "SIGSTOP"): "did not come within 5 s: process 2;"}  # process 1 has not been needed yet
   with contextlib.ExitStack() as stack:
     runs = {case: stack.enter_context(Processes([MODULE, "watch"], 3, absent=(2,), environment=SHORT | dict(
         LTJAX_INIT_TIMEOUT="5"))) for case in cases}
@@ -253,7 +253,7 @@ def test_a_process_of_another_run_is_refused(second, sentence):
 
 
 @pytest.mark.parametrize("which", [0, 2])
-def test_a_process_that_fails_is_no_riddle_to_the_others(which):
+def test_a_failing_process_is_reported_by_the_others(which):
   with watching(3, **{f"DOES_{which}": "fails", "DOES_1": "ends"}) as run:
     ended = run.all_ended(30)
   failed = ended.pop(which)
@@ -263,7 +263,7 @@ def test_a_process_that_fails_is_no_riddle_to_the_others(which):
     assert "failed: no such image" in other.err
 
 
-def test_one_that_is_lost_after_others_are_done():
+def test_a_process_lost_after_others_have_finished_is_named():
   with watching(3, DOES_0="ends", DOES_2="ends") as killed, watching(2, DOES_0="ends") as stopped:
     for run in (killed, stopped):
       run.wait_for(1, "met")
@@ -277,13 +277,13 @@ def test_one_that_is_lost_after_others_are_done():
   assert "process 0 (" in other.err and "silent for" in other.err
 
 
-def test_who_ends_well_is_not_missed():
+def test_a_process_that_ends_well_is_not_reported():
   with watching(3, DOES_0="ends", DOES_1="ends late", DOES_2="ends") as run:
     ended = run.all_ended(30)
   assert [(process.code, said(process.out)["well"], process.err) for process in ended] == [(0, [True], "")] * 3
 
 
-def test_no_progress_is_said_with_who_is_behind():
+def test_a_stall_is_reported_with_the_process_that_is_behind():
   with watching(3, DOES_1="lags", LTJAX_STALL="2") as run:
     ended = run.all_ended(30)
   assert all(process.code == watchdog.EXIT_MISSING for process in ended), ended
@@ -310,7 +310,7 @@ def test_strangers_neither_block_nor_break_nor_join_the_meeting():
     answers = []
     for line in (*[b""] * 20, *lines):  # those that say nothing come first, and stay
       stranger = stack.enter_context(_connection(port))
-      with contextlib.suppress(OSError):  # turned away before it has said all
+      with contextlib.suppress(OSError):  # turned away before it has sent everything
         stranger.sendall(line)
       if line in lines[-1:]:
         answers.append(stranger.recv(10**4))
@@ -332,7 +332,7 @@ def _connection(port: int) -> socket.socket:
 @pytest.mark.parametrize(("host", "address"), [
     ("127.0.0.1", "127.0.0.1"), ("localhost", "127.0.0.1"), ("0.0.0.0", "0.0.0.0"), ("192.0.2.7", ""),
     ("no.such.host.invalid", "")])
-def test_process_0_listens_only_where_it_was_told(host, address):
+def test_process_0_listens_only_on_its_address(host, address):
   assert rendezvous.local_address(host) == address
 
 
@@ -341,14 +341,14 @@ def test_only_the_given_address_is_bound():
     assert listener.getsockname() == ("127.0.0.1", port)
 
 
-def test_a_collective_that_gave_up_is_a_missing_process(monkeypatch):
+def test_a_collective_that_timed_out_is_a_missing_process(monkeypatch):
   class Watch:
     def unheard(self, seconds):
       return "process 2 (host a, pid 3), silent for 31 s"
 
   monkeypatch.setattr(processes, "_EXPLAIN", 0)
   late = RuntimeError("INTERNAL: Gloo all-reduce failed: Timed out waiting 30000ms for recv")
-  assert processes.find_lost(late) == ""  # a process alone misses nobody
+  assert processes.find_lost(late) == ""  # a single process waits for nobody
   monkeypatch.setattr(processes, "_watch", Watch())
   assert "came too late for it: process 2 (host a, pid 3), silent for 31 s; the newest" in processes.find_lost(late)
   assert processes.find_lost(ValueError("shapes differ")) == ""
@@ -359,7 +359,7 @@ def test_compilation_switched_off_is_one_error():
     processes.start({})
 
 
-def test_a_port_that_is_taken_is_said():
+def test_a_port_in_use_is_reported():
   with socket.create_server(("", 0)) as taken, pytest.raises(errors.MissingProcess, match="cannot listen on port"):
     rendezvous.meet(f"localhost:{taken.getsockname()[1]}", 0, 2, watchdog.Timing(1, 1, 1), 0.3)
 

@@ -1,4 +1,4 @@
-"""Every published number is one command: the config that a row of the table names is there and builds."""
+"""Every published number is one command: the config in each row of the table exists and builds."""
 
 import csv
 import importlib
@@ -83,7 +83,7 @@ def test_the_tail_of_camc(method, dataset, sizes):
     dict(paper="thesis", method="oltr", dataset="places", imbalance="996", backbone="resnet152"),
     dict(paper="afa", method="afa", dataset="places", imbalance="996", backbone="resnext50"),
     dict(paper="thesis", method="gcl", dataset="svhn", imbalance="100", backbone="resnet32")])
-def test_what_is_not_reimplemented_says_so(row):
+def test_a_result_that_is_not_reproduced_says_so(row):
   with pytest.raises(ConfigError, match=f"no config for '{row['method']}' of '{row['paper']}' on '{row['dataset']}'"):
     published(row)
 
@@ -133,7 +133,7 @@ def test_arguments_reach_the_config(call, expected):
   ("configs/gcl_cifar.py:cifar10,100,cloudsize=cosine", "did you mean 'cloud_size'"),
   ("configs/gcl_cifar.py:cifar10,100,sampler=instanc", "did you mean 'instance'"),
   ("configs/ce_cifar.py:cifar10,100,1.0", "imbalance comes twice"),
-  ("configs/kps_cifar.py:cifar10,many", "'many' is no choice"),
+  ("configs/kps_cifar.py:cifar10,many", "'many' is not a choice"),
 ])
 def test_a_wrong_argument_is_refused(call, message):
   with pytest.raises(ConfigError, match=message):

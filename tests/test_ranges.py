@@ -41,7 +41,7 @@ def test_a_number_outside_its_range_is_named_with_its_range(function, name):
     assert str(info.value) == f"{function.__name__}: {name} must be in {interval}, got {bad}."
 
 
-def test_every_number_that_a_schedule_may_move_has_a_range():
+def test_every_schedulable_number_has_a_range():
   for function in FUNCTIONS:
     parameters = inspect.signature(function).parameters.values()
     assert {p.name for p in parameters if p.kind is p.KEYWORD_ONLY and type(p.default) is float} <= set(

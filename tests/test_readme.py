@@ -1,4 +1,4 @@
-"""The README says what is so: its generated blocks are up to date, its commands are what CI runs."""
+"""The README is true: its generated blocks are up to date, and CI runs its commands."""
 
 import importlib.util
 import pathlib
@@ -56,6 +56,6 @@ def test_the_library_example_trains():
   assert scope["loss_fn"](weights, *batch) < first / 2
 
 
-def test_files_that_it_links_to_exist():
+def test_the_linked_files_exist():
   for target in re.findall(r"\]\(([^)#:]+)\)", README):
     assert (ROOT / target).exists(), target

@@ -41,7 +41,7 @@ def test_backbones_by_name():
     assert spec.parse(config).stages[0].backbone.name == "ResNet"
 
 
-def test_another_batch_size_scales_the_learning_rate_and_says_so(capsys):
+def test_another_batch_size_scales_the_learning_rate_with_a_note(capsys):
   def config():
     made = recipes.digits_lt(imbalance=5)
     made.stages = ("first", "second")
@@ -59,7 +59,7 @@ def test_another_batch_size_scales_the_learning_rate_and_says_so(capsys):
                                      "second: batch size 8 -> 16, so the learning rate 0.1 -> 0.2\n")
 
 
-def test_two_configs_share_nothing():
+def test_two_configs_are_independent():
   first, second = (recipes.cifar_lt("cifar10", imbalance=5) for _ in range(2))
   first.backbone.depth, first.dataset.dir = 8, "/data"
   assert second.backbone.depth == 32 and not second.dataset.dir
@@ -78,7 +78,7 @@ def test_crops_flips_and_jitter():
   assert recipes.crop_flip(64, jitter=0.4)[-1] == dict(name="jitter", strengths=(0.4, 0.4, 0.4))
 
 
-def test_a_frozen_backbone_evaluates_its_batch_norm_unless_told_otherwise():
+def test_a_frozen_backbone_evaluates_its_batch_norm_by_default():
   assert recipes.stage(**STAGE, train=("head/.*",)).batch_norm == "eval"
   assert recipes.stage(**STAGE, train=("head/.*",), batch_norm="shift").batch_norm == "shift"
 
@@ -124,7 +124,7 @@ def test_a_default_may_depend_on_the_data_set(text, expected):
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("cifar11", "'cifar11' is no choice .did you mean 'cifar10'.*there are cifar10, cifar100"),
+    ("cifar11", "'cifar11' is not a choice .did you mean 'cifar10'.*there are cifar10, cifar100"),
     ("dataset=svhn", "dataset: expected one of cifar10, cifar100, got 'svhn'"),
     ("head=high", "head: expected a number, got 'high'"), ("cifar10,cifar100", "dataset comes twice")])
 def test_a_wrong_data_set_is_refused(text, message):

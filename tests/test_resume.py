@@ -31,13 +31,13 @@ CONFIGS = dict(
                                representation__optimizer__no_decay=("head/bias",)),
     # turns of a class cut by batches and by epochs
     aware=lambda: ce_digits(representation__sampler=dict(name="class_aware", samples_per_class=3)),
-    # two batches a step, and a share that moves with the epochs
+    # two batches per step, and a weight that moves with the epochs
     bbn=lambda: ce_digits(
         backbone=dict(name="ResNetBBN", depth=14, widths=(4, 4, 8)), representation__transforms=(dict(
             name="two_branches", sampler=dict(name="reverse"), share=dict(name="parabolic", start=1.0, end=0.0)),)),
     # looked at on held-out images wherever it is saved
     held_out=lambda: ce_digits(dataset__holdout=0.1, keep_checkpoints=1),
-    # features generated from the second epoch on, by a compiled step of its own
+    # features generated from the second epoch on, by another compiled step
     generating=lambda: ce_digits(
         backbone=dict(name="ResNetCIFAR", depth=8, widths=(4, 4, 8), insert=dict(name="AFA")),
         representation__transforms=(dict(name="generate_features", weight=dict(name="switch", at=1, after=2.0)),)),
@@ -171,23 +171,23 @@ def test_killed_and_rerun_is_the_straight_run(straight, tmp_path, name, step, wh
 
 def test_the_straight_run_is_what_the_tests_here_rely_on(straight):
   run = straight("gcl")
-  assert run.loop_iterations == 20  # stop() is asked once a step
+  assert run.loop_iterations == 20  # stop() is called once per step
   assert [(line["step"], "test" in line) for line in tiny.log(run.workdir, "classifier")] == [
       (3, False), (5, True), (6, False), (9, False), (10, False), (10, True)]
   assert {stage: int(state.step) for stage, state in run.states.items()} == dict(representation=10, classifier=10)
   assert all(tiny.saved_steps(run.workdir, stage) == [5, 10] for stage in run.config.stages)
-  # The runs that are compared do train: another seed gives other numbers.
+  # The compared runs do train: another seed gives other numbers.
   first, second = (state.params["head"]["kernel"] for state in run.states.values())
   assert (first != second).any()
 
 
-def test_a_finished_run_rerun_changes_nothing_and_trains_no_step(straight, monkeypatch):
+def test_repeating_a_finished_run_changes_nothing_and_trains_no_step(straight, monkeypatch):
   def refuse(*args, **kwargs):
     raise AssertionError("a step was trained")
 
   run = straight("gcl")
 
-  def contents():  # but who holds the folder, and since when
+  def contents():  # except for the holder of the folder and its start
     return {path: path.read_bytes() for path in run.workdir.rglob("*") if path.is_file() and path.name != lock.NAME}
 
   files = contents()

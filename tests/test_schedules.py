@@ -90,7 +90,7 @@ def test_every_schedule_is_constant_inside_an_epoch(block):
     np.testing.assert_array_equal(table[:, 0], values(block, 6, 1)[:, 0])
 
 
-def test_that_list_of_schedules_is_complete():
+def test_the_list_of_schedules_is_complete():
   assert sorted(build.public(schedules)) == [
       "constant", "cosine", "linear", "multi_step", "parabolic", "rising_cosine", "sine", "switch"]
 
@@ -135,6 +135,6 @@ def test_factors_are_relative_to_the_base_and_count_from_their_epoch():
   assert table.ravel().tolist() == [2.0, 1.0, 1.0, 0.5, 0.5]
 
 
-def test_parabolic_starts_and_ends_where_it_says():
+def test_parabolic_starts_and_ends_as_documented():
   table = values(dict(name="parabolic", start=2.0, end=4.0, shorten=1), 5, 1).ravel()
   np.testing.assert_allclose(table, [2.0, 2.125, 2.5, 3.125, 4.0])

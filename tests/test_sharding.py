@@ -1,6 +1,6 @@
 """The same run on one device and on eight: the same examples, the same losses, every test image once.
 
-The number of devices is fixed when JAX starts, so the runs are processes of their own: `python -m tests.test_sharding`.
+The number of devices is fixed when JAX starts, so each run is a separate process: `python -m tests.test_sharding`.
 """
 
 import itertools
@@ -53,7 +53,7 @@ def small_run(workdir: pathlib.Path) -> dict:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-  """devices -> what `small_run` returned on so many."""
+  """devices -> the result of `small_run` on that number."""
   folders = {devices: tmp_path_factory.mktemp(f"devices{devices}") for devices in (1, 8)}
   started = {devices: subprocess.Popen(
       [sys.executable, "-m", "tests.test_sharding", folder], cwd=ROOT, text=True, stderr=subprocess.PIPE,
@@ -71,7 +71,7 @@ def runs(tmp_path_factory):
   return found
 
 
-def test_the_examples_are_the_same_and_lie_where_they_should(runs):
+def test_the_examples_are_the_same_on_the_right_devices(runs):
   (one, one_shapes), (eight, eight_shapes) = (zip(*runs[devices]["placed"], strict=True) for devices in (1, 8))
   assert one == eight
   assert len(one) == 5 and len({example for batch in one for example in batch}) == 5 * 128
@@ -80,7 +80,7 @@ def test_the_examples_are_the_same_and_lie_where_they_should(runs):
 
 
 def test_the_losses_are_the_same(runs):
-  # Noise, mixup and crops are drawn for the whole batch, and BatchNorm sees all of it.
+  # Noise, mixup and crops are drawn for the complete batch, and BatchNorm sees all of it.
   one, eight = ([line["loss"] for line in runs[devices]["lines"] if "loss" in line] for devices in (1, 8))
   assert len(one) == 5 and len(set(one)) == 5
   np.testing.assert_allclose(eight, one, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""What a program that listens does with signals, in a process of its own."""
+"""The reaction of a listening program to signals, in a separate process."""
 
 import signal
 import subprocess
@@ -29,7 +29,7 @@ while case in ("steps", "slow steps", "waits") and time.monotonic() < deadline:
     sys.exit(signals.EXIT_STOPPED)
 time.sleep(20)  # compiles
 """
-# A shell that starts tests in the background has some of these ignored, and what it starts inherits that.
+# A shell ignores some of these signals for tests in the background, and their processes inherit that.
 DEFAULTS = ["env", "--default-signal=INT,HUP"]
 HAND, MACHINE = (signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGTERM)
 
@@ -57,13 +57,13 @@ def test_before_the_first_step_the_program_ends_at_once(number):
 
 
 @pytest.mark.parametrize("number", signals.NUMBERS)
-def test_later_the_step_in_flight_ends_and_is_saved(number):
+def test_during_training_the_step_in_flight_ends_and_is_saved(number):
   code, out, err = told("steps", number)
   assert (code, out) == (75, "saved\n")
   assert err.strip().startswith(f"{signal.Signals(number).name}: saving after the steps in flight ... (again after ")
 
 
-def test_where_no_step_ends_the_program_does_at_the_newest_checkpoint():
+def test_without_a_finished_step_the_program_ends_at_the_newest_checkpoint():
   code, _, err = told("compiling", signal.SIGTERM)
   assert code == 75
   assert err.splitlines()[-1].startswith("SIGTERM: no step ended in 0 s; the run continues from its newest checkpoint")
@@ -96,5 +96,5 @@ def test_a_run_under_nohup_survives_its_terminal():
   assert (code, out) == (75, "saved\n") and "SIGTERM: saving" in err and "SIGHUP" not in err
 
 
-def test_others_are_left_alone():
+def test_other_signals_are_left_alone():
   assert told("steps", signal.SIGUSR2)[0] == -signal.SIGUSR2

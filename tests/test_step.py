@@ -1,4 +1,4 @@
-"""The train step: what it moves, what it leaves alone, how often it compiles, and that it names no method."""
+"""The train step: what it updates and leaves alone, how often it compiles, and that it names no method."""
 
 import functools
 import inspect
@@ -65,7 +65,7 @@ WORDS = {
     "afa", "bbn", "branch", "branches", "camc", "cbam", "crt", "cutmix", "cutout", "decouple", "drw", "fbl", "focal",
     "gcl", "generate", "generated", "generation", "kps", "lade", "ldam", "mislas", "mixing", "mixup", "noise",
     "prototype", "prototypes", "randaugment", "rebalancing", "seen", "seesaw", "smoothing", "tde"}
-# `mean` is a reduction, and the word for what a window or a data set has; a `Classifier` is any backbone and head.
+# `mean` is a reduction, but also a statistic of windows and data sets; a `Classifier` is any backbone and head.
 EVERYDAY = {"mean", "Classifier"}
 
 
@@ -90,7 +90,7 @@ def test_a_method_would_be_found(source, found):
   assert named(source) == ({found} if found else set())
 
 
-# -- what moves ------------------------------------------------------------------------------------------------------
+# -- updates -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def _zero_loss(logits, labels, **offered):
   return 0.0 * jnp.sum(logits)
 
 
-def test_weight_decay_falls_on_every_parameter():
+def test_weight_decay_applies_to_every_parameter():
   made = make(representation__optimizer=recipes.sgd(0.25))
   rng = np.random.default_rng(0)
   state = start(made)
@@ -299,7 +299,7 @@ def test_the_window_sums_the_loss_and_the_weighted_correct_predictions(mixed):
 
 @pytest.mark.parametrize(("block", "keys"), [
     (dict(), None), (dict(representation__adjust=dict(name="seesaw")), {"seen_counts"})])
-def test_a_run_holds_and_saves_a_state_only_where_a_loss_declares_one(tmp_path, block, keys):
+def test_a_run_has_a_loss_state_only_if_a_loss_declares_one(tmp_path, block, keys):
   config = tiny.config("ce_digits", backbone=tiny.ONE_CONV, epochs=1, **block)
   tiny.run(config, tmp_path)
   made = tiny.stages(config)["representation"]
@@ -348,7 +348,7 @@ def test_the_loss_of_a_step_reads_the_counts_that_include_its_batch():
 
 
 class Run(NamedTuple):
-  """A run of two stages, and what was seen of it."""
+  """A run of two stages, and its recorded calls."""
 
   config: object
   workdir: pathlib.Path
@@ -403,7 +403,7 @@ def test_the_state_is_donated(two_stages):
   assert not any(gone(two_stages.evaluated[2]) + gone(two_stages.evaluated[5]))
 
 
-def test_a_stage_with_a_frozen_backbone_leaves_its_bits_alone(two_stages):
+def test_a_stage_with_a_frozen_backbone_changes_none_of_its_bits(two_stages):
   first, second = (tiny.saved(made, two_stages.workdir) for made in tiny.stages(two_stages.config).values())
   tiny.assert_trees_equal(first.params["backbone"], second.params["backbone"])
   tiny.assert_trees_equal(first.batch_stats, second.batch_stats)
@@ -411,7 +411,7 @@ def test_a_stage_with_a_frozen_backbone_leaves_its_bits_alone(two_stages):
 
 
 def flops(made: Stage) -> float:
-  """Of the step as it is traced, so before XLA could drop what nothing uses."""
+  """Checks the traced step, before XLA could drop unused operations."""
   return made.train_steps[1].lower(made.like, made.data, *made.batches(0, 1)).cost_analysis()["flops"]
 
 

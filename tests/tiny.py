@@ -30,13 +30,13 @@ ONE_CONV = dict(name="tests.tiny:OneConv")
 
 
 def config(name: str = "gcl_digits", *, epochs: int = 2, backbone: dict | None = None, **overrides):
-  """A shipped digits config shrunk to `epochs` epochs a stage.
+  """A shipped digits config shrunk to `epochs` epochs per stage.
 
   Args:
-    name: of the config file.
-    epochs: of each stage.
-    backbone: the backbone's block in place of a ResNet-8 with a few channels; `ONE_CONV` is the fastest.
-    **overrides: values by their path, with __ for the dot; a dict takes the place of the complete block.
+    name: the name of the config file.
+    epochs: the epochs of each stage.
+    backbone: its block, instead of a ResNet-8 with a few channels; `ONE_CONV` is the fastest.
+    **overrides: values by their path, with __ for the dot; a dict replaces the complete block.
   """
   found = importlib.import_module(f"configs.{name}").get_config()
   found.dataset.imbalance = 5.0
@@ -66,7 +66,7 @@ def stages(config, data: Dataset | None = None) -> dict[str, stage.Stage]:
 
 
 def run(config, workdir: pathlib.Path, *, stop_after: int | None = None) -> dict:
-  """`main.run`; with `stop_after`, asked to stop after that many training steps of this call."""
+  """`main.run`; `stop_after` stops it after that number of training steps of this call."""
   calls = iter(range(10**9))
   return main.run(config, workdir, (lambda: False) if stop_after is None else lambda: next(calls) + 1 >= stop_after)
 
@@ -83,9 +83,9 @@ def features(path: pathlib.Path, *, imbalance: float = 5.0, views: int = 0, floa
 
 @contextlib.contextmanager
 def shared_compilations():
-  """Compiles the functions of equal stages once; everything else of a stage is still built anew for each run.
+  """Compiles the functions of equal stages once; all other parts of a stage are still built anew for each run.
 
-  A resumed run so pays neither for tracing nor for compiling; what it restores and which batches it takes is its own.
+  So a resumed run need neither trace nor compile, but it does restore its own state and take its own batches.
   """
   built, train_steps, evaluators, kept = stage.Stage.__init__, stage.Stage.train_steps, stage.Stage.evaluators, {}
 

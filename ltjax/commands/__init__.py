@@ -1,1 +1,1 @@
-"""What `ltjax NAME` runs: one module a command, with `main(arguments)`; its docstring's first line is the summary."""
+"""The commands of `ltjax NAME`: one module each, with `main(arguments)`; its docstring's first line is the summary."""

@@ -16,7 +16,7 @@ def main(arguments: Sequence[str]) -> None:
   parser = argparse.ArgumentParser(prog="ltjax convert", description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--dataset", required=True, help="name in TFDS, such as imagenet2012")
-  parser.add_argument("--data_dir", default="", help="TFDS's folder; its own default where it is not given")
+  parser.add_argument("--data_dir", default="", help="TFDS's folder; by default, TFDS's own choice")
   parser.add_argument("--out", required=True, help="folder to write to")
   given = parser.parse_args(arguments)
   try:

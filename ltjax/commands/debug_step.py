@@ -1,4 +1,4 @@
-"""Replays one step of a run and says what in it was not finite, in the order in which it was computed.
+"""Replays one step of a run and lists its tensors in the order of computation, with the infinite and NaN ones marked.
 
 python -m ltjax debug_step WORKDIR                          the step that stopped the run
 python -m ltjax debug_step WORKDIR --stage NAME --step N    any step, from the newest checkpoint before it
@@ -31,7 +31,7 @@ class Tensor(NamedTuple):
 
   @property
   def bad(self) -> int:
-    """How many of its values are infinite or NaN."""
+    """The number of its values that are infinite or NaN."""
     return int((~np.isfinite(self.values)).sum())
 
   def __str__(self) -> str:
@@ -41,23 +41,23 @@ class Tensor(NamedTuple):
 
 
 def replay(workdir: pathlib.Path, name: str | None = None, step: int | None = None) -> tuple[list[str], list[Tensor]]:
-  """(what is known of the step, its tensors in the order of their computation); the work folder stays as it is.
+  """(facts about the step, its tensors in the order of computation); leaves the work folder as it is.
 
   Args:
-    workdir: of the run.
-    name: the stage, and
-    step: the step; those that stopped the run where not given.
+    workdir: the run's work folder.
+    name: the stage; by default, the one that stopped the run.
+    step: the step; by default, the one that stopped the run.
 
   Raises:
-    LtjaxError: there is no such run, step or checkpoint.
+    LtjaxError: there is no such run, stage, step or checkpoint.
   """
   spec = parse(folder.load(workdir))
   if name is None or step is None:
     record = workdir / train.NOT_FINITE
     if not record.is_file():
       raise ConfigError(f"{record}: no step of this run was found to be not finite; give --stage and --step")
-    found = json.loads(record.read_text())
-    name, step = found["stage"], found["step"]
+    stopped = json.loads(record.read_text())
+    name, step = stopped["stage"], stopped["step"]
   dataset, _ = spec.read()
   stages = {each.name: each for each in build(spec, dataset)}
   if name not in stages:
@@ -84,11 +84,11 @@ def _text(value) -> str:
 
 def _tensors(stage: Stage, state, batch, scalars):
   model, optimizer = stage.model, stage.optimizer
-  found = jax.jit(steps.make_gradients(stage.parts))(state, stage.data, batch, scalars)
+  gradients = jax.jit(steps.make_gradients(stage.parts))(state, stage.data, batch, scalars)
   trained, _ = optim.split(state.params, optimizer.factors)
-  after, opt_state = jax.jit(optimizer.update)(found.grads, state.opt_state, trained, lr=scalars["lr"])
+  after, opt_state = jax.jit(optimizer.update)(gradients.grads, state.opt_state, trained, lr=scalars["lr"])
 
-  order = []  # of the modules' ends
+  order = []  # paths of the modules, as their calls end
 
   def outputs(variables, images):
     def note(module, method):
@@ -103,14 +103,14 @@ def _tensors(stage: Stage, state, batch, scalars):
 
   variables = dict(params=state.params, batch_stats=state.batch_stats)
   yield from _of("state", variables)
-  yield from _of("images", found.batch.inputs)
-  tensors = list(_of("output of", jax.jit(outputs)(variables, found.batch.inputs)))
-  yield from sorted(tensors, key=lambda tensor: _place(tensor, order))
-  yield from _of("logits", found.logits)
-  yield from _of("loss", found.loss)
-  # From the last module to the first, as they are computed.
-  yield from sorted(_of("gradient of", found.grads), key=lambda tensor: -_place(tensor, order))
-  yield from _of("statistics", found.batch_stats)
+  yield from _of("images", gradients.batch.inputs)
+  tensors = list(_of("output of", jax.jit(outputs)(variables, gradients.batch.inputs)))
+  yield from sorted(tensors, key=lambda tensor: _position(tensor, order))
+  yield from _of("logits", gradients.logits)
+  yield from _of("loss", gradients.loss)
+  # From the last module to the first, as the backward pass computes them.
+  yield from sorted(_of("gradient of", gradients.grads), key=lambda tensor: -_position(tensor, order))
+  yield from _of("statistics", gradients.batch_stats)
   yield from _of("parameter after the step", after)
   yield from _of("optimiser after the step", opt_state)
 
@@ -121,10 +121,10 @@ def _of(what: str, tree):
       yield Tensor(f"{what} {name}".rstrip(), np.asarray(leaf, np.float32))
 
 
-def _place(tensor: Tensor, order: list[str]) -> int:
-  """When the module that `tensor` belongs to had its output; the model itself, of which the path is empty, is last."""
+def _position(tensor: Tensor, order: list[str]) -> int:
+  """The index in `order` of the module that `tensor` belongs to; the model itself, with an empty path, is last."""
   path = tensor.name.split("of ", 1)[1].split("/")
-  return next(order.index(found) for length in range(len(path), -1, -1) if (found := "/".join(path[:length])) in order)
+  return next(order.index(name) for length in range(len(path), -1, -1) if (name := "/".join(path[:length])) in order)
 
 
 def _leaves(tree) -> list[tuple[str, np.ndarray]]:

@@ -1,4 +1,4 @@
-"""Modules that cannot be run or imported any more say in one line where to go instead."""
+"""Tells in one line where a command went that used to be a module of another name."""
 
 import importlib.abc
 import importlib.machinery
@@ -7,13 +7,13 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {"ltjax.predict": "predict", "ltjax.debug_step": "debug_step", "ltjax.data.verify": "verify"}
-# Modules that stay, whose command lines moved.
+# These modules stay; only their command lines moved.
 _PROGRAMS_MOVED = {"ltjax.data.archives": "unpack", "ltjax.data.records": "convert"}
 _PROGRAMS = ("ltjax", "ltjax.main", "ltjax.__main__")
 
 
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-  """Finds the old paths of commands: `python -m` on one runs the command, importing one raises an `ImportError`."""
+  """Finds the old paths of commands: `python -m` with one runs the command, importing one raises an `ImportError`."""
 
   def find_spec(self, name, path=None, target=None):
     """The spec of an old path; None for every other name."""
@@ -27,16 +27,16 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Never reached."""
 
   def get_code(self, name):
-    """The code that `python -m` runs in the place of an old path."""
+    """The code that `python -m` runs instead of an old path."""
     print(f"note: {_sentence(name)}", file=sys.stderr)
     spec = importlib.util.find_spec(f"ltjax.commands.{COMMANDS[name]}")
     return spec.loader.get_code(spec.name)
 
 
 def refuse(arguments: Sequence[str]) -> None:
-  """Ends `python -m ltjax.NAME` with exit code 2 where NAME is no program: it would do nothing and report success.
+  """Ends `python -m ltjax.NAME` with exit code 2 if NAME is not a program: it would do nothing and report success.
 
-  `arguments` are those of the interpreter.
+  `arguments` are the interpreter's.
   """
   name = arguments[arguments.index("-m") + 1] if "-m" in arguments[:-1] else ""
   if name.split(".")[0] != "ltjax" or name in _PROGRAMS or name in COMMANDS or name.startswith(

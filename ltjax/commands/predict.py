@@ -2,10 +2,10 @@
 
 python -m ltjax predict --workdir=runs/mine IMAGE_OR_FOLDER ... [--top=5] [--output=predictions.csv]
 
-writes one line for each image and each of its likeliest classes: path, rank, class, probability. Images are cut like
-the run's test images; of a folder, all images at any depth are taken, on gs:// those right in it. Images that cannot be
-decoded are listed at the end, the others are predicted, and the exit code is 1; --on-bad-image=error stops at the
-first.
+writes one line for each image and each of its likeliest classes: path, rank, class, probability. Images are resized and
+cropped like the run's test images. A folder stands for all images in it at any depth, on gs:// for those directly in
+it. Images that cannot be decoded are listed at the end, the others are predicted, and the exit code is 1;
+--on-bad-image=error stops at the first.
 """
 
 import argparse
@@ -29,11 +29,11 @@ from ltjax.report.names import shown
 from ltjax.schedules import Clock
 
 COLUMNS = ("path", "rank", "class", "probability")
-_BATCHES = 16  # that are decoded, and whose logits are held, at a time
+_BATCHES = 16  # decoded together, with their logits in memory
 
 
 class Prediction(NamedTuple):
-  """An image's class of some rank, from 1, and how probable the model takes it to be."""
+  """A class of an image: its rank, from 1, and its probability under the model."""
 
   path: str
   rank: int
@@ -42,7 +42,7 @@ class Prediction(NamedTuple):
 
 
 class _Named(Paths):
-  """Images by their whole names."""
+  """Images with their complete paths as names."""
 
   def __init__(self, names: Sequence[str]):
     super().__init__("", names)
@@ -52,10 +52,10 @@ class _Named(Paths):
 
 
 def images(arguments: Sequence[str]) -> list[str]:
-  """The images that files and folders stand for, in their order and, of a folder, sorted.
+  """The images that files and folders stand for, in the order given; a folder's images are sorted.
 
   Raises:
-    DataError: an argument that is not there, or a folder without an image.
+    DataError: an argument does not exist, or a folder has no image.
   """
   found = []
   for argument in arguments:
@@ -73,18 +73,18 @@ def predict(workdir: pathlib.Path, names: Sequence[str], top: int = 5,
             bad: dict[str, str] | None = None) -> Iterator[Prediction]:
   """The `top` likeliest classes of each image, by the newest checkpoint of the run's last stage.
 
-  softmax(s z), with the logits z; s is the scale that the stage's adjustment gives cosines, and 1 where it gives none
+  softmax(s z), with the logits z; s is the scale that the stage's adjustment gives to cosines, 1 if it has none
 
   Args:
-    workdir: of a finished run on photographs; nothing in it is changed.
+    workdir: the folder of a finished run on image files; nothing in it is changed.
     names: paths of images, local or gs://.
-    top: at least 1; all classes where there are not as many.
-    bad: receives the images that cannot be decoded, each with the reason; where it is None, the first is an error.
+    top: at least 1; all classes if there are fewer.
+    bad: receives {image that cannot be decoded: reason}; if it is None, the first such image is an error.
 
   Raises:
-    WorkdirError: it is not the folder of a run, or of one that is not finished.
-    ConfigError: the run's images are not photographs.
-    DataError: an image cannot be decoded, and the run's `dataset.on_bad_image` is "error"; or too many cannot.
+    WorkdirError: the folder is not a run's, or the run is not finished.
+    ConfigError: the run was trained on arrays, not on image files.
+    DataError: an image cannot be decoded, and `bad` is None.
   """
   stage, variables = bridge.finished(workdir)
   if isinstance(stage.dataset.train[0], np.ndarray):
@@ -95,18 +95,18 @@ def predict(workdir: pathlib.Path, names: Sequence[str], top: int = 5,
   log = decode.BadImages("error" if bad is None else "substitute", len(names), limit=len(names))
   files, scale = decode.Images(_Named(names), log, stage.dataset.background), logit_scale(stage)
   for first in range(0, len(names), _BATCHES * size):
-    places = np.arange(first, min(first + _BATCHES * size, len(names)))
-    probabilities = jax.nn.softmax(scale * extract(files, "logits", places=places)["logits"], axis=-1)
-    for place, row in zip(places, np.asarray(probabilities), strict=True):
-      if names[place] not in log.found:
+    indices = np.arange(first, min(first + _BATCHES * size, len(names)))
+    probabilities = jax.nn.softmax(scale * extract(files, "logits", places=indices)["logits"], axis=-1)
+    for index, row in zip(indices, np.asarray(probabilities), strict=True):
+      if names[index] not in log.found:
         for rank, c in enumerate(np.argsort(-row, kind="stable")[:top], 1):
-          yield Prediction(names[place], rank, stage.dataset.class_names[c], float(row[c]))
+          yield Prediction(names[index], rank, stage.dataset.class_names[c], float(row[c]))
   if bad is not None:
     bad.update(log.found)
 
 
 def logit_scale(stage) -> float:
-  """The factor that makes logits of a head: the scale that the stage's adjustment gives cosines, else 1."""
+  """The factor that turns a head's output into logits: the scale of the stage's adjustment for cosines, else 1."""
   call = stage.objective.adjust
   if call is None or "scale" not in call.arguments:
     return 1.0
@@ -116,7 +116,7 @@ def logit_scale(stage) -> float:
 
 
 def write(predictions: Iterator[Prediction], file) -> None:
-  """Writes a CSV of predictions; the heading comes with the first, so that a failure leaves nothing behind."""
+  """Writes a CSV of predictions; the header comes with the first, so that an early failure writes nothing."""
   writer = None
   for row in predictions:
     if writer is None:
@@ -131,8 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER")
   parser.add_argument("--workdir", type=pathlib.Path, required=True, help="folder of a finished run")
-  parser.add_argument("--top", type=int, default=5, help="classes an image")
-  parser.add_argument("--output", type=pathlib.Path, help="CSV to write; printed where not given")
+  parser.add_argument("--top", type=int, default=5, help="classes per image")
+  parser.add_argument("--output", type=pathlib.Path, help="CSV file to write; printed if not given")
   parser.add_argument("--on-bad-image", "--config.dataset.on_bad_image", choices=("skip", "substitute", "error"),
                       default="skip", help="what to do with an image that cannot be decoded")
   given = parser.parse_args(arguments)
@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
       _write_file(predictions, given.output.expanduser())
   except BrokenPipeError:
-    sys.stderr.close()  # the reader has seen enough; Python would complain about it at its end
+    sys.stderr.close()  # the reader has closed the pipe; Python would complain when it flushes at exit
     sys.exit(0)
   except (LtjaxError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Unpacks a .tar, .tar.gz or .zip, refusing archives that would write elsewhere or without end.
+"""Unpacks a .tar, .tar.gz or .zip, refusing archives that would write outside the folder or fill the disk.
 
 python -m ltjax unpack ARCHIVE DIR
 """

@@ -2,9 +2,9 @@
 
 python -m ltjax verify --config=configs/gcl_folder.py --config.dataset.root=DIR --out=verify
 
-prints which images are used and which files are left out, and a table, and writes long_tail.png and class_counts.csv to
-the folder --out. The beginning of every file is read; --decode decodes all of it, and the records of TFDS too. Exit
-codes: 0 all is well, 1 something is wrong with the data, 2 with the command.
+prints which images are used, which files are left out and a table of the classes, and writes long_tail.png and
+class_counts.csv to the folder --out. It reads the beginning of every file; --decode decodes every file, and TFDS's
+records too. Exit codes: 0 all is well, 1 something is wrong with the data, 2 with the command.
 """
 
 import collections
@@ -31,14 +31,14 @@ from ltjax.report import names, plots
 
 EXIT_WRONG_DATA = 1
 SPLITS = dict(train="training", held_out="held-out", test="test")
-_HEAD = 4096  # bytes of a file that are read where it is not decoded
+_HEAD = 4096  # bytes to read of a file that is not decoded
 _THREADS = 16
 _CHUNK = 200  # files a thread takes at a time
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 class Looked(NamedTuple):
-  """What one image showed: a fault or "", and what two images with the same bytes agree in."""
+  """The result for one image: a fault or "", and a digest that is equal for images with equal bytes."""
 
   fault: str
   content: bytes | None
@@ -47,39 +47,39 @@ class Looked(NamedTuple):
 # -- one image --------------------------------------------------------------------------------------------------------
 
 
-def _look(images: Files | np.ndarray, place: int, decode: bool) -> Looked:
+def _look(images: Files | np.ndarray, index: int, decode: bool) -> Looked:
   if isinstance(images, np.ndarray):
-    return Looked("", _digest(images[place].tobytes()))
+    return Looked("", _digest(images[index].tobytes()))
   if not decode and not isinstance(images, Paths):
-    return Looked("", None)  # a record has no beginning that could be read alone, and was read for its label
+    return Looked("", None)  # a record cannot be read in part, and was read once for its label
   try:
-    size, head = _read(images, place, decode)
+    size, head = _read(images, index, decode)
   except OSError as error:
-    return Looked(f"{images.name(place)}: {error.strerror or error}", None)
+    return Looked(f"{images.name(index)}: {error.strerror or error}", None)
   fault = _fault(head, decode)
-  return Looked(fault and f"{images.name(place)}: {fault}", _digest(head[:_HEAD] + b"%d" % size))
+  return Looked(fault and f"{images.name(index)}: {fault}", _digest(head[:_HEAD] + b"%d" % size))
 
 
 def _digest(data: bytes) -> bytes:
-  return hashlib.blake2b(data, digest_size=16).digest()  # short, as there are as many as images
+  return hashlib.blake2b(data, digest_size=16).digest()  # short, because one per image stays in memory
 
 
-def _read(images: Files, place: int, whole: bool) -> tuple[int, bytes]:
-  """How long a file is, and its beginning or all of it."""
-  if whole:
-    data = images.read(place)
+def _read(images: Files, index: int, complete: bool) -> tuple[int, bytes]:
+  """(length of a file, its beginning or all of it)."""
+  if complete:
+    data = images.read(index)
     return len(data), data
-  with images.open(place) as file:
+  with images.open(index) as file:
     head = file.read(_HEAD)
     return len(head) if len(head) < _HEAD else file.seek(0, os.SEEK_END) or file.tell(), head
 
 
 def _fault(data: bytes, decode: bool) -> str:
-  """What is wrong with an image of which `data` is the beginning, or all where it is to be decoded; "" if nothing."""
+  """The fault of an image with these first bytes, or with all bytes if `decode`; "" if there is none."""
   if not data:
     return "empty file"
   if not data.startswith(_MAGIC) and not (data[:4] == b"RIFF" and data[8:12] == b"WEBP"):
-    return f"no image: it starts with {data[:12]!r}, expected JPEG, PNG, GIF, BMP, TIFF or WebP"
+    return f"not an image: it starts with {data[:12]!r}, expected JPEG, PNG, GIF, BMP, TIFF or WebP"
   if decode:
     try:
       pillow(data)
@@ -95,8 +95,8 @@ def faults(dataset: Dataset, decode: bool) -> tuple[dict[str, int], list[str]]:
   """Opens every image once.
 
   Returns:
-    {split: number of images with a fault}, and a line for each fault and for each image of one split that is, byte by
-    byte, one of another split too.
+    {split: number of images with a fault}, and a line for each fault and for each image that equals, byte for byte, an
+    image of another split.
   """
   bad, lines, seen = dict.fromkeys(_parts(dataset), 0), [], collections.defaultdict(list)
   total = sum(len(labels) for _, labels in _parts(dataset).values())
@@ -105,13 +105,13 @@ def faults(dataset: Dataset, decode: bool) -> tuple[dict[str, int], list[str]]:
     for split, (images, labels) in _parts(dataset).items():
       chunks = [range(start, min(start + _CHUNK, len(labels))) for start in range(0, len(labels), _CHUNK)]
       for chunk, found in zip(chunks, pool.map(
-          lambda chunk, images=images: [_look(images, place, decode) for place in chunk], chunks), strict=True):
-        for place, looked in zip(chunk, found, strict=True):
+          lambda chunk, images=images: [_look(images, index, decode) for index in chunk], chunks), strict=True):
+        for index, looked in zip(chunk, found, strict=True):
           if looked.fault:
             bad[split] += 1
             lines.append(looked.fault)
           elif looked.content:
-            seen[looked.content].append((split, place))
+            seen[looked.content].append((split, index))
         bar.update(len(chunk))
   return bad, lines + [line for alike in seen.values() if len(alike) > 1 for line in _duplicates(dataset, alike)]
 
@@ -126,18 +126,18 @@ def _duplicates(dataset: Dataset, alike: list[tuple[str, int]]) -> Iterator[str]
   if len({split for split, _ in alike}) < 2:
     return
   first = {}
-  for split, place in alike:
+  for split, index in alike:
     images = getattr(dataset, split)[0]
     is_array = isinstance(images, np.ndarray)
-    content = _digest(images[place].tobytes() if is_array else images.read(place))
-    name = f"{SPLITS[split]} image {place}" if is_array else images.name(place)
+    content = _digest(images[index].tobytes() if is_array else images.read(index))
+    name = f"{SPLITS[split]} image {index}" if is_array else images.name(index)
     other = first.setdefault(content, (split, name))
     if other[0] != split:
       yield f"{name}: the {SPLITS[split]} set has the same image as the {SPLITS[other[0]]} set, {other[1]}"
 
 
 def official_faults(name: str, block: Mapping, dataset: Dataset) -> list[str]:
-  """What differs from the published totals, and from the published lists, of a data set that has such."""
+  """A line for each difference from the published totals and lists, for data sets that have them."""
   known, lines = OFFICIAL.get(name), []
   if known is None:
     return lines
@@ -160,11 +160,11 @@ def official_faults(name: str, block: Mapping, dataset: Dataset) -> list[str]:
     for role, path in photos.official_lists(name, block["lists"]).items():
       if path and not is_official(tables.read_bytes(path, "lists"), known.lists[role]):
         lines.append(f"{path}: not the official list, whose digest is {' or '.join(known.lists[role].digests)}; fetch "
-                     "it again, without a change of its line ends")
+                     "it again, without changing its line ends")
   return lines
 
 
-# -- what is shown ----------------------------------------------------------------------------------------------------
+# -- the table and the files ------------------------------------------------------------------------------------------
 
 
 def _slashes(groups: Mapping[str, int]) -> str:
@@ -199,7 +199,7 @@ def table(dataset: Dataset, bad: Mapping[str, int]) -> str:
 
 
 def write(dataset: Dataset, out: pathlib.Path) -> None:
-  """Writes the picture of the long tail, and the counts of all classes as a CSV."""
+  """Writes a plot of the long tail, and the counts of all classes as a CSV."""
   out.mkdir(parents=True, exist_ok=True)
   plots.long_tail(dataset.class_counts, out / "long_tail.png")
   columns = [np.bincount(labels, minlength=len(dataset.class_names)) for _, labels in _parts(dataset).values()]
@@ -211,7 +211,7 @@ def write(dataset: Dataset, out: pathlib.Path) -> None:
 
 
 def verify(config, out: pathlib.Path, decode: bool = False) -> list[str]:
-  """Prints the table, writes to `out`, and returns a line for each thing that is wrong with the data of `config`."""
+  """Prints the table, writes to `out`, and returns a line for each fault in the data of `config`."""
   try:
     dataset = spec.dataset(config.dataset)[0]()  # never from a cache
   except DataError as error:
@@ -228,7 +228,7 @@ def verify(config, out: pathlib.Path, decode: bool = False) -> list[str]:
 OPTIONS = dict(
     out=load.Option("Folder for long_tail.png and class_counts.csv.", "verify"),
     decode=load.Option("Decode every image.", False),
-    shown=load.Option("How many faults are listed.", "50"))
+    shown=load.Option("The number of faults to list.", "50"))
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -248,7 +248,7 @@ def main(arguments: Sequence[str]) -> None:
     print(f"wrong: ... and {len(wrong) - shown:,} more; --shown={len(wrong)} lists all", file=sys.stderr)
   if wrong:
     sys.exit(EXIT_WRONG_DATA)
-  print(f"all is well{'' if given['decode'] else ', as far as files show that are not decoded (--decode)'}")
+  print(f"all is well{'' if given['decode'] else ', as far as can be seen without decoding the images (--decode)'}")
 
 
 if __name__ == "__main__":

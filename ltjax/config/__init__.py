@@ -6,10 +6,10 @@ from ltjax.config import check, spec
 
 
 def parse(config: ConfigDict) -> spec.RunSpec:
-  """A config as a checked `RunSpec`; raises a `ConfigError` for the first thing in it that could not run."""
-  found = spec.parse(config)
-  check.check(found)
-  return found
+  """A config as a checked `RunSpec`; raises a `ConfigError` for the first entry that could not run."""
+  run = spec.parse(config)
+  check.check(run)
+  return run
 
 
 notes = check.notes

@@ -1,8 +1,8 @@
-"""Config blocks to calls: a name is looked up, its arguments are checked against the signature.
+"""Turns config blocks into calls: looks up the name and checks the arguments against the signature.
 
-A block is a dict with a `name` and hyper-parameters. The name is that of a public function or class of the family's
-module, or `package.module:Name` for anybody's own. A misspelt name or argument fails here, with the nearest that
-exists, before any data are read.
+A block is a dict with a `name` and hyper-parameters. The name is a public function or class of the family's module, or
+`package.module:Name` for one of your own. A misspelt name or argument fails here, before any data are read, and the
+message suggests the nearest existing one.
 """
 
 import difflib
@@ -25,7 +25,7 @@ ANY_NUMBER = "(-inf, inf)"
 
 
 def public(module, accepts: Callable[[Callable], bool] = callable) -> dict[str, Callable]:
-  """The functions and classes that `module` exports and that are what the family `accepts`."""
+  """The functions and classes that `module` exports and the family `accepts`."""
   exported = {name: getattr(module, name) for name in module.__all__}
   return {name: value for name, value in exported.items() if callable(value) and accepts(value)}
 
@@ -39,7 +39,7 @@ class Call(NamedTuple):
 
   @property
   def name(self) -> str:
-    """How messages call it."""
+    """The function's name, for messages."""
     return self.function.__name__
 
   @property
@@ -77,21 +77,21 @@ def named_block(block, where: str, choices: Sequence[str]) -> dict:
 
 def bind(block, choices: Mapping[str, Callable], where: str, *, given: Sequence[str] = (), may_change: bool = True,
          beside: Sequence[str] = (), check: Callable[[Callable], str | None] = lambda part: None) -> Call:
-  """Looks `block["name"]` up and checks the other entries against the parameters of what it names.
+  """Looks up `block["name"]` and checks the other entries against its parameters.
 
   Args:
     block: {"name": ..., hyper-parameter: number, string, nested block, or a schedule block}.
-    choices: what the family offers.
+    choices: the functions and classes of the family, by name.
     where: the config path of the block, for messages.
-    given: parameters that the caller supplies and a config must not.
+    given: parameters that the caller supplies and a config must not set.
     may_change: whether schedules are allowed as values.
     beside: further keys that the block may have, for messages only; the caller has removed them.
-    check: says what an outside part lacks, or None.
+    check: returns a message about anything that an outside part lacks, or None.
   """
   block = named_block(block, where, choices)
   name, values = block.pop("name"), block
   part = lookup(name, choices, f"{where}.name", check)
-  state = getattr(part, "state", None)  # what a loss remembers comes from the step
+  state = getattr(part, "state", None)  # the step supplies the state that a loss declares
   given = (*given, *((state.argument,) if state else ()))
   allowed = {key: p for key, p in hyper_parameters(part, ":" in name).items() if key not in given}
   for key in values:
@@ -161,7 +161,7 @@ def signature(function: Callable) -> dict[str, inspect.Parameter]:
 
 
 def hyper_parameters(function: Callable, outside: bool = False) -> dict[str, inspect.Parameter]:
-  """What a config may set: keyword-only parameters; the fields of a class; of outside functions all parameters."""
+  """The parameters that a config may set: the keyword-only ones, a class's fields, or all of an outside function."""
   parameters = signature(function).values()
   if inspect.isclass(function):
     return {p.name: p for p in parameters if p.name not in ("parent", "name")}
@@ -188,7 +188,7 @@ def _members(annotation) -> tuple:
 
 
 def _kind(parameter: inspect.Parameter) -> type:
-  """The type that a config gives a parameter, from its annotation or else its default; `object` where neither tells."""
+  """The type of a parameter in a config, by its annotation or else its default; `object` if neither tells."""
   members = [typing.get_origin(member) or member for member in _members(parameter.annotation)]
   members.append(type(parameter.default))
   known = {bool: bool, str: str, typing.Literal: str, tuple: tuple, list: tuple, Sequence: tuple, dict: dict,
@@ -219,7 +219,7 @@ def _check_type(value, parameter: inspect.Parameter, where: str) -> None:
 
 
 def show(value) -> str:
-  """A config value on one line, for a message."""
+  """A config value for a message, cut after 120 characters."""
   text = repr(plain(value))
   return text if len(text) <= 120 else f"{text[:120]} ..."
 
@@ -250,20 +250,9 @@ def check_choice(value, choices: Sequence[str], where: str) -> None:
                       f"{nearest(str(value), choices)}")
 
 
-def check_keys(block, keys: Sequence[str], where: str) -> None:
-  """Raises unless `block` is a dict with exactly `keys`."""
-  if not isinstance(block, Mapping | ConfigDict):
-    raise ConfigError(f"{where}: expected dict({', '.join(f'{key}=...' for key in keys)}), got {show(block)}")
-  for key in block:
-    if key not in keys:
-      raise ConfigError(f"{where}.{key}: not a key of {where}{nearest(str(key), keys)}; there are {', '.join(keys)}")
-  for key in keys:
-    if key not in block:
-      raise ConfigError(f"{where}.{key}: missing from the config")
-
 
 def at_path(where: str, function: Callable, *args, **kwargs):
-  """function(*args, **kwargs); an error of ltjax gets the config path `where` in front."""
+  """function(*args, **kwargs); puts the config path `where` in front of ltjax's errors."""
   try:
     return function(*args, **kwargs)
   except LtjaxError as error:
@@ -283,13 +272,13 @@ class Schedule(NamedTuple):
     return self.call(clock)
 
   def beyond(self, epochs: int) -> list[str]:
-    """What in the schedule never takes effect, or not fully, in a stage of `epochs`."""
+    """A message for each part of the schedule that takes no full effect in a stage of `epochs`."""
     at = self.call.constants.get("at", ())
     late = [f"{epoch:g}" for epoch in (at if isinstance(at, tuple) else (at,)) if epoch >= epochs]
-    found = [f".at: {', '.join(late)} of {epochs} epochs never come (epochs count from 0)"] if late else []
+    messages = [f".at: {', '.join(late)} of {epochs} epochs never come (epochs count from 0)"] if late else []
     if (warmup := self.call.constants.get("warmup", 0)) > epochs:
-      found.append(f".warmup: {warmup:g} epochs of warm-up do not end within the {epochs} of the stage")
-    return found
+      messages.append(f".warmup: {warmup:g} epochs of warm-up do not end within the {epochs} of the stage")
+    return messages
 
 
 def _schedule_lacks(part: Callable) -> str | None:
@@ -311,5 +300,5 @@ def schedule(block, where: str, limits: str = ANY_NUMBER) -> Callable[[Clock], f
     raise ConfigError(f"{where}: {' and '.join(lists)} belong together, entry by entry, but have "
                       f"{' and '.join(str(len(value)) for value in lists.values())} entries")
   if any(later <= earlier for earlier, later in zip(lists.get("at", ()), lists.get("at", ())[1:], strict=False)):
-    raise ConfigError(f"{where}.at: expected epochs that rise, got {lists['at']!r}")
+    raise ConfigError(f"{where}.at: expected increasing epochs, got {lists['at']!r}")
   return Schedule(call)

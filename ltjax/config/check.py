@@ -17,7 +17,7 @@ from ltjax.schedules import Clock
 
 
 def check(spec: RunSpec) -> None:
-  """Raises a `ConfigError` for the first thing that could not run."""
+  """Raises a `ConfigError` for the first entry that could not run."""
   names = tuple(stage.name for stage in spec.stages)
   if spec.reset_head and not spec.pretrained:
     raise ConfigError("reset_head: without pretrained there is no head to reset; give --config.pretrained=DIR, the "
@@ -40,7 +40,7 @@ def check(spec: RunSpec) -> None:
 
 
 def parameter_shapes(stage: StageSpec, model, image_shape: tuple = ()) -> dict:
-  """Shapes of {"params", "batch_stats"}; without the images' shape, of images that are as good as any."""
+  """Shapes of {"params", "batch_stats"} for images of `image_shape`; by default, for any that the stage takes."""
   size = stage.size or 32
   # Features have any number of channels: one that the options of a head may divide.
   image_shape = image_shape or ((1, 1, 1, 5040) if _trait(stage.backbone, "takes_features") else (1, size, size, 3))
@@ -54,7 +54,7 @@ def both(variables: dict) -> dict:
 
 
 def check_trained(stage: StageSpec, shapes: dict):
-  """The learning rate factors of the stage's parameters; raises where a pattern matches none of them."""
+  """The learning rate factors of the stage's parameters; raises if a pattern matches none of them."""
   for key, patterns in dict(reset=stage.reset, **{"optimizer.no_decay": stage.around["no_decay"]}).items():
     optim.check_patterns(patterns, shapes, where=f"{stage.name}.{key}")
   factors = optim.learning_rate_factors(shapes, stage.train, stage.lr_factors, where=f"{stage.name}.train")
@@ -70,13 +70,13 @@ def _trait(call, name: str, default=False):
 
 
 def _check_parts(stage: StageSpec, model, names: Sequence[str]) -> None:
-  """Raises where the adjustment, the loss, the head and the transforms do not go together."""
+  """Raises if the adjustment, the loss, the head and the transforms do not go together."""
   name, objective, head = stage.name, stage.objective, model.head
   adjust, loss = objective.adjust, objective.loss
   gives, head_name = getattr(head, "gives", "logits"), stage.head.name
   for call, key in ((adjust, "adjust"), (loss, "loss")):
     if call and "cosines" in call.arguments and gives == "logits":
-      raise ConfigError(f"{name}.{key}: {call.name} takes cosines, but the head {head_name!r} does not give them; "
+      raise ConfigError(f"{name}.{key}: {call.name} takes cosines, but the head {head_name!r} does not return any; "
                         "write head=dict(name='Cosine')")
     if call and _trait(call, "needs_angles") and gives != "cosines":
       raise ConfigError(f"{name}.{key}: {call.name} works on the angle and needs cosines in [-1, 1], which the head "
@@ -165,7 +165,7 @@ def _check_prototypes(stage: StageSpec, names: Sequence[str]) -> None:
 
 
 def _check_augment(stage: StageSpec) -> None:
-  """Raises where the operations are in an order that makes no sense, or one refuses its values."""
+  """Raises if the operations are in an order that makes no sense, or one refuses its values."""
   where = f"{stage.name}.augment"
   apply = b.at_path(where, compose.compose, [(call.name, call.function, call) for call in stage.augment])
   size = stage.size or 32
@@ -190,13 +190,13 @@ def _moving(stage: StageSpec) -> dict[str, tuple]:
 
 
 def notes(spec: RunSpec) -> list[str]:
-  """What a user should know before training: schedules that reach beyond their stage."""
+  """Notes for the user before training: schedules that reach beyond their stage."""
   return [f"note: {where}{text}" for stage in spec.stages for where, (schedule, _) in _moving(stage).items()
           if isinstance(schedule, b.Schedule) for text in schedule.beyond(stage.epochs)]
 
 
 def _check_values(stage: StageSpec) -> None:
-  """Raises where a schedule leaves the range of its parameter, or a sampler does not give probabilities."""
+  """Raises if a schedule leaves the range of its parameter, or a sampler does not return probabilities."""
   # Every epoch of a short stage, 200 of a long one: schedules have few corners.
   epochs = sorted({round(part * (stage.epochs - 1)) for part in np.linspace(0, 1, 200)})
   clocks = [Clock(step=epoch, steps_per_epoch=1, epochs=stage.epochs) for epoch in epochs]
@@ -210,28 +210,28 @@ def _check_values(stage: StageSpec) -> None:
 
 
 def _trace(stage: StageSpec) -> None:
-  """Traces the loss of one batch without computing it: only the functions know their results and choices."""
+  """Traces the loss of one batch without computing it: only a call shows a function's result and its own checks."""
   objective, clock = stage.objective, Clock(0, 1, stage.epochs)
   scalars = dict(adjust=objective.adjust.at(clock) if objective.adjust else {}, loss=objective.loss.at(clock))
 
   def traced(logits, labels, counts):
     state = objective.update_state(objective.init_state(2), logits, labels, 1.0)
     offered = dict(labels=labels, class_counts=counts, features=logits, key=jax.random.key(0), **(state or {}))
-    found = {}
+    results = {}
     for key in ("adjust", "loss"):
       if call := getattr(objective, key):
         given = {name: value for name, value in offered.items() if name in call.arguments}
-        found[key] = call(logits, **given, **scalars[key])
-    return found
+        results[key] = call(logits, **given, **scalars[key])
+    return results
 
   shapes = [jax.ShapeDtypeStruct(shape, kind) for shape, kind in (((3, 2), "float32"), ((3,), "int32"),
                                                                    ((2,), "float32"))]
   for key, result in jax.eval_shape(traced, *shapes).items():
     wanted, call = dict(adjust=(3, 2), loss=(3,))[key], getattr(objective, key)
     if getattr(result, "shape", None) != wanted:
-      hint = {(3, 2): "; as it returns logits, it belongs into adjust=", (3,): "; it belongs into loss="}
-      raise ConfigError(f"{key}: {call.name} gives {getattr(result, 'shape', type(result).__name__)} for 3 examples of "
-                        f"2 classes, expected {wanted}{hint.get(getattr(result, 'shape', None), '')}")
+      hint = {(3, 2): "; it returns logits, so it belongs in adjust=", (3,): "; it belongs in loss="}
+      raise ConfigError(f"{key}: {call.name} returns {getattr(result, 'shape', type(result).__name__)} for 3 examples "
+                        f"of 2 classes, expected {wanted}{hint.get(getattr(result, 'shape', None), '')}")
 
 
 def _check_posthoc(spec: RunSpec, block, where: str) -> None:
@@ -251,7 +251,7 @@ def _check_posthoc(spec: RunSpec, block, where: str) -> None:
 
 
 def check_data(spec: RunSpec, dataset, devices: int) -> None:
-  """Raises where the data set is not what the config needs; calls nothing that reads an image."""
+  """Raises if the data set does not suit the config; reads no image."""
   arrays, name = isinstance(dataset.train[0], np.ndarray), spec.dataset.name
   for stage in spec.stages:
     _check_features(stage, stage.model(dataset.class_counts), dataset, name)
@@ -293,17 +293,17 @@ def _check_features(stage: StageSpec, model, dataset, name: str) -> None:
 
 
 def nothing_held_out(where: str) -> ConfigError:
-  """The error for a choice without images to make it on."""
+  """The error for a choice of hyper-parameters without held-out images."""
   return ConfigError(f"{where}: candidates are chosen on held-out training images, but dataset.holdout is 0; "
                      "set --config.dataset.holdout=0.1, or give one value")
 
 
 def check_batch(stage: StageSpec, devices: int, examples: int) -> None:
-  """Raises where a batch does not fit the data or the devices."""
+  """Raises if a batch does not fit the data or the devices."""
   where, size = f"{stage.name}.batch_size", stage.batch_size
   if size > examples:
     raise ConfigError(f"{where}: {size} does not fit {examples} training images; give 1 to {examples}")
   if size % devices:
-    near = [found for found in (size - size % devices, size - size % devices + devices) if 1 <= found <= examples]
+    near = [number for number in (size - size % devices, size - size % devices + devices) if 1 <= number <= examples]
     raise ConfigError(f"{where}: {size} is not divisible by {devices} devices; valid are its multiples, the nearest "
                       f"{' and '.join(map(str, near)) or 'none that fits'}")

@@ -1,4 +1,4 @@
-"""The keys of a config: which there must be, and what their values may be made of."""
+"""Checks the keys of a config, and that JSON can hold their values."""
 
 from collections.abc import Mapping
 
@@ -11,13 +11,13 @@ from ltjax.errors import ConfigError, nearest
 
 def flat(config: Mapping, prefix: str = "") -> dict[str, object]:
   """{"a.b": value} of every leaf of nested mappings."""
-  found = {}
+  leaves = {}
   for key, value in config.items():
     if isinstance(value, Mapping | ConfigDict) and len(value):
-      found |= flat(value, f"{prefix}{key}.")
+      leaves |= flat(value, f"{prefix}{key}.")
     else:
-      found[prefix + key] = value
-  return found
+      leaves[prefix + key] = value
+  return leaves
 
 
 def check_literals(config: ConfigDict) -> None:
@@ -38,8 +38,8 @@ def check_literals(config: ConfigDict) -> None:
 
 
 def stage_names(config: ConfigDict) -> tuple[str, ...]:
-  """The names of the stages, after a check that exactly their blocks and the keys of every config are there."""
-  if "stages" not in config:
+  """The names of the stages; raises unless the config has exactly their blocks and the keys of every config."""
+  if "stages" not in config:  # perhaps a typo; without the names no block can be told from a wrong key
     near = next((key for key in config if nearest(key, ["stages"]) and key not in recipes.RUN_KEYS), None)
     raise ConfigError(f"{near}: not a key of a config (did you mean 'stages'?)" if near else
                       "stages: missing from the config")
@@ -51,7 +51,7 @@ def stage_names(config: ConfigDict) -> tuple[str, ...]:
       raise ConfigError(f"stages: a stage names its block and its folder and so cannot be called {name!r}; "
                         "try 'representation' or 'classifier'")
   if len(set(names)) < len(names):
-    raise ConfigError(f"stages: every stage needs a name of its own, got {show(names)}")
+    raise ConfigError(f"stages: every stage needs its own name, got {show(names)}")
   known = (*recipes.RUN_KEYS, *names)
   for key, value in config.items():
     if key not in known:

@@ -1,7 +1,7 @@
-"""The command line as a config: `--config=FILE[:ARGUMENT]`, and `--config.KEY=VALUE` for any value in it.
+"""Reads a config from the command line: `--config=FILE[:ARGUMENT]`, and `--config.KEY=VALUE` for any value in it.
 
 A VALUE is a Python literal (a number, None, True, a quoted string, a tuple, a dict, `dict(name=...)`); any other text
-is a string. Where the config holds a string, the text is taken as it stands.
+is a string. If the config holds a string, a number or a word replaces it as text.
 """
 
 import ast
@@ -29,7 +29,7 @@ LISTS = dict(augment=augment, transforms=batches)
 
 
 class Option(NamedTuple):
-  """An option beside --config: its text in --help, and its value where it is not given."""
+  """An option besides --config: its text in --help, and its default."""
 
   help: str
   default: object = None
@@ -59,7 +59,7 @@ def parse(argv: Sequence[str], options: Mapping[str, Option], usage: str,
                         f"{' '.join(f'--{name}=...' for name in options)}")
     no, name, value = match.groups()
     if no and not name.startswith("config.") and name not in options:
-      no, name = None, no + name
+      no, name = None, no + name  # a name that merely begins with "no"
     boolean = isinstance(given.get(name), bool)
     if value is None and not no and not boolean and rest and not rest[0].startswith("--"):
       value = rest.pop(0)
@@ -98,13 +98,13 @@ def _unknown_option(name: str, given: Mapping, config: str) -> ConfigError:
 
 
 def read(value: str) -> ConfigDict:
-  """The config of `FILE` or `FILE:ARGUMENT`; every fault in it becomes one `ConfigError`."""
+  """The config of `FILE` or `FILE:ARGUMENT`; any exception in the file becomes a `ConfigError`."""
   path, argument = _split(value)
   if argument == "":
     raise ConfigError(f"--config={value}: nothing follows the colon; give an argument, or leave the colon out")
   if path.suffix == ".json":
-    raise ConfigError(f"--config={value}: a config is a Python file; a run goes on with the command it was started "
-                      f"with, and `--workdir={path.parent}` alone does not start one")
+    raise ConfigError(f"--config={value}: a config is a Python file; to continue a run, repeat the command that "
+                      f"started it: `--workdir={path.parent}` alone does not")
   if path.suffix != ".py":
     raise ConfigError(f"--config={value}: a config is a Python file, configs/NAME.py")
   try:
@@ -126,13 +126,13 @@ def read(value: str) -> ConfigDict:
     raise ConfigError(f"--config={value}: the config file could not be built: {f'line {line}: ' if line else ''}"
                       f"{type(error).__name__}: {_one_line(error)}") from error
   if not isinstance(config, ConfigDict):
-    raise ConfigError(f"--config={value}: get_config gives {bind.show(config)}, expected a ConfigDict as ltjax.recipes "
-                      "make it")
+    raise ConfigError(f"--config={value}: get_config returns {bind.show(config)}, expected a ConfigDict as "
+                      "ltjax.recipes makes it")
   return config
 
 
 def _split(value: str) -> tuple[pathlib.Path, str | None]:
-  """(file, argument): a path may hold colons itself, so the longest prefix that is a file counts."""
+  """(file, argument). A path may contain colons itself, so the longest prefix that is a file counts."""
   ends = [len(value), *(match.start() for match in reversed(list(re.finditer(":", value))))]
   for end in ends:
     path = pathlib.Path(value[:end]).expanduser()
@@ -156,7 +156,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def literal(text: str):
-  """The Python literal that `text` is, with `dict(name=...)` allowed; raises a `ValueError` for any other text."""
+  """`text` as a Python literal, with `dict(name=...)` allowed; raises a `ValueError` for any other text."""
 
   def value(node):
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args and (
@@ -190,7 +190,7 @@ def _value(text: str, before):
 
 
 def override(config: ConfigDict, key: str, text: str) -> None:
-  """Sets the value at the dotted `key` of `config` to what `text` says."""
+  """Sets the value at the dotted `key` of `config` to the value of `text`."""
   *above, last = key.split(".")
   block, where = config, ""
   for index, name in enumerate(above):
@@ -223,8 +223,8 @@ def override(config: ConfigDict, key: str, text: str) -> None:
 
 
 def _keys(config: ConfigDict) -> list[str]:
-  """The keys of every value, those of the stages in the order of the stages."""
-  order = {name: place for place, name in enumerate(config.get("stages") or ())}
+  """The keys of every value, with the stages' blocks in the order of the stages."""
+  order = {name: index for index, name in enumerate(config.get("stages") or ())}
   return sorted(flat(config), key=lambda key: order.get(key.split(".")[0], -1))
 
 
@@ -237,7 +237,7 @@ def _no_key(config: ConfigDict, key: str) -> ConfigError:
 
 
 def _in_list(blocks: Sequence, module, where: str, path: Sequence[str], text: str) -> list:
-  """`blocks` with the one called `path[0]` changed, added, or removed."""
+  """`blocks` with the block named `path[0]` changed, added, or removed."""
   name, *inner = path
   choices = bind.public(module)
   blocks = [dict(bind.plain(block)) for block in blocks]

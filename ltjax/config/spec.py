@@ -1,4 +1,4 @@
-"""The config, parsed: every block bound to the function it names. `parse` needs no data and no device."""
+"""Parses a config: binds every block to the function that it names. `parse` needs no data and no device."""
 
 import inspect
 import itertools
@@ -25,9 +25,9 @@ from ltjax.schedules import Clock
 STAGE_KEYS = tuple(inspect.signature(recipes.stage).parameters)
 PRECISIONS = {"float32": jnp.float32, "bf16": jnp.bfloat16}
 BATCH_NORM_MODES = ("train", "eval", "shift")
-# Keys of config.dataset that every source may have beside its own, and their values; the first is the default.
+# {key of config.dataset that every source may have besides its own: its values, the default first}
 READING = dict(pipeline=("resident", "tf_data"), on_bad_image=("error", "substitute"))
-# Keys of an optimizer block beside the optimiser's own: (type, range) of each number.
+# {key of an optimizer block besides the optimiser's own: (type, range)}
 AROUND = dict(clip_norm=(float, "[0, inf)"), accumulate=(int, "[1, inf)"), ema=(float, "[0, 1)"))
 SETTINGS = dict(seed=(int, "[0, 4294967295]"), steps_per_call=(int, "[0, inf)"), eval_every_epochs=(int, "[1, inf)"),
                 checkpoint_every_epochs=(int, "[1, inf)"), keep_checkpoints=(int, "[1, inf)"),
@@ -68,7 +68,7 @@ class StageSpec(NamedTuple):
     return next((call for call in self.transforms if streams(call) > 1), None)
 
   def model(self, class_counts: Sequence[int] | np.ndarray | None) -> models.Classifier:
-    """The network; without class counts for two classes, to see its parameters."""
+    """The network; without class counts for two classes, as a check of the parameters needs no more."""
     given = dict(num_classes=2 if class_counts is None else len(class_counts))
     if "class_counts" in self.head.arguments:
       given["class_counts"] = None if class_counts is None else tuple(map(int, class_counts))
@@ -78,7 +78,7 @@ class StageSpec(NamedTuple):
 
   @property
   def size(self) -> int:
-    """The side to which the augmentation brings all images; 0 where they keep theirs."""
+    """The side of all images after the augmentation; 0 if it does not resize them."""
     return next((call.constants["size"] for call in self.augment if hasattr(call.function, "boxes")), 0)
 
 
@@ -88,7 +88,7 @@ class PosthocSpec(NamedTuple):
   name: str
   stage: str
   candidates: tuple[dict[str, Any], ...]  # all hyper-parameters; one dict where nothing is chosen
-  choices: tuple[str, ...]  # the hyper-parameters that the candidates differ in
+  choices: tuple[str, ...]  # the hyper-parameters in which the candidates differ
 
 
 class Settings(NamedTuple):
@@ -125,7 +125,7 @@ class RunSpec(NamedTuple):
 
     Args:
       cache: a folder for listings.
-      log: a file that outlives a stop of the run, for the bad images.
+      log: a file for the bad images, so that a resumed run remembers them.
     """
     given = dict(cache=cache) if "cache" in self.dataset.arguments else {}
     try:
@@ -146,9 +146,9 @@ class RunSpec(NamedTuple):
 
 
 def parse(config: ConfigDict) -> RunSpec:
-  """Binds every block; raises a `ConfigError` for the first that names something unknown or out of range."""
+  """Binds every block; raises a `ConfigError` for the first with an unknown name or a value out of range."""
   if not isinstance(config, ConfigDict):
-    raise ConfigError(f"the config is a {type(config).__name__}, expected a ConfigDict as ltjax.recipes make it")
+    raise ConfigError(f"the config is a {type(config).__name__}, expected a ConfigDict as ltjax.recipes makes it")
   check_literals(config)
   names = stage_names(config)
   for key, (kind, limits) in SETTINGS.items():
@@ -168,11 +168,11 @@ def parse(config: ConfigDict) -> RunSpec:
                  config.pretrained, config.reset_head)
 
 
-# -- what outside parts must have -------------------------------------------------------------------------------------
+# -- checks of outside parts ------------------------------------------------------------------------------------------
 
 
 def _lacks(*parameters: str) -> Callable[[Callable], str | None]:
-  """A check that an outside function has `parameters`, of which "a|b" means one of the two."""
+  """A check that an outside function has `parameters`; "a|b" means one of the two."""
 
   def check(part: Callable) -> str | None:
     there = b.signature(part)
@@ -200,7 +200,7 @@ def _head_lacks(part: Callable) -> str | None:
 
 
 def dataset(block) -> tuple[Call, dict]:
-  """(the source, bound; how its images are read)."""
+  """(the bound source, {key of `READING`: its value})."""
   block = b.plain(block)
   reading = {}
   if isinstance(block, Mapping):
@@ -214,7 +214,7 @@ def dataset(block) -> tuple[Call, dict]:
 
 
 def returns(axes: str) -> Callable[[Callable], bool]:
-  """Whether a function's annotated result has `axes`, such as "b c"; a function without an annotation may."""
+  """A test whether a function's annotated result has `axes`, such as "b c"; without an annotation it passes."""
 
   def accepts(function: Callable) -> bool:
     annotation = inspect.signature(function).return_annotation
@@ -244,7 +244,7 @@ def streams(call: Call) -> int:
 
 
 def _transforms(blocks, where: str) -> tuple[tuple[Call, ...], list]:
-  """(calls, sampler blocks of further streams)."""
+  """(bound transforms, [(sampler block, its path)] of further streams)."""
   calls, further, choices = [], [], b.public(batches)
   for index, block in enumerate(_list(blocks, where)):
     at = f"{where}[{index}]"

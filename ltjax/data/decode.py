@@ -357,7 +357,7 @@ def _kept(path: pathlib.Path) -> tuple[dict[str, str], int]:
       else:
         found[str(content["image"])] = str(content["reason"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-      raise WorkdirError(f"{path}:{number}: not a line that ltjax has written; delete the file to forget which images "
+      raise WorkdirError(f"{path}:{number}: not a line that ltjax wrote; delete the file to forget which images "
                          "were bad") from error
   return found, retried
 

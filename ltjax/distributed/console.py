@@ -1,6 +1,6 @@
-"""Standard output and standard error that cannot end a run: whoever reads them may go away, and their disk may fill up.
+"""Keeps standard output and standard error from ending a run: their reader may go away, their disk may fill up.
 
-Imports nothing that takes time, so that the program can call `protect` before it imports all else.
+Imports nothing slow, so that the program can call `protect` before any other import.
 """
 
 import contextlib
@@ -9,9 +9,9 @@ import sys
 
 
 class Lossy:
-  """A text stream whose writes never raise: what cannot be written is lost, and the run goes on.
+  """A text stream whose writes never raise: text that cannot be written is lost, and the run goes on.
 
-  Everything else is the stream's own, so print, warnings, logging and progress bars work as before.
+  All other attributes are the stream's own, so print, warnings, logging and progress bars work as before.
   """
 
   def __init__(self, stream):
@@ -36,7 +36,7 @@ class Lossy:
       self.write(line)
 
   def flush(self) -> None:
-    """Flushes if possible. Python flushes on the way out, too, and would turn a failure into exit code 120."""
+    """Flushes if possible. Python also flushes on exit, and would turn a failure there into exit code 120."""
     with contextlib.suppress(OSError, ValueError):
       self._stream.flush()
 
@@ -44,13 +44,13 @@ class Lossy:
 def protect() -> None:
   """Makes `sys.stdout` and `sys.stderr` lossy, and turns characters outside their encoding into escapes.
 
-  Called by programs, never by the library.
+  For programs; the library never calls it.
   """
   for name in ("stdout", "stderr"):
     stream = getattr(sys, name)
     if isinstance(stream, Lossy):
       continue
-    if stream is None:  # the program was started with it closed
+    if stream is None:  # it was closed when the program started
       stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if hasattr(stream, "reconfigure"):
       stream.reconfigure(errors="backslashreplace")

@@ -1,6 +1,6 @@
 """Runs of several processes: how they start, what process 0 sends to the others, and how all stop at the same step.
 
-Local processes and those of Kubernetes learn their place from LTJAX_COORDINATOR=host:port, LTJAX_PROCESSES=N and
+Local processes and those of Kubernetes read their number from LTJAX_COORDINATOR=host:port, LTJAX_PROCESSES=N and
 LTJAX_PROCESS_ID=0..N-1; Slurm steps and TPU pods are recognised. Only process 0 touches the work folder.
 """
 
@@ -26,39 +26,39 @@ from ltjax.errors import ConfigError, LtjaxError
 
 _NAMES = ("LTJAX_COORDINATOR", "LTJAX_PROCESSES", "LTJAX_PROCESS_ID")
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
-_CHUNK = 2**24  # bytes of an array that are sent at a time
-_EXPLAIN = 8.0  # seconds: more than the watch takes to name a process that has ended
-_SILENT = 8.0  # seconds after which a process is worth naming: four beats
-_watch: Watch | None = None  # like JAX's own state, one for the process
+_CHUNK = 2**24  # bytes sent at a time
+_EXPLAIN = 8.0  # seconds; the watch names a process that has ended sooner than this
+_SILENT = 8.0  # seconds of silence, four beats, after which a process is worth naming
+_watch: Watch | None = None  # one per process, like JAX's own state
 
 
 def start(environment: Mapping[str, str] = os.environ, *, init_timeout: float = 300) -> None:
   """Joins this process to the others of its run, if there are any; call it before JAX has a backend.
 
-  LTJAX_HEARTBEAT (20) is the number of seconds of silence after which a process counts as lost, LTJAX_STALL (1800) the
-  number without progress after which this process ends the run, and LTJAX_INIT_TIMEOUT replaces `init_timeout`, the
-  number for which a process waits for all others. LTJAX_TOKEN is a secret that all processes of the run share.
+  Environment variables set the limits. A process counts as lost after LTJAX_HEARTBEAT (20) seconds of silence. This
+  process ends the run after LTJAX_STALL (1800) seconds without progress. It waits for the others for LTJAX_INIT_TIMEOUT
+  seconds (default: `init_timeout`). LTJAX_TOKEN is a secret, the same for all processes of the run.
 
   Raises:
     ConfigError: the environment describes the processes incompletely, or switches compilation off.
-    MissingProcess: not all have come in time, or one has ended meanwhile.
+    MissingProcess: a process did not come in time, or one ended meanwhile.
   """
   global _watch
   if jax.config.jax_disable_jit:
     raise ConfigError("JAX_DISABLE_JIT: ltjax trains with compiled steps only; unset it, and look into a step with "
                       "`python -m ltjax debug_step`")
   init_timeout = _seconds(environment, "LTJAX_INIT_TIMEOUT", init_timeout)
-  found = _named(environment) or _recognised(environment, init_timeout)
-  if not found or found[1] == 1:
+  run = _named(environment) or _recognised(environment, init_timeout)
+  if not run or run[1] == 1:
     return
   heartbeat = _seconds(environment, "LTJAX_HEARTBEAT", 20.0)
   timing = Timing(min(2.0, heartbeat / 5), heartbeat, _seconds(environment, "LTJAX_STALL", 1800.0))
-  address, count, number, devices = found
+  address, count, number, devices = run
   _watch = meet(address, number, count, timing, init_timeout, environment.get("LTJAX_TOKEN", ""))
   signals.tell_others = lambda sentence: _watch.stop(f"process {number} was asked to stop: {sentence}")
-  # All are there: from here on the watch names whoever is lost, before JAX aborts.
+  # All are there. JAX waits 10 seconds longer than the watch, so that the watch names a lost process before JAX aborts.
   late = math.ceil(heartbeat) + 10
-  # The service would take SIGTERM for itself.
+  # The service would catch SIGTERM itself.
   jax.config.update("jax_enable_preemption_service", False)
   host, port = address.rsplit(":", 1)
   own = local_address(host.strip("[]")) if number == 0 else ""
@@ -70,10 +70,10 @@ def start(environment: Mapping[str, str] = os.environ, *, init_timeout: float = 
 
 
 def _connect() -> None:
-  """Runs a first sum over all devices, for which all processes are waiting by now.
+  """Runs a first sum over all devices while all processes are waiting for it.
 
-  The first one connects the processes, and Gloo gives up after 30 seconds if another is late for that. In the run
-  itself a process may well be late, as each compiles for as long as it takes; once connected, they wait for each other.
+  The first sum connects the processes, and Gloo gives up after 30 seconds if one of them is late. During the run a
+  process may well be late, because each compiles at its own pace; once connected, they wait for each other.
   """
   mesh = sharding.data_mesh()
   rows = sharding.place(np.ones(len(mesh.local_devices), np.float32), mesh)
@@ -112,8 +112,8 @@ def _recognised(environment: Mapping[str, str], timeout: float) -> tuple | None:
     method = "gcetpu"
   else:
     return None
-  # Our only use of a private part of JAX. jax.distributed.initialize() does the same, but does not say where it waits;
-  # we need to know, to wait there first and name whoever does not come.
+  # Our only use of a private part of JAX. jax.distributed.initialize() does the same but hides the address; we need
+  # it, to meet there first and name the processes that do not come.
   from jax._src import clusters
 
   return clusters.ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, method, math.ceil(timeout))
@@ -138,7 +138,7 @@ def is_first() -> bool:
 
 
 def report_progress(phase: str) -> None:
-  """Tells the watch that the main thread has reached `phase`, as in "representation step 120"; costs nothing."""
+  """Tells the watch that the main thread has reached `phase`, such as "representation step 120"; costs nothing."""
   if _watch:
     _watch.report_progress(phase)
 
@@ -146,10 +146,10 @@ def report_progress(phase: str) -> None:
 def find_lost(error: Exception) -> str:
   """Call it after an `error` that the loss of another process may have caused; does not return if one is lost.
 
-  A collective fails as soon as a connection closes, as a ValueError or JaxRuntimeError; a moment later the watch knows
-  whose it was, says so and ends this process. If all are there, this returns after some seconds: a sentence, to be
-  printed before exit code 69, if a collective gave up waiting for a slow or paused process; "" if `error` has another
-  cause.
+  A collective fails as soon as a connection closes, with a ValueError or JaxRuntimeError; a moment later the watch
+  knows which process closed it, says so and ends this process. If all are there, this returns after some seconds: a
+  sentence to print before exit code 69 if a collective gave up waiting for a slow or paused process, "" if `error` has
+  another cause.
   """
   if not _watch:
     return ""
@@ -163,7 +163,7 @@ def find_lost(error: Exception) -> str:
 
 
 def leave(code: int, words: str) -> None:
-  """Call it before this process exits with `code`; `words` tell the others why, unless it is finished or stopped.
+  """Call it before this process exits with `code`; `words` tell the others why, unless it finished or was stopped.
 
   Waits for the others if all is well, and does not return otherwise.
   """
@@ -171,7 +171,7 @@ def leave(code: int, words: str) -> None:
     return
   well = code in (0, 75)
   if _watch.leave(words if well else FAILED + words):
-    # Nobody misses this process any more, so JAX's own farewell must not delay it for long.
+    # No other process waits for this one any more, so JAX's own shutdown must not delay it for long.
     timer = threading.Timer(20.0, _exit, (code,))
     timer.daemon = True
     timer.start()
@@ -193,10 +193,10 @@ def _exit(code: int) -> None:
 def from_first(function: Callable[[], Any]) -> Any:
   """Calls `function` on process 0 alone and returns its result on all processes.
 
-  The result consists of dicts with string keys, lists, tuples, JSON's values and arrays; arrays arrive as NumPy arrays.
+  The result consists of dicts with string keys, lists, tuples, JSON values and arrays; arrays arrive as NumPy arrays.
 
   Raises:
-    LtjaxError: raised by `function`, and then by all processes; for any other error, process 0 raises it and the others
+    LtjaxError: `function` raised it, and now all processes do. Any other error is raised by process 0; the others raise
       an LtjaxError that quotes it.
   """
   if not _watch:
@@ -219,7 +219,7 @@ def from_first(function: Callable[[], Any]) -> Any:
 
 
 def gather(value: Any) -> list:
-  """The `value` of every process, on all of them, which all call it; JSON's values, without arrays."""
+  """The `value` of every process, on every process; all must call it. For JSON values, without arrays."""
   if not _watch:
     return [value]
   if not is_first():
@@ -228,7 +228,7 @@ def gather(value: Any) -> list:
 
 
 def _pack(value: Any, arrays: list[np.ndarray]) -> dict:
-  """A description of `value` in JSON; the arrays in it are appended to `arrays` instead."""
+  """A description of `value` in JSON; its arrays are appended to `arrays` instead."""
   if isinstance(value, Mapping):
     return dict(mapping={key: _pack(item, arrays) for key, item in value.items()})
   if isinstance(value, list | tuple):
@@ -261,7 +261,8 @@ def _specs(packed: dict) -> list[tuple]:
 
 def _shared(arrays: list[np.ndarray], specs: list[tuple]) -> list[np.ndarray]:
   """The arrays of process 0 on all processes, which know their types and shapes."""
-  # As bytes, because JAX sends by summing the processes' values, which turns -0.0 into 0.0; each array aligned to 64.
+  # As bytes, because JAX sends by summing the processes' values, which turns -0.0 into 0.0. Each array starts at a
+  # multiple of 64 bytes, so that any type can view it.
   sizes = [math.prod(shape) * kind.itemsize for kind, shape in specs]
   starts = np.cumsum([0, *(math.ceil(size / 64) * 64 for size in sizes)])
   joined = np.zeros(starts[-1], np.uint8)
@@ -276,12 +277,12 @@ def _shared(arrays: list[np.ndarray], specs: list[tuple]) -> list[np.ndarray]:
 
 def _error_class(name: str) -> type[LtjaxError]:
   """The subclass of LtjaxError with that name, or LtjaxError."""
-  known, found = [LtjaxError], {}
+  known, by_name = [LtjaxError], {}
   while known:
     error = known.pop()
-    found[error.__name__] = error
+    by_name[error.__name__] = error
     known += error.__subclasses__()
-  return found.get(name, LtjaxError)
+  return by_name.get(name, LtjaxError)
 
 
 # -- stopping together ------------------------------------------------------------------------------------------------
@@ -290,16 +291,16 @@ def _error_class(name: str) -> type[LtjaxError]:
 class Agreement:
   """Tells all processes at the same step whether any of them has been asked to stop, without waiting for the devices.
 
-  One object serves all loops of a run. It also keeps the host at most `lag` calls ahead of the devices, so that the
-  answer to a request comes soon.
+  One object serves all loops of a run. It also keeps the host at most `lag` calls ahead of the devices, so that a
+  request is answered soon.
   """
 
   def __init__(self, asked: Callable[[], bool], mesh: jax.sharding.Mesh):
-    """`asked` returns whether this process has been asked to stop."""
+    """`asked` says whether this process has been asked to stop."""
     self._asked, self._pending, self._stop = asked, collections.deque(), False
     local = len(mesh.local_devices)
     self._flags = {flag: sharding.place(np.full(local, flag), mesh) for flag in (False, True)}
-    # Although `after` is unused, this cannot run before it is there.
+    # `after` is unused, but the sum cannot run before it has been computed.
     self._any = jax.jit(lambda flags, after: jnp.any(flags), keep_unused=True,
                         out_shardings=sharding.replicated(mesh))
 
@@ -308,7 +309,7 @@ class Agreement:
 
     Args:
       after: a result of the step, an array of any shape on all devices.
-      lag: the answer is the one of this many calls ago, which is known by now; 0 waits for that of this call.
+      lag: the answer comes from this many calls ago, so it is known by now; 0 waits for the answer of this call.
     """
     asked = bool(self._asked())
     self._pending.append(self._any(self._flags[asked], after))

@@ -1,8 +1,8 @@
-"""Where the processes of a run meet: at process 0's address, before JAX uses it, which aborts where one is missing.
+"""The processes of a run meet at process 0's address before JAX uses it, because JAX aborts where one is missing.
 
-Anybody who reaches the port may connect. A stranger is turned away without delay for the others: all connections are
-read side by side, each for at most `_PATIENCE` seconds and `_HELLO` bytes. Where LTJAX_TOKEN is set, only a process
-that knows it is let in.
+Anybody who reaches the port may connect. Strangers are turned away and delay nobody: all connections are read side by
+side, each for at most `_PATIENCE` seconds and `_HELLO` bytes. If LTJAX_TOKEN is set, only processes that know it are
+let in.
 """
 
 import hmac
@@ -20,7 +20,7 @@ from ltjax.distributed.watchdog import Link, Timing, Watch
 from ltjax.errors import MissingProcess
 
 _HELLO = 4096  # bytes
-_PATIENCE = 10.0  # seconds until the first word about who is missing, and that a stranger may stay
+_PATIENCE = 10.0  # seconds before the first report of missing processes, and the longest that a stranger may stay
 _STRANGERS = 256  # connections that have not said who they are
 
 
@@ -29,14 +29,14 @@ def meet(address: str, number: int, count: int, timing: Timing, timeout: float, 
 
   Args:
     address: host:port of process 0.
-    number: of this process.
+    number: this process's number.
     count: the number of processes.
-    timing: of the watch.
+    timing: the watch's intervals.
     timeout: seconds.
     token: the secret of the run; "" lets everybody in.
 
   Raises:
-    MissingProcess: a process has not come in time; the message names it.
+    MissingProcess: a process did not come in time; the message names it.
   """
   host, port = address.rsplit(":", 1)
   host, deadline = host.strip("[]"), time.monotonic() + timeout
@@ -49,19 +49,19 @@ def meet(address: str, number: int, count: int, timing: Timing, timeout: float, 
 
 
 def local_address(host: str) -> str:
-  """The address of this machine that processes find under `host`, to listen there alone; "" for all addresses.
+  """The address of this machine that `host` resolves to, so as to listen there alone; "" for all addresses.
 
-  All are needed where the others may find this machine by another way than it finds itself: a host's own name is often
+  All are needed where the others may resolve `host` differently from this machine: a machine's own name is often
   127.0.1.1 to itself, and a service's address belongs to no machine.
   """
   try:
     families = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)
-    found = min((info[4][0].partition("%")[0] for info in families), key=lambda text: ":" in text)
-    loopback = ipaddress.ip_address(found).is_loopback
-    if loopback and host != "localhost" and host != found:
+    address = min((info[4][0].partition("%")[0] for info in families), key=lambda text: ":" in text)
+    loopback = ipaddress.ip_address(address).is_loopback
+    if loopback and host != "localhost" and host != address:
       return ""
-    with socket.create_server((found, 0), family=socket.AF_INET6 if ":" in found else socket.AF_INET):
-      return found
+    with socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET):
+      return address
   except (OSError, ValueError):
     return ""
 
@@ -71,12 +71,12 @@ def _own_name(number: int) -> str:
 
 
 class _Meeting:
-  """Process 0's side: waits for the others."""
+  """Process 0's side of the meeting: waits for the others."""
 
   def __init__(self, listener: socket.socket, count: int, token: str):
     self._listener, self._count, self._token = listener, count, token
     self._links, self._selector, self._strangers = {}, selectors.DefaultSelector(), {}
-    listener.setblocking(False)
+    listener.setblocking(False)  # a caller may be gone by the time it is accepted
     self._selector.register(listener, selectors.EVENT_READ)
 
   def run(self, deadline: float, timeout: float) -> list[Link]:
@@ -94,7 +94,7 @@ class _Meeting:
         if time.monotonic() > patient:
           print(f"waiting for process {names} of {self._count} ...", file=sys.stderr, flush=True)
           patient = math.inf
-        for link in self._links.values():
+        for link in self._links.values():  # a sign of life: the others give up after a heartbeat without one
           link.send(dict(wait=missing), 1.0)
         self._serve(min(left, 1.0))
     finally:
@@ -153,11 +153,13 @@ class _Meeting:
     connection.close()
 
   def _hello(self, connection: socket.socket, line: dict | None) -> Link | None:
-    """The process that has called; None where it does not belong to this run, which it is told."""
+    """The process that has called; None, after telling it why, if it does not belong to this run."""
+    # `type` and not `isinstance`, for which True is an int.
     if line is None or [type(line.get(key)) for key in ("number", "count", "name", "token")] != [int, int, str, str]:
       connection.close()
       return None
     link, reason = Link(line["number"], line["name"], connection), None
+    # In constant time, so that nobody can guess the token letter by letter.
     if not hmac.compare_digest(line["token"].encode("utf-8", "replace"), self._token.encode("utf-8", "replace")):
       reason = f"{link.name} has another LTJAX_TOKEN than process 0; give all processes of the run the same."
     elif line["count"] != self._count:
@@ -181,7 +183,7 @@ class _Meeting:
 
 
 def _listener(host: str, port: int, deadline: float) -> socket.socket:
-  """A listening socket; waits for a port that the run before has not yet left."""
+  """A listening socket; waits if the previous run still holds the port."""
   address = local_address(host)
   family = socket.AF_INET6 if ":" in address or not address and socket.has_dualstack_ipv6() else socket.AF_INET
   while True:
@@ -230,12 +232,12 @@ def _join(host: str, port: int, number: int, count: int, token: str, timing: Tim
 
 
 def _line(connection: socket.socket, timeout: float) -> dict | None:
-  """The first line that comes, a JSON object; None where something else comes, or nothing."""
+  """The first line received, a JSON object; None for anything else, or nothing."""
   deadline, data = time.monotonic() + timeout, b""
   try:
     while not data.endswith(b"\n") and len(data) < _HELLO:
       connection.settimeout(max(deadline - time.monotonic(), 0.01))
-      byte = connection.recv(1)  # what follows the line is for whoever reads next
+      byte = connection.recv(1)  # one at a time: bytes after the line belong to the next reader
       if not byte:
         return None
       data += byte
@@ -246,7 +248,7 @@ def _line(connection: socket.socket, timeout: float) -> dict | None:
 
 def _parse(data: bytes) -> dict | None:
   try:
-    found = json.loads(data)
+    message = json.loads(data)
   except (ValueError, RecursionError):
     return None
-  return found if isinstance(found, dict) else None
+  return message if isinstance(message, dict) else None

@@ -10,7 +10,7 @@ from ltjax.errors import ConfigError
 
 
 def data_mesh() -> Mesh:
-  """A mesh over all devices of all processes, sorted by process, as the devices of a TPU pod are not."""
+  """A mesh over all devices of all processes, sorted by process, because a TPU pod's devices are not."""
   return Mesh(np.array(sorted(jax.devices(), key=lambda device: (device.process_index, device.id))), ("data",))
 
 

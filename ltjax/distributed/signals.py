@@ -1,14 +1,14 @@
-"""How a run is asked to stop, at any moment, by SIGTERM, SIGINT, SIGUSR1 or SIGHUP, and the exit code it then has.
+"""How SIGTERM, SIGINT, SIGUSR1 or SIGHUP stops a run at any moment, and with which exit code.
 
-What is promised: the first signal is a request. The loop sees it after the step that it is about to start, waits for
-the calls that the devices already have, however long they take, saves, and exits with 75: no step is lost. While it
-waits it says so every 5 seconds. A run that is not in its loop, as it compiles, has `GRACE` seconds to get there;
-then it ends at its newest checkpoint, because whoever preempts a machine kills soon after. One request often arrives
-more than once: systemd and Slurm signal a launcher and its children, and the launcher passes the signal on. So signals
+The first signal is a request. The loop sees it after the step that it is about to start, waits for the calls that the
+devices already have, however long they take, saves, and exits with 75: no step is lost. While it waits it says so every
+5 seconds. A run outside its loop, while it compiles, has `GRACE` seconds to get there; then it ends at its newest
+checkpoint, because a scheduler that preempts a machine kills its processes soon after. One request often arrives more
+than once: systemd and Slurm signal a launcher and its children, and the launcher passes the signal on. So signals
 within `AGAIN` seconds of the first count as the same request. A later one ends the program without saving, as does
 Ctrl-C pressed again after `AGAIN_BY_HAND` seconds.
 
-Imports nothing that takes time, so that the program can listen before it imports all else.
+Imports nothing slow, so that the program can listen before any other import.
 """
 
 import os
@@ -22,7 +22,7 @@ from ltjax.distributed import console
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 EXIT_STOPPED = 75  # EX_TEMPFAIL: the same command again continues
-GRACE = 25.0  # seconds; who preempts a machine gives it 30
+GRACE = 25.0  # seconds; preempted machines get 30
 AGAIN, AGAIN_BY_HAND = 10.0, 1.0  # seconds
 REPORT = 5.0  # seconds between two reports that the run waits
 
@@ -32,16 +32,16 @@ def tell_others(sentence: str) -> None:
 
 
 def listen() -> "StopRequest":
-  """Listens for signals, and keeps an output that goes away from ending the run; called by programs."""
+  """Listens for signals, and keeps a closed output from ending the run; for programs only."""
   console.protect()
   return StopRequest()
 
 
 class StopRequest:
-  """Turns the first signal into a request to stop, as the module describes; a callable that says whether it has come.
+  """Turns the first signal into a request to stop, as the module describes; call it to ask whether one has come.
 
-  A thread listens, since the main thread may be compiling for minutes. Until the first call nobody has asked whether to
-  stop, so this process has trained nothing: then a signal ends it at once, and with it the other processes of its run.
+  A thread listens, since the main thread may be compiling for minutes. Until the first call this process has trained
+  nothing, so a signal ends it at once, and with it the other processes of its run.
   """
 
   def __init__(self):
@@ -52,7 +52,7 @@ class StopRequest:
     for number in NUMBERS:
       # nohup has SIGHUP ignored, so that a run survives its terminal.
       if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-        signal.signal(number, lambda *_: None)  # Python writes the number to the socket, whatever the main thread does
+        signal.signal(number, lambda *_: None)  # Python still writes the number to the socket, which the thread reads
     signal.set_wakeup_fd(speaker.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=self._listen, name="signals", daemon=True).start()
 

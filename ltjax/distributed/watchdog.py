@@ -1,8 +1,8 @@
-"""Finds out which process of a run is missing: each keeps a TCP connection to process 0, apart from all that JAX does.
+"""Finds out which process of a run is missing, over TCP connections to process 0 that are independent of JAX.
 
-JAX answers to a lost process with an abort, or with a wait of minutes, and names nobody. Here every process reports
-every two seconds what it is doing. A closed connection tells of a process that was killed, silence of one that was
-stopped; then all others end within seconds, with its name and exit code 69. JAX's abort is the backstop.
+When a process is lost, JAX aborts or waits for minutes, and names nobody. Here every process reports every two seconds
+what it is doing. A closed connection means that a process was killed, silence that it was stopped; all others then end
+within seconds, with its name and exit code 69. JAX's abort is the backstop.
 """
 
 import ctypes
@@ -22,13 +22,13 @@ from ltjax.distributed.signals import EXIT_STOPPED
 EXIT_MISSING = 69
 FAILED = "failed: "
 _ADVICE = "The last committed checkpoint is intact: run the same command on all processes again to continue."
-_GRACE = 3.0  # seconds that a process gets to end by itself after another has failed, as by the same wrong config
+_GRACE = 3.0  # seconds for a process to end by itself after another has failed, as when both read the same bad config
 _CLOSE = 6.0  # seconds that process 0 stays after it has failed: JAX aborts the others when it goes
 _LONGEST = 2**26  # bytes of a message
 
 
 class Timing(NamedTuple):
-  """Seconds between beats, of silence, and of a main thread without progress; the last two end the run."""
+  """Seconds between beats, seconds of silence and seconds without progress; the last two end the run."""
 
   interval: float
   heartbeat: float
@@ -36,7 +36,7 @@ class Timing(NamedTuple):
 
 
 class Link:
-  """A connection to another process, and what is known of it."""
+  """A connection to another process, and its last known state."""
 
   def __init__(self, number: int, name: str, connection: socket.socket):
     self.number, self.name, self.connection = number, name, connection
@@ -47,9 +47,9 @@ class Link:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
   def send(self, message: dict, patience: float = -1) -> None:
-    """Sends `message` if no other thread is sending for longer than `patience` seconds (-1: forever).
+    """Sends `message`, unless another thread is sending for longer than `patience` seconds (-1: waits forever).
 
-    A lost connection raises nothing here: whoever reads notices it.
+    A lost connection raises nothing here: the reading thread notices it.
     """
     if self.lock.acquire(timeout=patience):
       try:
@@ -60,9 +60,9 @@ class Link:
         self.lock.release()
 
   def read(self, receive) -> None:
-    """Calls `receive(message)` with everything that comes until the connection is closed; a thread of its own.
+    """Calls `receive(message)` for every message until the connection is closed; runs in its own thread.
 
-    What is not a message of ours, or is too long, counts as the end of the connection.
+    Anything that is not one of our messages, or is too long, ends the connection.
     """
     rest = []
     while sum(map(len, rest)) <= _LONGEST:
@@ -84,7 +84,7 @@ class Link:
     self.heard, self.closed = time.monotonic(), True
 
   def trouble(self, heartbeat: float) -> str | None:
-    """A sentence about what is wrong with the process, once that is certain."""
+    """A sentence about the process's failure, once it is certain; None before."""
     end, silent = self.beat["end"] or "", time.monotonic() - self.heard
     if end.startswith(FAILED):
       return f"{self.name} {end}" if time.monotonic() - self._ended > _GRACE else None
@@ -104,7 +104,7 @@ class Link:
 
 
 class Watch:
-  """Watches over the others for process `number` of `count`: a thread that beats and judges, and one a connection."""
+  """Watches the other processes for process `number` of `count`: one thread beats and judges, one reads each link."""
 
   def __init__(self, number: int, count: int, links: list[Link], timing: Timing):
     self.number, self.count, self._timing = number, count, timing
@@ -117,7 +117,7 @@ class Watch:
     threading.Thread(target=self._run, daemon=True, name="watch").start()
 
   def report_progress(self, phase: str) -> None:
-    """Takes note that the main thread has reached `phase`."""
+    """Notes that the main thread has reached `phase`."""
     self._beat, self._progress = dict(phase=phase, count=self._beat["count"] + 1, end=None), time.monotonic()
 
   def send(self, value: Any) -> None:
@@ -149,7 +149,7 @@ class Watch:
         self._tell(patience=1.0)
         return not closed and not any(beat["end"].startswith(FAILED) for beat in beats)
       elif closed and all(link.beat["end"] for link in links):
-        break  # the watch speaks of one that has ended without a word
+        break  # the watch names a process that has ended without a word
       time.sleep(0.02)
     return False
 
@@ -195,7 +195,7 @@ class Watch:
       self._tell(patience=0.1)
       time.sleep(self._timing.interval)
       now = time.monotonic()
-      if now - before > 3 * self._timing.interval + 1:  # this process slept, not the others
+      if now - before > 3 * self._timing.interval + 1:  # this process was paused, so the others only seem silent
         for link in self._links.values():
           link.heard = now
       before = now
@@ -204,9 +204,9 @@ class Watch:
   def _judge(self) -> None:
     if not self._judging:
       return
-    found = [trouble for link in self._links.values() if (trouble := link.trouble(self._timing.heartbeat))]
-    if found:
-      self._end(" ".join(found))
+    troubles = [trouble for link in self._links.values() if (trouble := link.trouble(self._timing.heartbeat))]
+    if troubles:
+      self._end(" ".join(troubles))
     idle = time.monotonic() - self._progress
     if idle > self._timing.stall and not self._beat["end"]:
       self._end(f"process {self.number} has made no progress for {idle:.0f} s at: {self._beat['phase']}; "
@@ -220,7 +220,7 @@ class Watch:
     return ", ".join(behind) or "all processes have got as far"
 
   def _beats(self) -> dict[int, dict]:
-    """The last beat of every process that is known."""
+    """The last beat of every known process."""
     table = {int(number): beat for number, beat in self._table.items()}
     return table | {number: link.beat for number, link in self._links.items()} | {self.number: self._beat}
 
@@ -233,7 +233,7 @@ class Watch:
 
   def _end(self, sentence: str) -> None:
     """Ends this process because of another, and tells the others why."""
-    with self._ending:  # only one thread gets to speak
+    with self._ending:  # only one thread may print
       if self._judging:
         for link in self._links.values():
           link.send(dict(verdict=sentence, beat=self._beat), 0.5)
@@ -242,10 +242,10 @@ class Watch:
 
 
 def _delay_aborts() -> None:
-  """Lets the watch speak first where JAX aborts, within milliseconds of the loss of process 0.
+  """Gives the watch time to report, because JAX aborts within milliseconds of the loss of process 0.
 
-  The thread that aborts sleeps in the signal's handler, which is the C function itself. It is called with the signal's
-  number, so it sleeps for 6 seconds; then the thread aborts.
+  The handler of SIGABRT becomes the C function `sleep`. It is called with the signal's number, so the thread that
+  aborts first sleeps for 6 seconds.
   """
   libc = ctypes.CDLL(None)
   libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)

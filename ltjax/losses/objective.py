@@ -5,17 +5,17 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-# What a step offers to every loss and adjustment, by the name of the parameter that takes it; a config sets none.
+# The arguments that a step offers to every loss and adjustment, by name; a config sets none of them.
 OFFERED = ("logits", "cosines", "labels", "class_counts", "features", "key", "noise", "mask")
 
 
 class Objective(NamedTuple):
-  """What a stage minimises.
+  """The function that a stage minimises.
 
   Args:
-    loss: one value per example, [b].
-    adjust: logits [b c] to logits [b c], before the loss; None leaves them.
-    class_weights: whether `scalars` have "class_weights" [c].
+    loss: returns one value per example, [b].
+    adjust: maps logits [b c] to logits [b c], before the loss; None leaves them as they are.
+    class_weights: whether `scalars` has "class_weights" [c].
     reduce: "weighted_mean" divides by the sum of the weights, "mean" by the number of rows.
   """
 
@@ -26,29 +26,30 @@ class Objective(NamedTuple):
 
   @property
   def states(self) -> dict[str, Any]:
-    """{argument: the declared state} of the loss and the adjustment that ask for one."""
+    """{argument: declared state} of the loss and the adjustment, if they declare one."""
     declared = [getattr(call.function, "state", None) for call in (self.adjust, self.loss) if call]
     return {state.argument: state for state in declared if state is not None}
 
   def init_state(self, num_classes: int) -> dict | None:
-    """The states before the first step; None where nothing asks for any."""
+    """The states before the first step; None if nothing declares any."""
     return {name: state.init(num_classes) for name, state in self.states.items()} or None
 
   def update_state(self, state: dict | None, logits, labels, weight) -> dict | None:
-    """The states after `labels` [b], which have `weight` in the batch."""
+    """The states after a batch with `labels` [b], which counts with `weight`."""
     return state and {name: self.states[name].update(value, logits, labels, weight) for name, value in state.items()}
 
   def row_weights(self, labels, scalars, valid=None):
-    """(weights [b] that multiply the losses, the number that their sum is divided by)."""
+    """(weights [b] of the losses, the number that divides their weighted sum)."""
     counted = jnp.ones(labels.shape) if valid is None else valid.astype(jnp.float32)
     weights = scalars["class_weights"][labels] * counted if self.class_weights else counted
     return weights, jnp.sum(weights if self.reduce == "weighted_mean" else counted)
 
   def __call__(self, logits, labels, *, features, key, scalars, class_counts, state=None, valid=None, weight=1.0,
                total=None):
-    """The mean loss of the rows that are `valid`, times `weight`, a number or one a row.
+    """The mean loss of the `valid` rows, times `weight`, a number or one per row.
 
-    With `total`, the sum is divided by it: the losses of parts of a batch then add up to that of the batch.
+    `total`, if given, divides the sum instead of the rows' own total, so that the losses of a batch's parts add up to
+    the loss of the batch.
     """
     if valid is not None:  # nothing in the other rows, not even a NaN, may reach the valid ones
       logits, features = (jnp.where(valid[:, None], rows, 1) for rows in (logits, features))

@@ -1,4 +1,4 @@
-"""Batch normalisation by the statistics of parts of the batch."""
+"""Batch normalisation with the statistics of parts of the batch."""
 
 from typing import Any
 
@@ -11,19 +11,20 @@ from ltjax.errors import ConfigError
 
 
 class GroupedBatchNorm(nn.Module):
-  """In training, flax's `BatchNorm` of each of `groups` equal, contiguous parts of the batch by itself.
+  """In training, flax's `BatchNorm` applied separately to each of `groups` equal, contiguous parts of the batch.
 
   y = (x - mean_g) / sqrt(var_g + epsilon) scale + bias, where mean_g, var_g are over the examples of group g and all
-  places
+  positions
 
-  Group g is what PyTorch's DataParallel gives to its g-th device. As there, the running statistics are those of the
-  first group alone. Parameters and statistics have the names, shapes and types of flax's `BatchNorm`, which evaluates.
+  Group g is the part that PyTorch's DataParallel sends to its g-th device. As there, only the first group updates the
+  running statistics. Parameters and statistics have the names, shapes and types of flax's `BatchNorm`, which does the
+  evaluation.
 
   Args:
-    groups: how many; the batch size is a multiple of it.
+    groups: the number of groups, a divisor of the batch size.
     momentum: of the running statistics, r <- momentum r + (1 - momentum) s.
     epsilon: added to the variance.
-    dtype: of the result; statistics are in float32 whatever it is (float64 for float64).
+    dtype: of the result; statistics are always in float32 (float64 for float64).
   """
   groups: int
   momentum: float = 0.9
@@ -36,14 +37,14 @@ class GroupedBatchNorm(nn.Module):
 
     Args:
       x: feature maps.
-      mask: which rows count; here all must.
+      mask: which rows enter the statistics; must be None, for all rows.
 
     Raises:
-      ConfigError: a batch that the groups do not divide, or rows to leave out.
+      ConfigError: `groups` does not divide the batch, or there is a mask.
     """
     if mask is not None:
-      raise ConfigError(f"bn_groups={self.groups}: rows cannot be left out of the statistics of groups, as generation "
-                        "needs it; write bn_groups=1")
+      raise ConfigError(f"bn_groups={self.groups}: the statistics of groups cannot leave out rows, as generation "
+                        "requires; write bn_groups=1")
     if len(x) % self.groups:
       raise ConfigError(f"bn_groups={self.groups} does not divide a batch of {len(x)}; give a batch size that is a "
                         "multiple of it")

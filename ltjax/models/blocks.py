@@ -1,4 +1,4 @@
-"""What residual networks share: the basic block and the way through their stages."""
+"""The parts that all residual networks use: the basic block, and the loop over their stages."""
 
 import itertools
 from collections.abc import Callable
@@ -39,7 +39,7 @@ class BasicBlock(nn.Module):
 def through(stages, insert, stem, images):
   """The maps of `images` after `stem` and all blocks of `stages`, with `insert` before the last stage.
 
-  The rows that a plan leaves empty are outside the statistics of that stage.
+  Rows that the plan leaves empty do not enter that stage's BatchNorm statistics.
   """
   images, plan = images if isinstance(images, Generating) else (images, None)
   x, mask = stem(images), None

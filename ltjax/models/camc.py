@@ -58,10 +58,10 @@ def reinforcement(
   Args:
     maps: feature maps F, [b h w d].
     prototypes: Phi, k vectors for each of t tail classes, [t k d].
-    fuse_kernel: n x n convolution (n odd, zero padding) from k response maps to one, [t n n k], or [1 n n k] for one
-      that all classes share.
+    fuse_kernel: n x n convolution (n odd, zero padding) from k response maps to one, [t n n k]; [1 n n k] for a single
+      convolution for all classes.
     fuse_bias: its bias, [t] or [1].
-    hidden: kernel and bias of a convolution from k to k maps, which a ReLU follows, before the fusion.
+    hidden: kernel and bias of a convolution from k to k maps, followed by a ReLU, before the fusion.
     normalize_prototypes: respond with the cosines of F(x, y) and phi instead of their products.
 
   Returns:
@@ -120,9 +120,9 @@ def calibrated_scores(
   Args:
     maps: feature maps F, [b h w d].
     kernel: class vectors w in the columns, [d, c].
-    prototypes: as in `reinforcement`, which gives a, [t k d].
-    fuse_kernel: likewise, [t n n k].
-    fuse_bias: likewise, [t].
+    prototypes: as in `reinforcement`, which computes a, [t k d].
+    fuse_kernel: as in `reinforcement`, [t n n k].
+    fuse_bias: as in `reinforcement`, [t].
     tail: the classes of these t rows, each once, [t]; with t = 0 this is the plain normalised classifier.
     scale: g > 0.
     hidden: as in `reinforcement`.
@@ -154,7 +154,7 @@ def calibrated_scores(
 
 
 def crop_boxes(size: int, grid: int) -> np.ndarray:
-  """Returns the windows of CAMC++: of the size of the image, centred on a grid of cells, clipped at the edges.
+  """Returns the windows of CAMC++: as large as the image, centred on a grid of cells, clipped at the edges.
 
   y0 = round(max(0, c - size/2)), y1 = round(min(size, c + size/2)) with c = (i + 1/2) size / grid, halves upwards
 
@@ -211,8 +211,8 @@ class CAMC(nn.Module):
 
   The parameters are `kernel` [d, c] as in `NormalizedLinear`, `prototypes` [t k d], `fuse_kernel` [t n n k] from
   N(0, 0.01^2) and `fuse_bias` [t] from 0, so that the first scores are close to those of the plain classifier. The
-  prototypes are features of training images, which the stage computes with the model of the stage before; until then
-  they are zeros. Choices that the paper leaves open are arguments; their defaults are our reading.
+  prototypes are features of training images, which the stage computes with the previous stage's model; until then they
+  are zeros. Choices that the paper leaves open are arguments; their defaults are our reading.
 
   Args:
     num_classes: c.
@@ -225,7 +225,7 @@ class CAMC(nn.Module):
     fusion_layers: 1, or 2 for a layer from k to k maps and a ReLU (`hidden_kernel`, `hidden_bias`) before the fusion.
     normalize_prototypes: respond with cosines. Products grow with the length of the features, which is large after a
       stage with a small magnitude g; they can saturate the sigmoid, which then treats all positions alike.
-    pick: the images of a class that become prototypes: "random", "first", or "kmeans", those nearest to its centres.
+    pick: which images of a class become prototypes: "random", "first", or "kmeans", the nearest to the class's centres.
     class_counts: training images of each class; None while they are unknown, for the names of the parameters.
 
   References:
@@ -264,8 +264,8 @@ class CAMC(nn.Module):
                         f"{counts.min()} images; raise it, or write head=dict(name='NormalizedLinear', "
                         f"scale={self.scale:g}, normalize_features=True)")
     if self.num_prototypes > tail.max():
-      raise ConfigError(f"CAMC: num_prototypes {self.num_prototypes} exceeds the images of every tail class, of which "
-                        f"the largest has {tail.max()}; lower it, or raise threshold {self.threshold:g}")
+      raise ConfigError(f"CAMC: num_prototypes {self.num_prototypes} exceeds the images of every tail class; the "
+                        f"largest has {tail.max()}; lower it, or raise threshold {self.threshold:g}")
 
   @property
   def tail(self) -> np.ndarray:

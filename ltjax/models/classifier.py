@@ -14,8 +14,8 @@ __all__ = ["Classifier"]
 class Classifier(nn.Module):
   """An image classifier: logits = head(mean over h, w of backbone(images)).
 
-  A head with `takes_maps` gets the feature maps in the place of their mean. Where its `crops` is a number M (CAMC++),
-  the maps are M x M pooled features, each of a crop of the image. The parameters have exactly two top keys, `backbone`
+  A head with `takes_maps` gets the feature maps instead of their mean. If its `crops` is a number M (CAMC++), the maps
+  are M x M pooled features, each of a crop of the image. The parameters have exactly two top keys, `backbone`
   and `head`.
 
   Args:
@@ -30,7 +30,7 @@ class Classifier(nn.Module):
     """Returns (logits [b c], features [b d]), both float32 whatever the backbone's precision (float64 for float64).
 
     Args:
-      images: [b h w ch], normalised, or what else the backbone takes.
+      images: [b h w ch], normalised, or whatever input the backbone takes.
       train: the mode of the backbone's BatchNorm and of the head; True needs `mutable=["batch_stats"]`.
     """
     maps = self.maps(images, train=train)
@@ -38,9 +38,9 @@ class Classifier(nn.Module):
     return self.head(maps if getattr(self.head, "takes_maps", False) else features, train=train), features
 
   def maps(self, images: Float[Array, "b h w ch"], *, train: bool = False) -> Float[Array, "b h2 w2 d"]:
-    """Returns the feature maps that are pooled: the backbone's, or one place a crop."""
+    """Returns the feature maps before pooling: the backbone's, or with `crops` one position per crop."""
     grid = getattr(self.head, "crops", None)
-    if grid is None or self.is_initializing():  # no parameter's shape depends on the number of places
+    if grid is None or self.is_initializing():  # no parameter's shape depends on the number of positions
       return self.backbone(images, train=train)
     rows, columns = (crop_windows(size, grid) for size in images.shape[1:3])
     windows = np.repeat(rows, grid, axis=0), np.tile(columns, (grid, 1, 1))

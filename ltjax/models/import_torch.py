@@ -1,4 +1,4 @@
-"""Weights that others have trained, as the backbone of a `Classifier`: PyTorch's files and big_vision's."""
+"""Loads published weights into the backbone of a `Classifier`: PyTorch's files and big_vision's."""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from ltjax.models.vit import resample
 
 __all__ = ["into", "preprocessing", "projection", "summary"]
 
-# What no file of weights has: a module between blocks, and what a tuning adds.
+# Parameters that no file of weights has: an insert's, and those that a tuning adds.
 _ADDED = re.compile(r"insert|adapter|prompts.*|.*_lora|.*_ssf")
 
 _POSITIONS = ("params", "positions")
@@ -22,9 +22,9 @@ _POSITIONS = ("params", "positions")
 def into(variables: Mapping, path: str) -> dict:
   """`variables` with the backbone's weights and statistics from a file.
 
-  The head, an `insert` and what a tuning adds stay as they are. Positions of a ViT are resampled where the grid is
-  another. The running variance is PyTorch's, which is unbiased; flax's is not, by a factor below 1.0001 at their batch
-  sizes.
+  The head, an `insert` and a tuning's parameters stay as they are. Positions of a ViT are resampled if the grids
+  differ. The running variance is PyTorch's, which is unbiased; flax's is biased, by a factor below 1.0001 at the batch
+  sizes of these networks.
 
   Args:
     variables: {"params", "batch_stats"} of a `Classifier`, arrays or shapes.
@@ -65,17 +65,17 @@ def summary(variables: Mapping, path: str) -> str:
 
 
 def preprocessing(path: str) -> import_names.Preprocessing:
-  """What the weights of a file want their images to be; see `import_names.preprocessing`."""
+  """The preprocessing that the weights of a file expect; see `import_names.preprocessing`."""
   return import_names.preprocessing(weight_files.read(weight_files.locate(path)))
 
 
 def projection(path: str) -> np.ndarray:
-  """A CLIP's matrix from features of images to the space of texts; see `import_names.projection`."""
+  """CLIP's projection from the features of images to the space of texts; see `import_names.projection`."""
   return import_names.projection(weight_files.read(weight_files.locate(path)))
 
 
 def _wanted(variables) -> dict:
-  """{(collection, *path in the backbone): leaf} of what a file must have."""
+  """{(collection, *path in the backbone): leaf} of all arrays that a file must have."""
   return {(kind, *place): leaf for kind, tree in variables.items()
           for place, leaf in flax.traverse_util.flatten_dict(tree.get("backbone", {})).items()
           if not any(_ADDED.fullmatch(part) for part in place)}

@@ -1,4 +1,4 @@
-"""How parameters start, where several modules start them alike."""
+"""Initializers that several modules use."""
 
 import flax.linen as nn
 

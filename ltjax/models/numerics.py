@@ -1,23 +1,23 @@
-"""The arithmetic that heads share: float32 or better, and finite derivatives at zero."""
+"""Arithmetic for the heads: float32 or better, and finite derivatives at zero."""
 
 import jax
 import jax.numpy as jnp
 
 
 def full_precision(x):
-  """`x` in float32, or in float64 if it is that."""
+  """`x` in float32; float64 stays."""
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def matmul(x, kernel):
-  """x @ kernel without the rounding of operands."""
+  """x @ kernel without rounding the operands."""
   # By default accelerators round float32 operands to TF32 or bfloat16, and a scale of 30 magnifies that.
   return jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST)
 
 
 def inverse_length(squares):
   """1 / |x| of |x|^2."""
-  # The clamp is inside the root, where the derivative of x/|x| at zero stays finite.
+  # Clamped inside the root, so that the derivative of x/|x| at zero stays finite.
   return jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
 
 
@@ -27,5 +27,5 @@ def normalize(x, axis):
 
 
 def length(x, axis):
-  """|x| along an axis, which is kept."""
+  """|x| along an axis, which stays with size 1."""
   return jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=axis, keepdims=True), 1e-24))

@@ -38,7 +38,7 @@ class ResNet(nn.Module):
   Args:
     depth: 10, 18, 34, 50, 101 or 152.
     width: channels of the stem, and of the first stage's blocks.
-    groups: of the 3x3 convolutions in the bottlenecks.
+    groups: groups of the 3x3 convolutions in the bottlenecks.
     group_width: channels per group in the first stage; `width` if there is one group.
     bn_groups: in training, the number of equal parts of the batch that have their own BatchNorm statistics, as on that
       many devices of PyTorch's DataParallel; see `GroupedBatchNorm`.
@@ -46,7 +46,7 @@ class ResNet(nn.Module):
       turns images of 32 x 32 into maps of 8 x 8 in the third stage and 4 x 4 in the last.
     dtype: of the convolutions and the feature maps.
     insert: a module between the third and the fourth stage, `(maps, plan) -> maps`, such as `afa.AFA`.
-    tuning: what is added or trained in fine-tuning, see `tuning`.
+    tuning: the method of fine-tuning, see `tuning`.
 
   References:
     He et al., `Deep Residual Learning for Image Recognition <https://arxiv.org/abs/1512.03385>`_, 2016, table 1; Xie et

@@ -32,7 +32,7 @@ class ResNetCIFAR(nn.Module):
     widths: channels of the three stages; the stem has `widths[0]`.
     dtype: of the convolutions and the feature maps.
     insert: a module between the second and the third stage, `(maps, plan) -> maps`, such as `afa.AFA`.
-    tuning: what is added or trained in fine-tuning, see `tuning`.
+    tuning: the method of fine-tuning, see `tuning`.
 
   References:
     He et al., `Deep Residual Learning for Image Recognition <https://arxiv.org/abs/1512.03385>`_, 2016, section 4.2.

@@ -1,4 +1,4 @@
-"""The text tower of CLIP: token ids to vectors that the projected features of images are compared with.
+"""The text tower of CLIP: turns token ids into vectors to compare with the projected features of images.
 
 Token ids come from CLIP's own tokenizer (`open_clip.tokenize`); its vocabulary is not part of ltjax.
 """
@@ -23,13 +23,13 @@ __all__ = ["TextTower", "load"]
 
 
 class TextTower(nn.Module):
-  """A causal transformer; the vector of a text is that at its last token, normalised by LayerNorm and projected.
+  """A causal transformer; the vector of a text is its last token's, normalised by LayerNorm and projected.
 
-  v = norm(x_L[argmax tokens])^T P, of which CLIP compares the directions; the end of a text has the largest token id
+  v = norm(x_L[argmax tokens])^T P; CLIP compares directions. The end of a text has the largest token id.
 
   Args:
     vocabulary: number of token ids.
-    length: the most tokens of a text.
+    length: the largest number of tokens in a text.
     width: channels.
     depth: blocks.
     heads: attention heads.
@@ -54,10 +54,10 @@ class TextTower(nn.Module):
     """Returns the vectors, not normalised.
 
     Args:
-      tokens: [b n], ids with the end of the text as the largest, zeros behind it; n at most `length`.
+      tokens: [b n], ids; the end of the text has the largest, zeros follow; n at most `length`.
 
     Raises:
-      ConfigError: texts that are too long.
+      ConfigError: the texts are too long.
     """
     if tokens.shape[1] > self.length:
       raise ConfigError(f"TextTower: texts have at most {self.length} tokens, got {tokens.shape[1]}")
@@ -74,7 +74,7 @@ class TextTower(nn.Module):
 
 
 def load(path: str, *, heads: int | None = None, activation: str = "quick_gelu") -> tuple[TextTower, dict]:
-  """(tower, {"params": ...}) of a file of OpenAI's CLIP or open_clip, whose sizes the file tells.
+  """(tower, {"params": ...}) of a file of OpenAI's CLIP or open_clip, with the sizes found in the file.
 
   Args:
     path: as in `import_torch.into`.

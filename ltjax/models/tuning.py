@@ -1,8 +1,8 @@
-"""Parameter-efficient fine-tuning: what is added to a pretrained backbone, and which of its parameters are trained.
+"""Parameter-efficient fine-tuning: adds parameters to a pretrained backbone, or trains only some of its own.
 
-A tuning is a value that a backbone takes, `backbone=dict(name="ViT", tuning=dict(name="adaptformer", width=4))`. It is
-exact: a fresh adapter, LoRA or SSF leaves every output bit as it is. (Fresh prompts are not: they take part in the
-attention.) `trainable` gives what belongs to it in a stage, `train` and `lr_factors`.
+A tuning is an argument of a backbone: `backbone=dict(name="ViT", tuning=dict(name="adaptformer", width=4))`. A fresh
+adapter, LoRA or SSF is exact: it leaves every bit of the output as it is. Fresh prompts do change the output, since
+they take part in the attention. `trainable` returns the `train` and `lr_factors` that a stage needs.
 """
 
 import dataclasses
@@ -25,16 +25,16 @@ ANY = ("ViT", "ResNet", "ResNetCIFAR", "EfficientNet")
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-  """The backbone as it is: what the backbones call, without anything added or trained."""
+  """The interface that backbones call. This base class adds and trains nothing."""
 
   fits = ANY  # the backbones that can take it
-  number = 0  # of prompts
+  number = 0  # number of prompts
 
   def __post_init__(self):
     check_fields(self)
 
   def for_classes(self, num_classes: int) -> "Tuning":
-    """This tuning with what depends on the number of classes filled in."""
+    """This tuning with the values that depend on the number of classes filled in."""
     del num_classes
     return self
 
@@ -43,15 +43,15 @@ class Tuning:
     return module(x)
 
   def around(self, make: Callable) -> Callable:
-    """`make`, which makes layers, so that each is called through `layer`."""
+    """`make`, which makes layers, wrapped so that each layer is called through `layer`."""
     return lambda *args, **kwargs: functools.partial(self.layer, make(*args, **kwargs))
 
   def beside_mlp(self, x: Any, dtype: Any) -> Any:
-    """What is added beside an MLP, of that MLP's residual input; None for nothing."""
+    """The output of a branch beside an MLP, given the MLP's residual input; None if there is no branch."""
     return None
 
   def prompts(self, module: nn.Module, block: int, width: int) -> Any:
-    """The prompts [number width] that enter a block, from 0; None where those of the block before stay."""
+    """The new prompts [number width] of a block, counted from 0; None if those of the previous block stay."""
     return None
 
   def patterns(self, backbone: nn.Module) -> tuple[tuple[str, ...], tuple]:
@@ -60,7 +60,7 @@ class Tuning:
 
 
 def check(tuning: Tuning | None, backbone: nn.Module) -> Tuning:
-  """`tuning`, or the one that does nothing for None; ConfigError unless it fits the backbone."""
+  """`tuning`, or for None the one that does nothing; raises a `ConfigError` unless it fits the backbone."""
   tuning, name = tuning or Tuning(), type(backbone).__name__
   if not isinstance(tuning, Tuning):
     raise ConfigError(f"{name}: tuning must be one of {', '.join(__all__)}, got {tuning!r}")
@@ -88,11 +88,11 @@ def trainable(backbone: nn.Module) -> tuple[tuple[str, ...], tuple]:
   return ("head/.*", *train, *insert), lr_factors
 
 
-# -- what adds parameters ---------------------------------------------------------------------------------------------
+# -- tunings that add parameters --------------------------------------------------------------------------------------
 
 
 def adapter_width(num_classes: int) -> int:
-  """LIFT's width of an adapter, 2^floor(log2(C / 24)) and at least 1."""
+  """LIFT's width of an adapter: 2^floor(log2(C / 24)), at least 1."""
   return 2 ** max(math.floor(math.log2(max(num_classes, 1) / 24)), 0)
 
 
@@ -101,7 +101,7 @@ class AdaptFormer(Tuning):
   """x + mlp(norm2(x)) + s up(relu(down(norm(x)))), a small MLP beside each large one; up and its bias start at 0.
 
   Args:
-    width: of the small MLP; None for LIFT's 2^floor(log2(C / 24)) of C classes.
+    width: of the small MLP; None for LIFT's 2^floor(log2(C / 24)) with C classes.
 
   References:
     Chen et al., `AdaptFormer <https://arxiv.org/abs/2205.13535>`_, NeurIPS 2022; with the learned scale s and the
@@ -140,12 +140,12 @@ class _Adapter(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class LoRA(Tuning):
-  """W x + B A x / rank: low-rank matrices on the queries and values of a ViT, on each ungrouped convolution elsewhere.
+  """W x + B A x / rank: low-rank matrices on a ViT's queries and values, on other networks' ungrouped convolutions.
 
-  Beside a k x k convolution A is one of k x k with `rank` channels and B one of 1 x 1. B starts at 0.
+  For a k x k convolution, A is a k x k convolution with `rank` channels and B is a 1 x 1 convolution. B starts at 0.
 
   Args:
-    rank: of the product B A.
+    rank: the rank of the product B A.
 
   References:
     Hu et al., `LoRA <https://arxiv.org/abs/2106.09685>`_, ICLR 2022, equation 3 with alpha = 1, as in LIFT.
@@ -175,6 +175,7 @@ class _LowRankQueries(nn.Module):
     dense = functools.partial(nn.Dense, use_bias=False, dtype=self.dtype)
     query, value = (dense(x.shape[-1], kernel_init=nn.initializers.zeros, name=f"{name}_up")(
         dense(self.rank, kernel_init=kaiming_uniform, name=f"{name}_down")(x)) / self.rank for name in "qv")
+    # Queries, keys and values are one matrix in our ViT; LoRA leaves the keys as they are.
     return jnp.concatenate([query, jnp.zeros_like(query), value], axis=-1)
 
 
@@ -197,8 +198,8 @@ class VPT(Tuning):
   They start as U(-v, v), v = sqrt(6 / (3 patch^2 + d)). Fresh prompts change the features a little.
 
   Args:
-    number: of prompts.
-    deep: fresh prompts in every block, in the place of those of the block before.
+    number: the number of prompts.
+    deep: every block has its own prompts, which replace those of the previous block.
 
   References:
     Jia et al., `Visual Prompt Tuning <https://arxiv.org/abs/2203.12119>`_, ECCV 2022, equations 4 to 8.
@@ -226,7 +227,7 @@ class VPT(Tuning):
 class SSF(Tuning):
   """gamma y + beta after every layer of a ViT; gamma starts at 1, beta at 0.
 
-  They can be merged into the layer before for inference.
+  For inference they can be merged into the layer before.
 
   References:
     Lian et al., `Scaling & Shifting Your Features <https://arxiv.org/abs/2210.08823>`_, NeurIPS 2022, equation 3.
@@ -253,12 +254,12 @@ class _ScaleShift(nn.Module):
     return y * scale + shift
 
 
-# -- what trains some of the backbone's own parameters ----------------------------------------------------------------
+# -- tunings that train some of the backbone's own parameters ---------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class BiasOnly(Tuning):
-  """All biases are trained, those of normalisations included (Zaken et al., BitFit, ACL 2022)."""
+  """Trains all biases, including those of normalisations (Zaken et al., BitFit, ACL 2022)."""
 
   def patterns(self, backbone):
     """The biases."""
@@ -267,7 +268,7 @@ class BiasOnly(Tuning):
 
 @dataclasses.dataclass(frozen=True)
 class NormOnly(Tuning):
-  """The scales and biases of all normalisations are trained: LayerNorm of a ViT, else BatchNorm."""
+  """Trains the scales and biases of all normalisations: a ViT's LayerNorm, BatchNorm elsewhere."""
 
   def patterns(self, backbone):
     """The normalisations."""
@@ -276,30 +277,30 @@ class NormOnly(Tuning):
 
 @dataclasses.dataclass(frozen=True)
 class LastBlocks(Tuning):
-  """The last blocks are trained, and what follows them.
+  """Trains the last blocks and all layers after them.
 
   Args:
-    blocks: how many.
+    blocks: the number of blocks.
   """
   blocks: Annotated[int, "[1, inf)"] = 1
 
   def patterns(self, backbone):
     """The last blocks."""
     groups = backbone.layers()
-    at = [place for place, group in enumerate(groups) if "block" in group]
-    if self.blocks > len(at):
-      raise ConfigError(f"last_blocks: {type(backbone).__name__} has {len(at)} blocks, got blocks={self.blocks}")
-    return groups[at[-self.blocks]:], ()
+    blocks = [index for index, group in enumerate(groups) if "block" in group]
+    if self.blocks > len(blocks):
+      raise ConfigError(f"last_blocks: {type(backbone).__name__} has {len(blocks)} blocks, got blocks={self.blocks}")
+    return groups[blocks[-self.blocks]:], ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Full(Tuning):
-  """Everything is trained, at a learning rate that falls with the distance from the head.
+  """Trains all parameters, at a learning rate that falls with the distance from the head.
 
-  lr_factor = decay^(G - 1 - g) for group g of G: the input, each block, what follows the last (factor 1)
+  lr_factor = decay^(G - 1 - g) for group g of G: the input, each block, and the layers after the last (factor 1)
 
   Args:
-    decay: of the learning rate, a group; 1 for the same everywhere.
+    decay: factor of the learning rate from one group to the one before; 1 for equal rates.
 
   References:
     Bao et al., `BEiT <https://arxiv.org/abs/2106.08254>`_, ICLR 2022, layer-wise decay.
@@ -309,7 +310,7 @@ class Full(Tuning):
   def patterns(self, backbone):
     """All groups and their factors."""
     groups = backbone.layers()
-    factors = tuple((group, self.decay ** (len(groups) - 1 - place)) for place, group in enumerate(groups))
+    factors = tuple((group, self.decay ** (len(groups) - 1 - index)) for index, group in enumerate(groups))
     return ("backbone/.*",), factors if self.decay < 1 else ()
 
 

@@ -1,4 +1,4 @@
-"""Vision transformers, pretrained ones first: the networks of timm, DINOv2, CLIP and big_vision in one module."""
+"""Vision transformers: the pretrained networks of timm, DINOv2, CLIP and big_vision in one module."""
 
 import functools
 from typing import Annotated, Any, NamedTuple
@@ -23,7 +23,7 @@ ACTIVATIONS = dict(gelu=functools.partial(nn.gelu, approximate=False), gelu_tanh
 
 
 class Style(NamedTuple):
-  """What the published families differ in."""
+  """The differences between the published families."""
 
   activation: str = "gelu"
   epsilon: float = 1e-6
@@ -37,34 +37,34 @@ STYLES = dict(plain=Style(), dinov2=Style(layer_scale=True),
 
 
 class ViT(nn.Module):
-  """A vision transformer (Dosovitskiy et al.) with the variations of the pretrained ones.
+  """A vision transformer (Dosovitskiy et al.) with the variations of the pretrained networks.
 
   x_0 = [token; registers; patches + positions]; x <- x + s1 attention(norm1(x)); x <- x + s2 mlp(norm2(x)); norm(x)
 
-  `positions` is a grid, for patches alone: the position of a class token is part of `token`. Images of another grid
-  than the parameters' have them resampled. Parameters are float32.
+  `positions` is a grid for the patches alone: the class token's position is part of `token`. If the images have another
+  grid, the positions are resampled. Parameters are float32.
 
   Args:
-    size: "tiny", "small", "base", "large" or "huge": the width, depth and heads that are not given.
-    patch: side of a patch, in pixels; it must divide the images'.
+    size: "tiny", "small", "base", "large" or "huge": sets the width, depth and heads that are not given.
+    patch: side of a patch in pixels; it must divide the images' sides.
     style: "plain" (timm's AugReg and DeiT, ViT of Hugging Face, big_vision), "dinov2" (layer scale) or "clip" (a
       LayerNorm first, quick-GELU, patches without bias).
     pool: "token", the class token [b d]; "mean" of the patches [b d]; "maps", the patches [b h w d], on which CAMC and
       class activation maps work. All are after the last LayerNorm.
-    class_token: whether there is one.
-    registers: further tokens without a patch.
-    activation: "gelu", "gelu_tanh" or "quick_gelu"; None for the style's. CLIPs of LAION have "gelu", networks of
-      big_vision were trained with "gelu_tanh".
+    class_token: whether there is a class token.
+    registers: the number of further tokens without a patch.
+    activation: "gelu", "gelu_tanh" or "quick_gelu"; None for the style's. LAION's CLIPs use "gelu", big_vision's
+      networks "gelu_tanh".
     width: channels.
     depth: blocks.
     heads: attention heads, which divide the width.
     dropout: after the attention's and the MLP's last layer, in training, from the rng collection "dropout".
     drop_path: probability of leaving out a branch of the last block; it rises linearly from 0 at the first.
     dtype: of the computation; normalisations and softmax are in float32 or better.
-    remat: compute each block again for its gradient, which takes a fraction of the memory and a third more time.
+    remat: recompute each block in the backward pass, which takes a fraction of the memory and a third more time.
     insert: a module between the last two blocks, `(maps, plan) -> maps` of the patches, such as `afa.AFA`; a generated
       row has the class token of the row that gives its class-related part.
-    tuning: what is added or trained in fine-tuning, see `tuning`.
+    tuning: the method of fine-tuning, see `tuning`.
 
   References:
     Dosovitskiy et al., `An Image is Worth 16x16 Words <https://arxiv.org/abs/2010.11929>`_, 2021, equations 1 to 4;
@@ -114,11 +114,11 @@ class ViT(nn.Module):
     """Returns features [b d], or maps [b h2 w2 d] with pool="maps".
 
     Args:
-      images: [b h w c], normalised as the weights want it; `Generating` of such, for m rows more, with an `insert`.
-      train: drop, which needs the rng "dropout" where a rate is not 0.
+      images: [b h w c], normalised as the weights expect; with an `insert` also `Generating`, which adds m rows.
+      train: apply dropout, which needs the rng "dropout" if a rate is not 0.
 
     Raises:
-      ConfigError: images that the patches do not divide.
+      ConfigError: the patches do not divide the images.
     """
     prefix, patches = self.tokens(images, train=train)
     if self.pool == "token":
@@ -130,6 +130,7 @@ class ViT(nn.Module):
     """Returns (class token and registers [b p d], patches [b h2 w2 d]), after the last LayerNorm."""
     images, plan = images if isinstance(images, Generating) else (images, None)
     tune, style, (width, depth, heads) = self.tuning or tunings.Tuning(), STYLES[self.style], self.shape()
+    # The fast variance, E[x^2] - E[x]^2, cancels where the mean is large, and pretrained networks have such channels.
     norm = functools.partial(nn.LayerNorm, epsilon=style.epsilon, use_fast_variance=False, dtype=self.dtype)
     x, prefix = self._embed(images, tune, style, width)
     grid, (x, first) = x.shape[1:3], (x.reshape(len(x), -1, width), prefix)
@@ -140,7 +141,7 @@ class ViT(nn.Module):
     start = len(first)
     for number in range(depth):
       prompts = tune.prompts(self, number, width)
-      if prompts is not None:
+      if prompts is not None:  # after the first block they replace the prompts of the block before
         after = x[:, start + (tune.number if number else 0):]
         prompts = jnp.broadcast_to(prompts.astype(x.dtype), (len(x), *prompts.shape))
         x = jnp.concatenate([x[:, :start], prompts, after], axis=1)
@@ -161,7 +162,7 @@ class ViT(nn.Module):
                     name="patch")
     x, normal = tune.layer(patch, images.astype(self.dtype)), nn.initializers.normal(0.02)
     grid = x.shape[1:3]
-    if self.has_variable("params", "positions"):  # of another grid, if that of the images is another
+    if self.has_variable("params", "positions"):  # the stored grid may differ from that of these images
       grid = self.get_variable("params", "positions").shape[:2]
     positions = self.param("positions", normal, (*grid, width), jnp.float32)
     x = x + resample(positions, x.shape[1:3]).astype(x.dtype)
@@ -172,7 +173,7 @@ class ViT(nn.Module):
 
 
 class Block(nn.Module):
-  """A block of a transformer, normalisation first; `causal` for text."""
+  """A pre-norm block of a transformer; `causal` for text."""
   heads: int
   norm: Any
   activation: str
@@ -217,7 +218,7 @@ def attention(qkv: Float[Array, "b n 3d"], heads: int, *, causal: bool = False) 
 
 
 def resample(positions: Float[Array, "h w d"], grid: tuple[int, int]) -> Float[Array, "h2 w2 d"]:
-  """Positions on another grid: bicubic with antialiasing, as in timm; the same where the grid is the same."""
+  """Positions on another grid: bicubic with antialiasing, as in timm; unchanged if the grids are equal."""
   if tuple(positions.shape[:2]) == tuple(grid):
     return positions
   return jax.image.resize(positions, (*grid, positions.shape[-1]), "cubic", antialias=True)
@@ -243,4 +244,4 @@ def _check(module: ViT) -> None:
   if module.pool == "token" and not module.class_token:
     raise ConfigError("ViT: pool='token' needs class_token=True; give pool='mean' or pool='maps'")
   if module.insert is not None and depth < 2:
-    raise ConfigError("ViT: an insert stands between the last two blocks, so depth must be at least 2")
+    raise ConfigError("ViT: an insert goes between the last two blocks, so depth must be at least 2")

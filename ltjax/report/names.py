@@ -1,7 +1,7 @@
-"""How names from the data, class names and paths, are shown: as they are, and never as markup, commands or formulae.
+"""Shows class names and paths from the data as they are, and never as markup, commands or formulae.
 
 A name is any text that a file system or a table may hold: "$", "|", quotes, line breaks, any script, and bytes that are
-no UTF-8, which Python holds as surrogates.
+not UTF-8, which Python represents as surrogates.
 """
 
 import contextlib
@@ -13,24 +13,24 @@ from collections.abc import Iterator
 from typing import IO, Literal, get_args
 
 Medium = Literal["plot", "markdown", "html", "csv", "terminal", "json"]
-# They change the order in which what follows is shown, or nobody sees them, so a name could pretend to be another.
+# Characters that reverse the text after them, or are invisible: with them one name could pass for another.
 _UNSEEN = frozenset("\u00ad\u061c\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff")
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~&$:])")  # with a meaning inside of a line
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~&$:])")  # characters with a meaning inside a line
 _LINE_BREAKS = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
 def shown(name: str, medium: Medium) -> str:
-  r"""`name` on one line, such that `medium` shows its characters and does nothing else with them.
+  r"""`name` on one line, so that `medium` shows its characters and does nothing else with them.
 
-  Everywhere, control characters, line breaks, characters that turn the direction of writing and bytes that are no UTF-8
-  become escapes that can be read: "\n", "\x07", "\u202e", "\xff". Beyond that:
+  Everywhere, control characters, line breaks, characters that change the direction of writing and bytes that are not
+  UTF-8 become readable escapes: "\n", "\x07", "\u202e", "\xff". Beyond that:
 
-  - "plot": for matplotlib, "$" is escaped, so that nothing is taken for mathematics;
-  - "markdown": all punctuation with a meaning is escaped, for tables too, where "|" would end a cell;
-  - "html": "&", "<", ">" and both quotes are entities, so that it may stand in an attribute;
-  - "csv": a cell that a spreadsheet would run as a formula gets an apostrophe in front; quoting is the writer's;
-  - "terminal": nothing more; `printable` adapts it to a stream's encoding;
-  - "json": nothing more; a text that every JSON parser takes, as there is no surrogate in it.
+  - "plot": "$" is escaped, so that matplotlib takes nothing for mathematics;
+  - "markdown": all punctuation with a meaning is escaped, including "|", which would end a table's cell;
+  - "html": "&", "<", ">" and both quotes become entities, so that the name may stand in an attribute;
+  - "csv": a cell that a spreadsheet would run as a formula gets an apostrophe in front; the CSV writer adds quotes;
+  - "terminal": nothing more; `printable` adapts the text to a stream's encoding;
+  - "json": nothing more; every JSON parser accepts the text, as it holds no surrogates.
 
   >>> shown("a|b", "markdown"), shown("=1+1", "csv"), shown("US$1_$5", "plot"), shown("k\udce4fer", "terminal")
   ('a\\|b', "'=1+1", 'US\\$1_\\$5', 'k\\xe4fer')
@@ -44,7 +44,7 @@ def shown(name: str, medium: Medium) -> str:
     return _MARKDOWN.sub(r"\\\1", text)
   if medium == "html":
     return html.escape(text, quote=True)
-  # Behind blanks too, and as full-width signs, which some spreadsheets take for the plain ones.
+  # After blanks too, and as full-width signs, which some spreadsheets read as the plain ones.
   start = unicodedata.normalize("NFKC", name).lstrip(" ")[:1]
   if medium == "csv" and start and start in "=+-@\t\r\n":
     return f"'{text}"
@@ -53,7 +53,7 @@ def shown(name: str, medium: Medium) -> str:
 
 def _visible(character: str) -> str:
   code = ord(character)
-  if 0xDC80 <= code <= 0xDCFF:  # a byte that is no UTF-8
+  if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8
     return f"\\x{code - 0xDC00:02x}"
   if character in _LINE_BREAKS:
     return _LINE_BREAKS[character]
@@ -63,7 +63,7 @@ def _visible(character: str) -> str:
 
 
 def width(text: str) -> int:
-  """The columns that `text` takes in a terminal: 2 for a character of Chinese and the like, 0 for a combining accent.
+  """The columns that `text` takes in a terminal: 2 for a Chinese character and the like, 0 for a combining accent.
 
   >>> width("cat"), width("翘头剪"), width("e\u0301")
   (3, 6, 1)
@@ -73,23 +73,22 @@ def width(text: str) -> int:
 
 
 def padded(text: str, columns: int) -> str:
-  """`text` with blanks behind it up to `columns` columns of a terminal, as `str.ljust` with characters."""
+  """`text` padded with blanks to `columns` columns of a terminal; `str.ljust` would count characters."""
   return text + " " * max(0, columns - width(text))
 
 
 def printable(text: str, stream: IO[str]) -> str:
-  r"""`text`, of one line or more, as `stream` can write it: what its encoding lacks becomes an escape such as "\u7fd8".
-  """
+  r"""`text` as `stream` can write it: characters that its encoding lacks become escapes such as "\u7fd8"."""
   encoding = getattr(stream, "encoding", None) or "utf-8"
   return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def missing_glyphs(names: list[str], font: str | None = None) -> str:
-  """One line that says which characters of `names` a plot's font lacks, so that boxes are drawn; "" if it has all.
+  """One line that lists the characters of `names` that a plot's font lacks and draws as boxes; "" if it has all.
 
   Args:
-    names: as they will be drawn.
-    font: a font file; matplotlib's own choice where it is not given.
+    names: the names as they will be drawn.
+    font: a font file; default: matplotlib's own choice.
   """
   from matplotlib import font_manager, ft2font
 
@@ -103,11 +102,9 @@ def missing_glyphs(names: list[str], font: str | None = None) -> str:
           f"{', ...' if len(missing) > 5 else ''}")
 
 
-
 @contextlib.contextmanager
 def one_warning(names: list[str]) -> Iterator[str]:
-  """Around the drawing of `names`: silences matplotlib's warning of every single glyph, and gives the one line instead.
-  """
+  """Around the drawing of `names`: silences matplotlib's warnings about each glyph, and yields one line instead."""
   with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="Glyph .* missing from")
     yield missing_glyphs(names)

@@ -2,9 +2,9 @@
 
 A checkpoint is a folder named after its step, with two items: `model` (parameters and BatchNorm statistics), which the
 next stage reads, and `training` (step, optimiser, running counts and the log's open window), which only its own stage
-reads. It is written under another name, hashed and flushed; one rename then gives it its own name. So a folder named
-after a step is complete, whatever ended the program. Only the first process writes and reads; it sends the others what
-it read.
+reads. It is written under a temporary name, hashed and flushed; one rename then gives it its final name. So a folder
+named after a step is complete, however the program ended. Only the first process writes and reads; it sends the arrays
+to the others.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ from ltjax.errors import SaveError, WorkdirError
 from ltjax.workdir import durable, log, manifest
 from ltjax.workdir.durable import PARTIAL
 
-DAMAGED = ".damaged"  # ends the name of a checkpoint that was set aside
-_STEP = "(0|[1-9][0-9]*)"  # the only names of checkpoints: 007 and superscripts are somebody else's
+DAMAGED = ".damaged"  # suffix of a checkpoint that was set aside
+_STEP = "(0|[1-9][0-9]*)"  # a checkpoint's only possible names: 007 and superscripts are not ours
 
 
 class Checkpoints:
@@ -34,20 +34,21 @@ class Checkpoints:
 
   def __init__(self, folder: pathlib.Path, *, run: str = "", keep: int = 2, strict: bool = False,
                read_only: bool = False, on_fallback: Callable[[str], None] = lambda message: None):
-    """Makes the folder and removes what a crash left half-written, unless `read_only`, as beside a run under way.
+    """Makes the folder and removes files that a crash left half-written, unless `read_only`.
 
     Args:
-      folder: of the stage.
-      run: the random name of the run in its identity.json. It is written into every checkpoint, and one without it or
-        with another counts as damaged. "" compares nothing: for a run that began before runs had names, and for whoever
-        reads the checkpoints of another run.
-      keep: the number of newest checkpoints to retain, and with them the one with the best score, if any has one.
-      strict: a damaged newest checkpoint stops the run, instead of a loud return to the one before.
-      read_only: leaves all files as they are.
-      on_fallback: called with the message about each such return.
+      folder: the stage's folder.
+      run: the random name of the run in its identity.json. Every checkpoint holds it, and one with no name or another
+        counts as damaged. "" compares nothing: for a run that began before runs had names, and for readers of another
+        run's checkpoints.
+      keep: the number of newest checkpoints to retain, besides the one with the best score, if any has one.
+      strict: stops the run if the newest checkpoint is damaged, instead of falling back to the one before.
+      read_only: leaves all files as they are, as a reader must beside a run under way.
+      on_fallback: called with the message about each fallback.
     """
     self._folder, self._keep, self._strict, self._on_fallback = folder.absolute(), keep, strict, on_fallback
     self._run, self._read_only, self._logs, self._inode = run, read_only, {}, None
+    # One thread, so that checkpoints are committed in the order of their steps.
     self._writer, self._pending = futures.ThreadPoolExecutor(1, "checkpoint"), None
     if processes.is_first() and not read_only:
       try:
@@ -70,30 +71,30 @@ class Checkpoints:
 
   @property
   def logs(self) -> dict[str, dict]:
-    """The marks of the logs in the checkpoint that was restored, for `Journal`; known to the first process."""
+    """The marks of the logs in the restored checkpoint, for `Journal`; only the first process knows them."""
     return self._logs
 
   def steps(self) -> list[int]:
-    """The committed steps in ascending order; called by the first process."""
+    """The committed steps in ascending order; for the first process only."""
     return sorted(int(path.name) for path in self._folder.glob("*")
                   if re.fullmatch(_STEP, path.name, re.ASCII) and path.is_dir())
 
   def latest(self) -> int | None:
-    """The newest committed step, known to every process."""
+    """The newest committed step, on every process; None if there is none."""
     return processes.from_first(lambda: max(self.steps(), default=None))
 
   def save(self, state, *, scores: Mapping[int, float] | None = None, logs: Sequence[log.Journal] = (),
            wait: bool = False) -> None:
-    """Saves `state` under its step, unless that step is there; the write goes on in the background unless `wait`.
+    """Saves `state` under its step, unless that step exists; writes in the background unless `wait`.
 
     Args:
       state: the state.
       scores: {step: accuracy on the held-out images}, if there are any.
-      logs: are flushed before the checkpoint is committed, which notes how far they go.
+      logs: flushed before the checkpoint is committed; it notes how far they go.
       wait: returns when the checkpoint is committed.
 
     Raises:
-      SaveError: this save failed, with `wait`, or the save before it.
+      SaveError: the previous save failed, or, with `wait`, this one.
     """
     if not processes.is_first():
       return
@@ -108,7 +109,7 @@ class Checkpoints:
       self._join()
 
   def check(self) -> None:
-    """Raises a `SaveError` where the save in the background has failed."""
+    """Raises a `SaveError` if the background save has failed."""
     if self._pending and self._pending.done():
       self._join()
 
@@ -126,6 +127,8 @@ class Checkpoints:
         orbax.save(partial, args=ocp.args.Composite(**{key: ocp.args.StandardSave(item)
                                                        for key, item in items.items()}))
       manifest.write(partial, items, step=step, run=self._run, logs=marks)
+      # All files before the rename: otherwise a power cut could leave the final name without its data. The logs too: a
+      # checkpoint must not count lines that a power cut can still take.
       for path in (*partial.rglob("*"), partial):
         durable.sync(path)
       for each in logs:
@@ -142,7 +145,7 @@ class Checkpoints:
     self._prune(step, scores)
 
   def _check_in_place(self) -> None:
-    """Raises where the folder is not the one that was opened: a run that made it again would continue elsewhere."""
+    """Raises if the folder is no longer the one that was opened: a run that made it anew would continue elsewhere."""
     if not self._folder.is_dir() or self._folder.stat().st_ino != self._inode:
       raise FileNotFoundError("the work folder was moved or removed during the run")
 
@@ -153,18 +156,18 @@ class Checkpoints:
       if step != best:
         path = self._folder / str(step)
         try:
-          # Under another name first: a deletion that is cut short leaves nothing that looks complete.
+          # Renamed first: an interrupted deletion must leave nothing that looks complete.
           shutil.rmtree(path.rename(self._folder / f"{step}{PARTIAL}"))
         except OSError as error:
           raise SaveError(f"{path}: the old checkpoint could not be removed ({_one_line(error)}); that of step "
                           f"{newest} is saved; remove the old one, and run the same command again") from error
 
   def restore(self, like, upto: int = sys.maxsize):
-    """The newest undamaged state, with the shapes, types and shardings of `like`, which need not hold arrays.
+    """The newest undamaged state, with the shapes, types and shardings of `like`.
 
     Args:
-      like: such a state.
-      upto: the last step that may be taken.
+      like: a state of arrays or of shapes.
+      upto: the last step to consider.
 
     Raises:
       WorkdirError: all are damaged, or with `strict` the newest; or it belongs to another run or another model.
@@ -190,9 +193,10 @@ class Checkpoints:
 
   def _restore(self, like: dict, upto: int = sys.maxsize) -> dict:
     leaves, structure = jax.tree.flatten(like)
-    found = processes.from_first(lambda: jax.tree.leaves(self._read(like, upto)))
-    assert len(found) == len(leaves)
-    return sharding.replicate(jax.tree.unflatten(structure, found), sharding.data_mesh())
+    # Only the leaves travel: the processes exchange no named tuples, of which optax's states consist.
+    restored = processes.from_first(lambda: jax.tree.leaves(self._read(like, upto)))
+    assert len(restored) == len(leaves)
+    return sharding.replicate(jax.tree.unflatten(structure, restored), sharding.data_mesh())
 
   def _read(self, like: dict, upto: int) -> dict:
     folder = self._folder / str(self._newest_undamaged(upto))
@@ -200,7 +204,7 @@ class Checkpoints:
     self._logs = manifest.read(folder).get("logs", {})
     try:
       with _orbax() as orbax:
-        found = orbax.restore(folder, args=ocp.args.Composite(**{
+        restored = orbax.restore(folder, args=ocp.args.Composite(**{
             key: ocp.args.StandardRestore(jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), item))
             for key, item in like.items()}))
     except Exception as error:
@@ -208,13 +212,13 @@ class Checkpoints:
                          "give another --workdir, or move it away") from error
     written = manifest.read(folder)["values_sha256"]
     for key in like:
-      if manifest.fingerprint(found[key]) != written[key]:
+      if manifest.fingerprint(restored[key]) != written[key]:
         raise WorkdirError(f"{folder}: the files of {key} are undamaged, but other values were read than were saved; "
                            "install the versions of orbax-checkpoint and tensorstore that the README names")
-    return {key: found[key] for key in like}
+    return {key: restored[key] for key in like}
 
   def _newest_undamaged(self, upto: int) -> int:
-    """The newest step whose files are as they were written; warns where that is not the newest of all."""
+    """The newest step whose files are as they were written; warns about each newer one that is damaged."""
     damage = {}
     for step in reversed([step for step in self.steps() if step <= upto]):
       try:
@@ -237,7 +241,7 @@ class Checkpoints:
     raise WorkdirError("; ".join(damage.values()) + "; no other is left: move the folder away to start the stage again")
 
   def _set_aside(self, step: int) -> None:
-    """Gives a damaged checkpoint another name, so that its step can be saved again."""
+    """Renames a damaged checkpoint, so that its step can be saved again."""
     number = len(list(self._folder.glob(f"{step}{DAMAGED}*")))
     (self._folder / str(step)).rename(self._folder / f"{step}{DAMAGED}{number or ''}")
 
@@ -251,13 +255,13 @@ def check_fit(like: dict, folder: pathlib.Path) -> None:
 
 
 def _empty(description: str) -> np.ndarray:
-  """An array as `manifest.describe` describes it."""
+  """An empty array of the type and shape in a text of `manifest.describe`."""
   dtype, _, shape = description.rstrip("]").partition("[")
   return np.empty([int(size) for size in shape.split(",") if size], dtype)
 
 
 def _orbax() -> ocp.Checkpointer:
-  """An Orbax writer and reader that knows of this process alone."""
+  """An Orbax checkpointer for this process alone: Orbax would otherwise wait for all processes."""
   alone = ocp.options.MultiprocessingOptions(
       primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix="first")
   items = {key: ocp.StandardCheckpointHandler(multiprocessing_options=alone) for key in ("model", "training")}

@@ -1,19 +1,19 @@
-"""Files and folders of a run that survive a power cut.
+"""Writes files and folders so that they survive a power cut.
 
-Imports nothing that takes time: the lock needs it before all else.
+Imports nothing slow: the lock needs it before any other import.
 """
 
 import os
 import pathlib
 
-PARTIAL = ".partial"  # ends the name of a file or folder that is being written
+PARTIAL = ".partial"  # suffix of a file or folder that is being written
 
 
 def write_durably(path: pathlib.Path, text: str) -> None:
-  """Writes `text` to `path` at once and for good: whatever happens, a power cut too, the file is the old or the new.
+  """Writes `text` to `path` atomically and durably: even after a power cut the file is either the old or the new one.
 
   Raises:
-    OSError: it cannot be written; the file is the old one.
+    OSError: it cannot be written; the old file remains.
   """
   partial = path.with_name(path.name + PARTIAL)
   try:
@@ -27,7 +27,7 @@ def write_durably(path: pathlib.Path, text: str) -> None:
 
 
 def make_folder(path: pathlib.Path) -> None:
-  """Makes a folder and those above it, where they are missing, so that a power cut does not take them back."""
+  """Makes a folder and its missing parents, so that they survive a power cut."""
   missing = [folder for folder in (path, *path.parents) if not folder.exists()]
   path.mkdir(parents=True, exist_ok=True)
   for folder in missing:

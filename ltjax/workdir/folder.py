@@ -1,4 +1,4 @@
-"""The work folder's own files: config.json, and whether a folder belongs to this run."""
+"""Decides whether a work folder belongs to a run, and writes its config.json and identity.json."""
 
 import contextlib
 import json
@@ -14,8 +14,8 @@ from ltjax.distributed import processes
 from ltjax.errors import LtjaxError, WorkdirError
 from ltjax.workdir import durable, identity, lock
 
-PARTIALS = ("config.json.partial", "identity.json.partial", "identity.json")  # a start that was cut short leaves these
-# What changes no number of a run: these may differ when it goes on. The data themselves are compared by identity.json.
+PARTIALS = ("config.json.partial", "identity.json.partial", "identity.json")  # left by an interrupted start
+# Keys that change no number of a run may differ when it continues. identity.json compares the data themselves.
 FREE = ("eval_batch_size", "posthoc", "eval_every_epochs", "checkpoint_every_epochs", "keep_checkpoints",
         "log_every_steps", "skip_limit", "dataset.on_bad_image")
 PATHS = ("root", "test_root", "dir", "lists", "tfds_dir", "train_csv", "test_csv", "train_list", "test_list",
@@ -23,7 +23,7 @@ PATHS = ("root", "test_root", "dir", "lists", "tfds_dir", "train_csv", "test_csv
 
 
 def check_before_data(config: ConfigDict, workdir: pathlib.Path) -> bool:
-  """`check`, in every process: before the data, which may be a long download."""
+  """`check`, on every process; run it before reading the data, which may be a long download."""
   check_local(workdir)
   for key in ("root", "test_root"):
     root = config.dataset.get(key, "")
@@ -36,12 +36,12 @@ def check_before_data(config: ConfigDict, workdir: pathlib.Path) -> bool:
 
 
 def check_local(workdir: pathlib.Path | str) -> None:
-  """Raises where a path is an address such as gs://bucket/run, or cannot be written in UTF-8."""
+  """Raises if a path is an address such as gs://bucket/run, or cannot be encoded in UTF-8."""
   if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text := str(workdir)):
     raise WorkdirError(f"--workdir: {text!r} is an address, expected a folder of this machine; mount the bucket, or "
                        "copy the folder there when the run has ended")
   if os.fsencode(text) != text.encode("utf-8", "replace"):
-    raise WorkdirError(f"--workdir: {text!r} cannot be written in UTF-8, as checkpoints need it; give another name, or "
+    raise WorkdirError(f"--workdir: {text!r} cannot be written in UTF-8, which checkpoints need; give another name, or "
                        "set PYTHONUTF8=1")
 
 
@@ -70,13 +70,13 @@ def check(config: ConfigDict, workdir: pathlib.Path) -> bool:
 
 
 def load(workdir: pathlib.Path) -> ConfigDict:
-  """The config that the run in `workdir` was started with; raises a `WorkdirError` where there is none."""
+  """The config that the run in `workdir` was started with; raises a `WorkdirError` if there is none."""
   path = workdir / "config.json"
   try:
-    found = json.loads(path.read_text())
-    if not isinstance(found, Mapping):
-      raise ValueError(f"expected a dict, got {type(found).__name__}")
-    return ConfigDict(_tuples(found))
+    stored = json.loads(path.read_text())
+    if not isinstance(stored, Mapping):
+      raise ValueError(f"expected a dict, got {type(stored).__name__}")
+    return ConfigDict(_tuples(stored))
   except OSError as error:
     raise WorkdirError(f"{workdir} is not a run of ltjax: {path} cannot be read ({error.strerror or error}); give the "
                        "--workdir of a run") from error
@@ -85,7 +85,7 @@ def load(workdir: pathlib.Path) -> ConfigDict:
 
 
 def _tuples(value):
-  """JSON has lists where configs have tuples."""
+  """`value` with tuples, as configs have them, in place of JSON's lists."""
   if isinstance(value, Mapping):
     return {key: _tuples(entry) for key, entry in value.items()}
   return tuple(map(_tuples, value)) if isinstance(value, list) else value
@@ -93,12 +93,12 @@ def _tuples(value):
 
 @contextlib.contextmanager
 def held(config: ConfigDict, workdir: pathlib.Path, command: str, dataset):
-  """Locks the work folder for this run and writes its config.json and identity.json; gives the run's name.
+  """Locks the work folder for this run and writes its config.json and identity.json; yields the run's name.
 
   The name is random, drawn at the first start; it is "" for a run that began before runs had names.
 
   Raises:
-    WorkdirError: it belongs to another config, to other data, or to a run that is under way.
+    WorkdirError: the folder belongs to another config, to other data, or to a run that is under way.
   """
   with contextlib.ExitStack() as stack:
 
@@ -113,7 +113,7 @@ def held(config: ConfigDict, workdir: pathlib.Path, command: str, dataset):
 
 
 def read_identity(workdir: pathlib.Path) -> dict | None:
-  """What data the run in `workdir` was started with; None before it has started."""
+  """The identity of the data that the run in `workdir` was started with; None before it has started."""
   path = workdir / "identity.json"
   try:
     return json.loads(path.read_text()) if path.exists() else None
@@ -163,16 +163,16 @@ def _compare(before, now: Mapping, workdir: pathlib.Path) -> None:
 
 
 def free(key: str) -> bool:
-  """Whether a key may differ when a run goes on."""
+  """Whether a key may differ when a run continues."""
   head, _, tail = key.partition(".")
   return key in FREE or head in FREE or (head == "dataset" and tail in PATHS)
 
 
 def _flat(config: Mapping, prefix: str = "") -> dict[str, object]:
-  found = {}
+  leaves = {}
   for key, value in config.items():
     if isinstance(value, Mapping) and value:
-      found |= _flat(value, f"{prefix}{key}.")
+      leaves |= _flat(value, f"{prefix}{key}.")
     else:
-      found[prefix + key] = value
-  return found
+      leaves[prefix + key] = value
+  return leaves

@@ -1,4 +1,4 @@
-"""What data a run was started with, to be written beside `config.json` and compared when its folder is used again."""
+"""The identity of a run's data: written beside `config.json`, and compared when the folder is used again."""
 
 import base64
 import zlib
@@ -6,17 +6,17 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-_NAMED = 3  # examples of a kind that are named
+_NAMED = 3  # examples to name of each kind of difference
 _SPLITS = dict(train="training", held_out="held-out", test="test")
 
 
 def describe(dataset) -> dict:
   """The identity of a `Dataset` as JSON: {"class_names", "class_counts", "fingerprint", "examples", "made_by"}.
 
-  "examples" holds the example lines of every split, packed: a million paths take some megabytes and seconds. They name
-  what differs; whether anything does, the fingerprint says. Of files, the path, the length and the class count: a file
-  that is replaced by other bytes of the same length is not noticed, as that would take reading all of them at each
-  start. Of arrays every byte counts, but they have no names, so none are stored. "made_by" is that of features.
+  "examples" holds the example lines of every split, packed: a million paths take some megabytes and seconds. The
+  fingerprint says whether anything differs; the lines name it. For files, the path, the length and the class are
+  compared. Other bytes of the same length go unnoticed: to notice them, every start would have to read all files. For
+  arrays every byte is compared, but they have no names, so no lines are stored. "made_by" belongs to features.
   """
   lines = {split: list(dataset.example_lines(split)) for split in dataset.splits}
   return dict(class_names=list(dataset.class_names), class_counts=dataset.class_counts.tolist(),
@@ -26,11 +26,11 @@ def describe(dataset) -> dict:
 
 
 def differences(old: Mapping, new: Mapping) -> list[str]:
-  """What `new` has otherwise than `old`, two identities: a line for each kind of difference; none where they are equal.
+  """How the identity `new` differs from `old`: one line for each kind of difference, none if they are equal.
 
-  First come the classes: renamed, gone, new, in another order. Then, for each split, how many examples were removed,
-  added, have another length or another class, or only another place, with the first three of each; and how many went
-  from one split to another.
+  Classes come first: renamed, gone, new, in another order. Then, for each split, how many examples were removed or
+  added, have another length or another class, or are only in another order, with the first three of each; and how many
+  moved from one split to another.
   """
   if old["fingerprint"] == new["fingerprint"]:
     return []
@@ -70,7 +70,7 @@ class _Examples:
     return sorted((path.partition("/")[2] or path, size) for path, (size, c) in self.found.items() if c == name)
 
   def called(self, renamed: Mapping[str, str]) -> "_Examples":
-    """The same examples where classes, and the folders that are called like them, have new names."""
+    """The same examples, with new names for classes and for the folders named after them."""
     if not renamed:
       return self
     other = _Examples(())
@@ -99,7 +99,7 @@ def _renamed(old: Mapping, new: Mapping, before: _Examples | None, after: _Examp
 
 
 def _line(name: str) -> str:
-  """A class name as example lines hold it."""
+  """A class name as it is written in example lines."""
   return name.replace("\\", r"\\").replace("\t", r"\t").replace("\n", r"\n").replace("\r", r"\r")
 
 
@@ -114,13 +114,13 @@ def _of_classes(old: list[str], new: list[str], renamed: Mapping[str, str]) -> l
       lines.append(f"{are} {verb}: {_first(only)}")
   called = [renamed.get(name, name) for name in old]
   if called != new and sorted(called) == sorted(new):
-    place = next(k for k, (a, b) in enumerate(zip(called, new, strict=True)) if a != b)
-    lines.append(f"the classes are in another order: class {place} was {called[place]!r} and is {new[place]!r}")
+    index = next(k for k, (a, b) in enumerate(zip(called, new, strict=True)) if a != b)
+    lines.append(f"the classes are in another order: class {index} was {called[index]!r} and is {new[index]!r}")
   return lines
 
 
 def _moved(before: Mapping[str, _Examples], after: Mapping[str, _Examples]) -> dict[str, tuple[str, str]]:
-  """{path: (old split, new split)} of the images that left one split and came to another."""
+  """{path: (old split, new split)} of the images that moved from one split to another."""
   def only(ones: Mapping[str, _Examples], others: Mapping[str, _Examples]) -> dict[str, str]:
     return {path: split for split, part in ones.items() for path in part.order
             if split not in others or path not in others[split].found}
@@ -141,9 +141,9 @@ def _of_split(title: str, old: _Examples, new: _Examples, moved: Mapping[str, tu
   if sizes := [path for path in both if old.found[path][0] != new.found[path][0]]:
     lines.append(f"{_count(sizes, title)} replaced by other bytes: {_first(sizes)}")
   if not lines and not moved and old.order != new.order:
-    place = next(k for k, (a, b) in enumerate(zip(old.order, new.order, strict=False)) if a != b)
-    lines.append(f"the {title} images are in another order: image {place} was {old.order[place]!r} and is "
-                 f"{new.order[place]!r}")
+    index = next(k for k, (a, b) in enumerate(zip(old.order, new.order, strict=False)) if a != b)
+    lines.append(f"the {title} images are in another order: image {index} was {old.order[index]!r} and is "
+                 f"{new.order[index]!r}")
   return lines
 
 

@@ -1,4 +1,4 @@
-"""One run in a work folder: a lock that the kernel releases when its holder ends, however it ends."""
+"""Allows one run per work folder, by a lock that the kernel releases when its holder ends, however it ends."""
 
 import datetime
 import errno
@@ -13,27 +13,29 @@ from ltjax.errors import WorkdirError
 from ltjax.workdir import durable
 
 NAME = ".lock"
+# Errors of file systems without locks.
 _WITHOUT_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 
 
 class WorkdirLock:
-  """Locks a work folder for this run, as a context; only process 0 of a run takes it.
+  """Locks a work folder for this run, as a context manager; only process 0 of a run takes the lock.
 
   `workdir/.lock` says who holds the folder. The file stays when the run ends: it means nothing unless it is locked, so
-  a killed run leaves nothing to clear up. The folder itself is locked, too, where the file system can: a `.lock` that
-  was removed during a run lets no second run in. Where the file system has no locks (Lustre mounted without flock),
-  the run warns and goes on without one. NFS shares locks between machines; a bucket mounted as a folder may not.
+  a killed run leaves nothing to clear up. The folder itself is locked too, where the file system allows it, so that
+  removing `.lock` during a run lets no second run in. Where the file system has no locks (Lustre mounted without
+  flock), the run warns and goes on without one. NFS enforces locks between machines; a bucket mounted as a folder may
+  not.
   """
 
   def __init__(self, workdir: pathlib.Path, command: str = ""):
-    """`command` is the command line, to be named to whoever is refused."""
+    """`command` is the command line, which a refused run reports."""
     self._workdir, self._command, self._file, self._folder = workdir, command, None, None
 
   def __enter__(self):
     """Makes the folder if it is missing.
 
     Raises:
-      WorkdirError: another run holds it, and is named, or it cannot be written.
+      WorkdirError: another run, which the message names, holds the folder; or the folder cannot be written.
     """
     try:
       durable.make_folder(self._workdir)
@@ -65,7 +67,7 @@ class WorkdirLock:
     self._file = self._folder = None
 
   def _lock_folder(self) -> None:
-    """Locks the folder itself; raises a `BlockingIOError` where another run has done so."""
+    """Locks the folder itself; raises a `BlockingIOError` if another run holds it."""
     try:
       self._folder = os.open(self._workdir, os.O_RDONLY | os.O_CLOEXEC)
       fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,9 +89,9 @@ class WorkdirLock:
 
 
 def _holder(path: pathlib.Path) -> str:
-  """A sentence part that names the holder of a lock."""
+  """The holder of a lock, in words."""
   try:
     owner = json.loads(path.read_text())
     return f"another run: process {owner['pid']} on {owner['host']} since {owner['since']} ({owner['command']})"
   except (OSError, ValueError, KeyError, TypeError):
-    return "another run, of which the lock file says nothing"
+    return "another run, which the lock file does not name"

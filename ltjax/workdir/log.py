@@ -1,4 +1,4 @@
-"""The logs of a run and of its stages, one JSON object a line."""
+"""The logs of a run and its stages, one JSON object per line."""
 
 import collections
 import hashlib
@@ -13,11 +13,11 @@ from ltjax.distributed import processes
 from ltjax.errors import SaveError, WorkdirError
 from ltjax.workdir.durable import make_folder, sync, write_durably
 
-_TYPES = dict(step=int, event=str)
+_TYPES = dict(step=int, event=str)  # the key that every line has: in a stage's log its step, in the events their kind
 
 
 class Journal:
-  """The log of a stage, in step with its checkpoints: lines beyond the step where the stage resumes are removed.
+  """The log of a stage, consistent with its checkpoints: lines after the step where the stage resumes are removed.
 
   The first process reads and writes the file; all processes know the lines.
   """
@@ -27,15 +27,15 @@ class Journal:
     """
     Args:
       path: the file.
-      upto: the step where the stage resumes, the last whose lines stay.
-      logs: the marks of all logs from the checkpoint that the stage resumes from, `Checkpoints.logs`. Lines that the
-        checkpoint knows and the file lacks are reported on stderr, as their loss would change results silently: the
+      upto: the step where the stage resumes, the last one whose lines stay.
+      logs: `Checkpoints.logs`, the marks of all logs in the checkpoint that the stage resumes from. Lines that the
+        checkpoint knows and the file lacks are reported on stderr, since their loss would silently change results: the
         best epoch, the count of skipped steps, the scores on held-out images.
-      on_loss: called with such a report.
+      on_loss: called with each such report.
     """
     self._path = path
     self._lines = processes.from_first(lambda: _resume(path, upto, (logs or {}).get(path.name), on_loss))
-    self._digest = hashlib.sha256(_text(self._lines).encode())
+    self._digest = hashlib.sha256(_text(self._lines).encode())  # grows with each line, so that a mark costs nothing
 
   def has(self, step: int, key: str) -> bool:
     """Whether a line of `step` has `key`."""
@@ -61,58 +61,59 @@ class Journal:
     return {self._path.name: _mark(self._lines, self._digest)}
 
   def flush(self) -> None:
-    """Waits until all lines are on the disk; a checkpoint does so before it is committed."""
+    """Waits until all lines are on the disk; called before a checkpoint is committed."""
     if processes.is_first() and self._path.exists():
       with errors.writing(self._path):
         sync(self._path)
 
 
 class Events:
-  """What went wrong and was survived: one JSON object a line of `path`, retained through all restarts of a run."""
+  """Events that a run survived, such as a damaged checkpoint: one JSON object per line, retained through restarts."""
 
   def __init__(self, path: pathlib.Path):
     self._path = path
 
   def write(self, kind: str, message: str) -> None:
-    """Adds an event; called by the first process."""
+    """Adds an event; for the first process only."""
     append(self._path, dict(event=kind, message=message))
     with errors.writing(self._path):
       sync(self._path)
 
   def counts(self) -> dict[str, int]:
     """The number of events of each kind; an unreadable line is reported on stderr and left out."""
-    found = collections.Counter()
+    counts = collections.Counter()
     for number, content in _parsed(self._path, "event"):
       if content is None:
-        print(f"WARNING: {self._path}:{number}: not a line that ltjax has written; it is left out", file=sys.stderr)
+        print(f"WARNING: {self._path}:{number}: not a line that ltjax wrote; it is left out", file=sys.stderr)
       else:
-        found[content["event"]] += 1
-    return found
+        counts[content["event"]] += 1
+    return counts
 
 
 def append(path: pathlib.Path, entries: dict) -> None:
-  """Adds a line to a log; half a line at its end, left by a crash, is removed first."""
+  """Adds a line to a log, after removing an incomplete last line that a crash may have left."""
   with errors.writing(path):
     try:
+      # Opened anew for each line: a file that stays open would follow a moved folder unnoticed.
       with path.open("a+b") as file:
         _remove_half_line(file)
         file.write(_text([entries]).encode())
     except FileNotFoundError as error:
       raise SaveError(f"{path.parent} is gone: the work folder was moved or removed during the run; move it back, or "
-                      "give its new place as --workdir, and run the same command again") from error
+                      "give its new path as --workdir, and run the same command again") from error
 
 
 def read(path: pathlib.Path, key: str = "step", flushed: int | None = None) -> list[dict]:
   """The lines of a log, which all have `key`.
 
-  A last line that a crash cut short is left out, with a warning. So is everything from an unreadable line on if it
-  comes after the first `flushed` lines, which were on the disk before the newest checkpoint: a power cut may leave
-  anything there, and the run is about to write it again.
+  A last line that a crash cut short is left out, with a warning. The first `flushed` lines were on the disk before the
+  newest checkpoint. After them a power cut may leave anything, so everything from the first unreadable line on is left
+  out there, with a warning; the run is about to write it again.
 
   Raises:
-    WorkdirError: another line is not as it was written.
+    WorkdirError: any other line is not as it was written.
   """
-  found, lines = [], list(_parsed(path, key))
+  retained, lines = [], list(_parsed(path, key))
   for number, content in lines:
     if content is None:
       if number == len(lines) and not path.read_bytes().endswith(b"\n"):
@@ -122,14 +123,14 @@ def read(path: pathlib.Path, key: str = "step", flushed: int | None = None) -> l
         print(f"WARNING: {path}: line {number} cannot be read; it and the lines after it were written after the newest "
               "checkpoint and are left out", file=sys.stderr)
         break
-      raise WorkdirError(f"{path}:{number}: not a line that ltjax has written; repair the line, or move the work "
-                         "folder away")
-    found.append(content)
-  return found
+      raise WorkdirError(f"{path}:{number}: not a line that ltjax wrote; repair the line, or move the work folder "
+                         "away")
+    retained.append(content)
+  return retained
 
 
 def _resume(path: pathlib.Path, upto: int, mark: Mapping | None, on_loss: Callable[[str], None]) -> list[dict]:
-  """The lines of a stage that resumes at step `upto`; the file has no others when this returns."""
+  """The lines of a stage that resumes at step `upto`; removes all others from the file."""
   with errors.writing(path):
     make_folder(path.parent)
   lines = read(path, flushed=mark and mark["lines"]) if upto > 0 else []
@@ -147,7 +148,7 @@ def _resume(path: pathlib.Path, upto: int, mark: Mapping | None, on_loss: Callab
 
 def _loss(path: pathlib.Path, lines: list[dict], mark: Mapping) -> str:
   if len(lines) >= mark["lines"]:
-    return f"{path}: a line up to step {mark['last_step']} is not the one that was written; results are taken from it"
+    return f"{path}: a line up to step {mark['last_step']} is not as it was written; results are taken from it"
   newest = max((line["step"] for line in lines), default=0)
   where = f"those after step {newest}" if newest < mark["last_step"] else "some before its end"
   return (f"{path}: {len(lines)} of the {mark['lines']} lines up to step {mark['last_step']} are there, {where} are "
@@ -163,7 +164,7 @@ def _text(lines: list[dict]) -> str:
 
 
 def _parsed(path: pathlib.Path, key: str):
-  """(number, content) of each line; None in place of content that is no object with such a key."""
+  """(number, content) of each line; the content is None unless it is an object with such a key."""
   lines = path.read_bytes().split(b"\n") if path.is_file() else [b""]
   for number, line in enumerate(lines if lines[-1] else lines[:-1], 1):
     try:
@@ -175,7 +176,7 @@ def _parsed(path: pathlib.Path, key: str):
 
 
 def _remove_half_line(file) -> None:
-  """Cuts an open log after its last complete line; a last line that lacks nothing but its end gets it."""
+  """Cuts an open log after its last complete line; adds the newline if the last line lacks only that."""
   size = file.seek(0, os.SEEK_END)
   if not size:
     return

@@ -34,7 +34,7 @@ def run(apply, key=KEY):
 
 
 class Recorder:
-  """Operations that change nothing and remember what they are called with."""
+  """Operations that change nothing and record their arguments."""
 
   def __init__(self):
     self.calls = []
@@ -66,7 +66,7 @@ class Recorder:
 
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_a_split_is_made_of_folds(count):
-  """What keeps the draws of runs that split their key: `jax_threefry_partitionable`, the default."""
+  """Runs that split their key draw the same because of `jax_threefry_partitionable`, the default."""
   for index, part in enumerate(jax.random.split(KEY, count)):
     np.testing.assert_array_equal(jax.random.key_data(part), jax.random.key_data(jax.random.fold_in(KEY, index)))
 
@@ -102,7 +102,7 @@ def test_other_operations_of_the_list_change_no_key():
     assert {name: key for name, key, _ in record.of(*(entry[name] for name in order))} == alone
 
 
-def test_each_repetition_of_a_name_has_a_key_of_its_own():
+def test_each_repetition_of_a_name_has_its_own_key():
   record = Recorder()
   one = record.operation(Real, "flip")
   own = jax.random.fold_in(KEY, 1)
@@ -132,7 +132,7 @@ def test_images_are_normalised_after_the_last_operation_on_pixels(kinds, raw):
     np.testing.assert_array_equal(seen, wanted)
 
 
-def test_what_mixes_sees_normalised_images_and_gives_the_weights():
+def test_mixing_sees_normalised_images_and_gives_the_weights():
   record = Recorder()
   mixing = record.mixing("blend")
   found, ((own, first), (others, second)) = compose.compose((record.operation(UInt8, "crop"), mixing))(
@@ -144,7 +144,7 @@ def test_what_mixes_sees_normalised_images_and_gives_the_weights():
   np.testing.assert_array_equal(own, LABELS)
 
 
-def test_pixels_that_an_operation_gives_as_floats_are_rounded_for_the_next():
+def test_float_pixels_are_rounded_for_the_next_operation():
   record = Recorder()
 
   def brighten(images: UInt8[Array, "b h w c"], key) -> Real[Array, "b h w c"]:
@@ -196,7 +196,7 @@ def test_a_long_list_in_a_good_order_runs():
   assert jnp.isfinite(found).all()
 
 
-def test_what_an_operation_works_on_stands_in_its_annotation():
+def test_the_annotation_declares_the_input_of_an_operation():
   levels = {name: compose.level(getattr(augment, name)) for name in augment.__all__}
   assert levels == dict(
       auto_augment=compose.PIXELS, jitter=compose.PIXELS, rand_augment=compose.PIXELS, random_crop=compose.PIXELS,

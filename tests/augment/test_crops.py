@@ -51,7 +51,7 @@ def test_the_box_of_an_image_does_not_depend_on_the_others():
   np.testing.assert_array_equal(together, alone)
 
 
-def test_shares_ratios_and_places_are_spread_as_they_should():
+def test_areas_ratios_and_positions_have_their_distributions():
   sizes = np.full((20_000, 2), 1000)
   # So small that every first attempt fits.
   boxes = crops.random_resized(sizes, draws(len(sizes), 3), area=(0.04, 0.25))

@@ -181,6 +181,6 @@ def test_slots_that_are_not_valid_carry_nothing():
     (lambda: features.generation_bound(8, 4, gamma=-1.0), "gamma must be in"),
     (lambda: features.plan(LABELS[:1], key=jax.random.key(0), num_classes=4), "at least 2, got 1"),
 ])
-def test_what_makes_no_sense_is_refused(call, message):
+def test_senseless_arguments_are_refused(call, message):
   with pytest.raises(ConfigError, match=message):
     call()

@@ -14,7 +14,7 @@ KEY = jax.random.key(11)
 
 
 def numbered(count, height, width, channels=1):
-  """Images whose every pixel says where it comes from, in its own image; no pixel is black."""
+  """Images in which every pixel tells its image and its position; no pixel is black."""
   places = np.arange(1, height * width * channels + 1, dtype=np.uint8).reshape(1, height, width, channels)
   return np.repeat(places, count, axis=0)
 
@@ -105,14 +105,14 @@ def draws():
   return {alpha: jax.tree.map(np.asarray, draw(jax.random.split(KEY, 4000), alpha)) for alpha in (0.2, 1.0, 4.0)}
 
 
-def test_mixup_shares_are_uniform_for_alpha_one(draws):
+def test_mixup_weights_are_uniform_for_alpha_one(draws):
   shares = np.sort(draws[1.0][0])
   assert shares[0] >= 0 and shares[-1] <= 1
   assert np.abs(shares - np.linspace(0, 1, len(shares))).max() < 1.95 / np.sqrt(len(shares))  # Kolmogorov-Smirnov
 
 
 @pytest.mark.parametrize("alpha", [0.2, 4.0])
-def test_mixup_shares_have_the_variance_of_a_symmetric_beta(draws, alpha):
+def test_mixup_weights_have_the_variance_of_a_symmetric_beta(draws, alpha):
   shares = draws[alpha][0]
   assert shares.mean() == pytest.approx(0.5, abs=0.03)
   assert shares.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.1)
@@ -171,7 +171,7 @@ def test_jitter_is_what_pillow_does():
   found = np.asarray(images.jitter(JITTERED, factors, orders))
   expected = [enhanced(*each) for each in zip(JITTERED, factors.tolist(), orders.tolist(), strict=True)]
   assert found.min() >= 0 and found.max() <= 255
-  # It cuts the fractions off after each of the three, and the next two may enlarge what is lost.
+  # It truncates after each of the three operations, and the next two may enlarge the error.
   assert np.abs(found - expected).max() < 4
   assert np.abs(found - expected).mean() < 1.5 < 10 < np.abs(found - JITTERED).mean()
 

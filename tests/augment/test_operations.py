@@ -1,4 +1,4 @@
-"""The operations of an augmentation list: what they do to real images, and how their draws are spread."""
+"""The operations of an augmentation list: their effect on real images, and the distributions of their draws."""
 
 import colorsys
 import functools
@@ -92,10 +92,10 @@ def test_the_compiled_operation_is_the_eager_one(name):
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name not in ("cutmix", "mixup")])
-def test_draws_depend_on_the_key_and_the_place_not_on_the_image(name):
+def test_draws_depend_on_the_key_and_the_index_not_on_the_image(name):
   given = ALL[name][0]
   order = np.roll(np.arange(len(given)), 1)
-  order[5] = 5  # only the image of this place stays
+  order[5] = 5  # only the image of this index stays
   found, moved = (np.asarray(compiled(name)(batch, KEY)) for batch in (given, given[order]))
   np.testing.assert_array_equal(found[5], moved[5])
 
@@ -154,7 +154,7 @@ def test_greys_have_no_hue():
   np.testing.assert_array_equal(images.shift_hue(grey, jnp.float32([0.3])), grey)
 
 
-def test_a_hue_leaves_the_draws_of_the_others_and_comes_at_any_place():
+def test_a_hue_leaves_the_draws_of_the_others_and_comes_in_any_order():
   three, order = (np.asarray(part) for part in images.draw_jitter(KEY, 3000, strengths=(0.4, 0.3, 0.2)))
   four, longer = (np.asarray(part) for part in images.draw_jitter(KEY, 3000, strengths=(0.4, 0.3, 0.2, 0.1)))
   np.testing.assert_array_equal(four[:, :3], three)
@@ -164,7 +164,7 @@ def test_a_hue_leaves_the_draws_of_the_others_and_comes_at_any_place():
   assert np.abs(counts - 750).max() < 4 * np.sqrt(3000 * 3 / 16)
 
 
-def test_jitter_of_the_hue_alone_is_the_shift():
+def test_jitter_of_only_the_hue_is_the_shift():
   strengths = (0.0, 0.0, 0.0, 0.5)
   shift = images.draw_jitter(KEY, 16, strengths=strengths)[0][:, 3]
   np.testing.assert_allclose(augment.jitter(PIXELS, KEY, strengths=strengths),
@@ -202,14 +202,14 @@ def erased():
   return boxes_of(np.asarray(found)[..., 0] == 0)
 
 
-def test_random_erasing_changes_the_asked_part_of_the_images(erased):
+def test_random_erasing_changes_the_given_fraction_of_the_images(erased):
   there = erased[:, 2] > 0
   assert abs(there.mean() - 0.7) < 4 * np.sqrt(0.7 * 0.3 / len(erased))
 
 
-def test_erased_boxes_are_spread_as_they_should(erased):
+def test_erased_boxes_have_their_distribution(erased):
   top, left, height, width = erased[erased[:, 2] > 0].T
-  # Boxes of up to 0.3 of the area always fit, so only the share above that is less frequent.
+  # Boxes of up to 0.3 of the area always fit, so only larger areas are less frequent.
   shares, ratios = height * width / 1e4, width / height
   assert 0.019 < shares.min() < 0.03 and 0.3 < shares.max() < 0.34
   assert 0.27 < ratios.min() < 0.35 and 2.9 < ratios.max() < 3.6
@@ -235,11 +235,11 @@ def test_noise_is_standard_normal_and_the_rest_stays():
 
 
 def numbered(count, height, width):
-  """Images whose every pixel is the number of the image."""
+  """Images in which every pixel is the number of the image."""
   return jnp.broadcast_to(jnp.arange(float(count))[:, None, None, None], (count, height, width, 1))
 
 
-def test_mixup_of_each_sample_has_weights_of_its_own():
+def test_mixup_of_each_sample_has_its_own_weight():
   mixed, ((own, first), (others, second)) = compiled("mixup")(NORMALIZED, KEY)
   assert first.shape == (16,) and len(np.unique(first)) == 16
   np.testing.assert_allclose(first + second, 1, atol=1e-6)
@@ -248,7 +248,7 @@ def test_mixup_of_each_sample_has_weights_of_its_own():
   np.testing.assert_allclose(mixed, first * NORMALIZED + second * NORMALIZED[others], atol=1e-6)
 
 
-def test_mixup_of_samples_draws_each_share_from_the_beta_distribution():
+def test_mixup_of_samples_draws_each_weight_from_the_beta_distribution():
   draw = jax.jit(functools.partial(augment.mixup, alpha=1.0, per_sample=True))
   check_spread(draw(jnp.zeros((4000, 1, 1, 1)), KEY, jnp.arange(4000))[1][0][1], 0, 1)
 
@@ -341,7 +341,7 @@ def test_resize_is_that_of_pillow(size):
     ("random_erasing", dict(area=(0.3, 0.1)), "area must be two positive numbers, the smaller first"),
     ("random_resized_crop", dict(size=8, ratio=(0.5,)), "ratio must be two positive numbers, the smaller first"),
     ("auto_augment", dict(policy="cifar"), "policy must be one of cifar10, got 'cifar'")])
-def test_values_that_mean_nothing_are_refused(name, options, message):
+def test_meaningless_values_are_refused(name, options, message):
   with pytest.raises(ConfigError, match=message):
     getattr(augment, name)(ALL[name][0], KEY, **options)
 

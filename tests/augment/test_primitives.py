@@ -1,4 +1,4 @@
-"""The primitives of AutoAugment against Pillow, on crops of real photographs."""
+"""The primitives of AutoAugment against Pillow, on crops of real images."""
 
 import jax
 import jax.numpy as jnp

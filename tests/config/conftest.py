@@ -18,7 +18,7 @@ def no_data(monkeypatch):
 
 @pytest.fixture(scope="package", autouse=True)
 def traced_once():
-  """Traces each network once: hundreds of configs here differ in everything else."""
+  """Traces each network once: hundreds of configs here have the same few networks."""
   traced, kept = check.parameter_shapes, {}
 
   @functools.wraps(traced)

@@ -38,7 +38,7 @@ def test_every_misspelt_key_is_rejected_with_the_right_one(name):
         assert f"did you mean {path[-1]!r}?" in message and key in message, (path, key, message)
 
 
-def test_the_keys_that_are_tried_are_all_there_are():
+def test_the_tried_keys_are_complete():
   tried = {tuple(part for part in path if isinstance(part, str)) for paths in KEYS.values() for path in paths}
   assert tried == {tuple(part for part in path if isinstance(part, str)) for name in SHIPPED
                    for path, _ in nodes(tree(name))}
@@ -59,12 +59,12 @@ def test_every_key_is_needed_or_has_a_default(name):
 
 
 def wrong_values(path: tuple, value) -> list:
-  """Values of a wrong type or out of range for what is at `path`."""
+  """Values of a wrong type, or out of range, for the key at `path`."""
   key = path[-1]
   if isinstance(value, bool):
     return ["yes", 1, None]
   if isinstance(value, int):
-    # 5 epochs of warm-up is a number that happens to be whole, and so is the epoch of a switch.
+    # 5 epochs of warm-up only happen to be an integer, and so does the epoch of a switch.
     whole = [] if "lr" in path or key in ("at", "shorten", "threshold") else [value + 0.5]
     none = [] if key == "crops" else [None]  # CAMC without crops
     return ["7", -1, *none, True, {"name": "nothing"}, float("nan"), *whole]
@@ -231,7 +231,7 @@ def test_margins_on_the_angle_need_cosines_that_the_head_does_not_scale(adjust, 
 
 
 @pytest.mark.parametrize("wrong", [None, 3, {}, "configs/gcl_digits.py"])
-def test_what_is_not_a_config_is_rejected(wrong):
+def test_anything_but_a_config_is_rejected(wrong):
   assert "expected a ConfigDict" in rejected(wrong)
 
 

@@ -38,7 +38,7 @@ def test_a_file_gives_its_config():
   assert load.read("configs/gcl_digits.py").to_dict() == shipped("gcl_digits").to_dict()
 
 
-def test_the_text_behind_the_colon_is_the_argument(tmp_path):
+def test_the_text_after_the_colon_is_the_argument(tmp_path):
   path = write(tmp_path / "mine.py", "text='5'", "config.seed = int(text)")
   assert load.read(f"{path}").seed == 5
   assert load.read(f"{path}:7").seed == 7
@@ -71,8 +71,8 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     ("config.representation.epochs = 'x'", "line 7: TypeError"),
     ("config.representation.epoch", "line 7: AttributeError | epochs"),
     ("raise ValueError('one\\ntwo')", "line 7: ValueError: two"),
-    ("return 3", "get_config gives 3, expected a ConfigDict"),
-    ("return config.to_dict()", "get_config gives {'augment'"),
+    ("return 3", "get_config returns 3, expected a ConfigDict"),
+    ("return config.to_dict()", "get_config returns {'augment'"),
     (")", "line 7: SyntaxError")])
 def test_a_fault_in_the_file_is_one_line(tmp_path, more, parts):
   message = refused(write(tmp_path / "mine.py", more=more))
@@ -93,13 +93,13 @@ def test_a_file_without_a_config_is_one_line(tmp_path, text, part):
     ("configs/gcl_digit.py", "no file 'configs/gcl_digit.py' (did you mean 'configs/gcl_digits.py'?)"),
     ("nowhere/x.py", "no file 'nowhere/x.py' | run from the root of the repository"), ("", "no file ''"),
     ("configs", "no file 'configs'"), ("README.md", "a config is a Python file, configs/NAME.py")])
-def test_a_file_that_is_not_there_gets_the_nearest(value, parts):
+def test_a_missing_file_gets_the_nearest(value, parts):
   message = refused(value)
   for part in parts.split(" | "):
     assert part in message
 
 
-def test_the_config_json_of_a_run_is_no_config_file(tmp_path):
+def test_the_config_json_of_a_run_is_not_a_config_file(tmp_path):
   (tmp_path / "config.json").write_text("{}")
   message = refused(tmp_path / "config.json")
   assert "a config is a Python file" in message and f"--workdir={tmp_path}" in message

@@ -32,14 +32,14 @@ def refused(*arguments: str) -> str:
 
 
 def at(config: ConfigDict, path: str):
-  """The value at a dotted path; numbers are places in a tuple."""
+  """The value at a dotted path; numbers are indices of a tuple."""
   for part in path.split("."):
     config = config[int(part) if part.isdigit() else part]
   return config.to_dict() if isinstance(config, ConfigDict) else config
 
 
 COSINE, CROP = dict(name="cosine", base=0.5, warmup=3), dict(name="random_crop", padding=1)
-VALUES = [  # an override, where to look, what is there
+VALUES = [  # an override, the path to look at, the value there
     ("seed=3", "seed", 3),
     ("representation.epochs=1_000", "representation.epochs", 1000),
     ("dataset.imbalance=50", "dataset.imbalance", 50.0),
@@ -98,7 +98,7 @@ def test_a_value_is_a_python_literal(override, path, expected):
   assert found == expected and type(found) is type(expected)
 
 
-# What these values need of others is checked elsewhere: a head its adjustment, patterns parameters, cutmix no mixup.
+# These values depend on others, which is tested elsewhere: a head on its adjustment, patterns on parameters.
 RUN = [override for override, *_ in VALUES if override.split("=")[0] not in (
     "reset_head", "pretrained", "classifier.head", "classifier.train", "augment.cutmix")]
 
@@ -128,7 +128,7 @@ def test_a_dict_replaces_the_complete_block():
   assert found.classifier.adjust.to_dict() == dict(name="kps")
 
 
-def test_one_stage_alone_leaves_out_the_blocks_of_the_others():
+def test_choosing_one_stage_removes_the_blocks_of_the_others():
   found = given("--config.stages=('representation',)")
   assert found.stages == ("representation",) and "classifier" not in found
   assert [stage.name for stage in parse(found).stages] == ["representation"]
@@ -156,7 +156,7 @@ REFUSED = [  # an override, parts of the message
 
 
 @pytest.mark.parametrize(("override", "parts"), REFUSED)
-def test_a_key_that_is_not_there_gets_the_nearest(override, parts):
+def test_a_missing_key_gets_the_nearest(override, parts):
   message = refused(GCL, f"--config.{override}")
   for part in parts.split(" | "):
     assert part in message
@@ -178,7 +178,7 @@ def test_a_key_that_is_not_there_gets_the_nearest(override, parts):
     ("augment.cutmix.alpha=0.5",
      "representation.augment: mixup: the examples are mixed already; remove one of the two"),
     ("precision=16", "precision: expected one of float32, bf16, got '16'")])
-def test_a_value_that_cannot_be_is_refused_by_its_key(override, parts):
+def test_an_impossible_value_is_refused_by_its_key(override, parts):
   with pytest.raises(ConfigError) as caught:
     parse(given(f"--config.{override}"))
   for part in parts.split(" | "):
@@ -187,7 +187,7 @@ def test_a_value_that_cannot_be_is_refused_by_its_key(override, parts):
 
 @pytest.mark.parametrize("text", ["__import__('os')", "open('x')", "dict(**{'a': 1})", "lambda: 0", "(1", "1 +", "[x]",
                                   "dict(a=open)", "f'{1}'", "", "(" * 500])
-def test_text_that_is_no_literal_is_a_string_and_never_run(text):
+def test_text_that_is_not_a_literal_is_a_string_and_never_run(text):
   with pytest.raises(ValueError):
     load.literal(text)
   assert given(f"--config.precision={text}").precision == text

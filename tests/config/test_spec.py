@@ -1,4 +1,4 @@
-"""A config becomes bound blocks, from which objectives and samplers compute what the config says."""
+"""A config becomes bound blocks, and their objectives and samplers compute the configured values."""
 
 import inspect
 

@@ -47,7 +47,7 @@ def config(tree: dict) -> ConfigDict:
 
 
 def nodes(block, path: tuple = ()) -> Iterator[tuple[tuple, object]]:
-  """(path, value) of every key, blocks before their entries; the place in a list is an int in the path."""
+  """(path, value) of every key, blocks before their entries; the index in a list is an int in the path."""
   for key, value in block.items() if isinstance(block, dict) else enumerate(block):
     if isinstance(block, dict):
       yield (*path, key), value

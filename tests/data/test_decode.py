@@ -27,7 +27,7 @@ def is_transparent(data: bytes) -> bool:
 
 
 def shown(data: bytes, background: int = 255) -> np.ndarray:
-  """What Pillow shows, on a background of one grey."""
+  """Pillow's pixels, on a grey background."""
   image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
   if image.has_transparency_data:
     image = image.convert("RGBA")
@@ -40,7 +40,7 @@ def shown(data: bytes, background: int = 255) -> np.ndarray:
 
 
 def decoded(data: bytes) -> np.ndarray:
-  """What the pipeline makes of an image, whole and at its own size."""
+  """The pipeline's pixels of a complete image at its own size."""
   tf = pipeline.tensorflow()
   files = type("One", (), dict(__len__=lambda self: 1, read=lambda self, place: data, name=lambda self, place: "one"))()
   image = decode.Images(files, log := decode.BadImages()).open(0)
@@ -54,7 +54,7 @@ def decoded(data: bytes) -> np.ndarray:
 def test_every_kind_decodes_to_what_pillow_shows(kind):
   found, expected = decoded(ZOO[kind]), shown(ZOO[kind])
   assert (found.shape, found.dtype) == (expected.shape, np.uint8)
-  # Two builds of the same JPEG library; all else is Pillow itself.
+  # Two builds of the same JPEG library; Pillow itself decodes all other formats.
   assert np.abs(found.astype(int) - expected).max() <= (2 if kind in PLAIN else is_transparent(ZOO[kind]))
   assert expected.std() > 5 or kind == "1x1 jpeg"
 
@@ -77,7 +77,7 @@ def test_transparent_images_are_laid_on_white_or_black(kind):
 
 
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "GIF", "TIFF"])
-def test_what_is_clear_is_all_background_and_what_is_not_is_itself(format):
+def test_transparent_pixels_show_the_background_and_opaque_ones_themselves(format):
   pixels = np.zeros((6, 8, 4), np.uint8)
   pixels[:, 4:] = 10, 200, 30, 255
   options = dict(WEBP=dict(lossless=True)).get(format, {})
@@ -107,7 +107,7 @@ def test_the_background_of_a_data_set_reaches_its_images(tmp_path):
     assert (opened.train[0].open(0).pixels == value).all()
 
 
-def test_an_orientation_behind_the_frames_header_counts():
+def test_an_orientation_after_the_frames_header_counts():
   data = photos.exif_behind_the_frame(photos.turned(6))
   assert data.index(b"Exif") > data.index(b"\xff\xc0") and shown(data).shape == (40, 24, 3)
   assert decode.plain_jpeg_size(data) is None and decoded(data).shape == (40, 24, 3)
@@ -221,7 +221,7 @@ def test_a_missing_file_is_a_bad_image(tmp_path):
     log.check()
 
 
-def test_replaced_images_are_counted_once_and_kept_for_the_next_run(tmp_path):
+def test_replaced_images_are_counted_once_and_remembered_by_the_next_run(tmp_path):
   files = photos.write(tmp_path, {"a": b"", "b": photos.jpeg(8, 8), "c": b"text"})
   path = tmp_path / "bad.jsonl"
   images = decode.Images(files, log := decode.BadImages("substitute", 3, path))
@@ -236,7 +236,7 @@ def test_replaced_images_are_counted_once_and_kept_for_the_next_run(tmp_path):
   assert path.read_text().count("\n") == len(path.read_text().splitlines()) == 2
   for line in ("[1]\n", "{}\n", '{"retried": "x"}\n', "\xff\n"):
     path.write_text(line)
-    with pytest.raises(WorkdirError, match=r"bad\.jsonl:1: not a line that ltjax has written"):
+    with pytest.raises(WorkdirError, match=r"bad\.jsonl:1: not a line that ltjax wrote"):
       decode.BadImages("substitute", 3, path)
 
 
@@ -250,7 +250,7 @@ def test_too_many_bad_images_stop_the_run():
     log.check()
 
 
-def test_the_splits_of_a_data_set_share_one_list(tmp_path):
+def test_the_splits_of_a_data_set_report_to_one_list(tmp_path):
   dataset = photos.dataset(tmp_path)
   (tmp_path / "train/0/0.jpg").write_bytes(b"")
   (tmp_path / "test/0/0.jpg").write_bytes(b"")
@@ -307,7 +307,7 @@ def test_a_read_that_fails_twice_is_repeated_and_counted(error, pauses, tmp_path
 @pytest.mark.parametrize(("errors", "reads"), [
     ([PASSING[0]] * 3, 3), ([FileNotFoundError(2, "gone")], 1), ([PermissionError(13, "no")], 1),
     ([IsADirectoryError(21, "a folder")], 1), ([PASSING[1], FileNotFoundError(2, "gone")], 2)])
-def test_what_does_not_pass_is_a_bad_image(errors, reads, pauses):
+def test_a_lasting_read_error_is_a_bad_image(errors, reads, pauses):
   decode.Images(files := Flaky(*errors), log := decode.BadImages()).open(0)
   assert (files.reads, log.retried) == ([reads], reads - 1)
   with pytest.raises(DataError, match=f"image 0: the image cannot be decoded: {errors[-1].strerror}"):
@@ -324,7 +324,7 @@ def test_the_order_does_not_depend_on_reads_that_are_repeated(pauses):
   assert len(pauses) == 8
 
 
-def test_what_a_bucket_raises_is_an_oserror(monkeypatch):
+def test_errors_of_a_bucket_are_oserrors(monkeypatch):
   tf, files = pipeline.tensorflow(), Paths("gs://bucket", ["a.jpg"])
   for name, kind in (("UnavailableError", OSError), ("NotFoundError", FileNotFoundError),
                      ("PermissionDeniedError", PermissionError)):
@@ -337,7 +337,7 @@ def test_what_a_bucket_raises_is_an_oserror(monkeypatch):
     assert type(caught.value) is kind
 
 
-def test_a_list_that_cannot_be_kept_is_an_error(tmp_path, pauses):
+def test_a_list_that_cannot_be_written_is_an_error(tmp_path, pauses):
   log = decode.BadImages("substitute", 1, tmp_path / "nowhere" / "bad.jsonl")
   decode.Images(Flaky(PASSING[0]), log).open(0)
   with pytest.raises(WorkdirError, match=r"bad\.jsonl: .*cannot be kept .No such file"):

@@ -21,7 +21,7 @@ TWO_BRANCHES = Call(batches.two_branches, {}, dict(share=None))
 
 
 def data(count=50, height=4, width=5):
-  """Random images without a black pixel; the label of an example is its index, which tells the examples apart."""
+  """Random images without a black pixel; the label of an example is its index, which identifies it."""
   images = np.random.default_rng(0).integers(1, 256, (count, height, width, 3), dtype=np.uint8)
   return dict(images=images, labels=np.arange(count, dtype=np.int32), mean=MEAN, std=STD, class_counts=np.ones(count))
 
@@ -65,7 +65,7 @@ def test_crops_see_a_black_frame_and_no_other_image():
     assert len(corners) == 1
     shifted += corners != [(padding, padding)]
   assert shifted > 30
-  black = np.round(pixels) == 0  # images have no black pixel of their own
+  black = np.round(pixels) == 0  # the images themselves have no black pixel
   np.testing.assert_allclose(images[black], np.broadcast_to(-MEAN / STD, images.shape)[black], rtol=1e-4)
 
 
@@ -191,6 +191,6 @@ def test_evaluation_is_without_randomness():
   np.testing.assert_allclose(images, (arrays["images"][INDICES] / 255 - MEAN) / STD, rtol=1e-5, atol=1e-6)
 
 
-def test_evaluation_brings_arrays_to_the_size_of_training():
+def test_evaluation_resizes_arrays_to_the_training_size():
   found = feed.resized(data()["images"][:2], MEAN, STD, size=8)
   assert found.shape == (2, 8, 8, 3) and found.dtype == np.float32

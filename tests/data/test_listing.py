@@ -12,7 +12,7 @@ from tests.photographs import write_tree
 # -- folders ----------------------------------------------------------------------------------------------------------
 
 
-def test_class_folders_sorted_at_any_depth_without_what_is_no_image(tmp_path):
+def test_class_folders_are_sorted_with_their_images_at_any_depth(tmp_path):
   write_tree(tmp_path, {"zebra": 2, "Ant": 1, "bee/deep/er": 2})
   for name in (".hidden/a.jpg", "zebra/.a.jpg", "zebra/notes.txt", "README.jpg.txt", "top.jpg", "Ant/B.WebP"):
     (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -24,7 +24,7 @@ def test_class_folders_sorted_at_any_depth_without_what_is_no_image(tmp_path):
   assert found.labels.tolist() == [0, 0, 1, 1, 2, 2]
 
 
-def test_links_to_classes_and_images_are_followed_but_no_others(tmp_path):
+def test_only_links_to_classes_and_images_are_followed(tmp_path):
   write_tree(tmp_path / "real", {"cat": 2, "dog": 1})
   (tmp_path / "root" / "ant").mkdir(parents=True)
   (tmp_path / "root" / "cat").symlink_to(tmp_path / "real" / "cat")
@@ -45,7 +45,7 @@ def test_empty_classes_are_all_named(tmp_path):
     listing.class_folders(epath.Path(tmp_path / "cat"), "root")
 
 
-def test_what_stands_in_place_of_a_folder_is_named(tmp_path):
+def test_a_file_instead_of_a_folder_is_named(tmp_path):
   (tmp_path / "images.zip").write_bytes(b"PK")
   (tmp_path / "images.tar.gz").write_bytes(b"x")
   (tmp_path / "notes").write_bytes(b"x")
@@ -73,7 +73,7 @@ def translated(tmp_path):
 
 
 def test_class_folders_of_a_bucket(tmp_path, monkeypatch):
-  monkeypatch.setattr(epath.gpath, "_is_tf_installed", lambda: False)  # which would be asked before the stand-in
+  monkeypatch.setattr(epath.gpath, "_is_tf_installed", lambda: False)  # which would take precedence over the stand-in
   write_tree(tmp_path / "bucket" / "root", {"zebra": 2, "ant": 1})
   (tmp_path / "bucket" / "root" / "notes.jpg").write_bytes(b"x")
   with translated(tmp_path):
@@ -108,7 +108,7 @@ def kept(tmp_path):
   return tmp_path, found, names
 
 
-def test_a_listing_is_kept_outside_the_data_and_used_again(kept, monkeypatch):
+def test_a_listing_is_cached_outside_the_data_and_used_again(kept, monkeypatch):
   tmp_path, found, names = kept
   assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".npz"]
   monkeypatch.setattr(os, "walk", lambda *_, **__: pytest.fail("walked"))
@@ -127,7 +127,7 @@ def test_a_changed_folder_is_listed_again(kept, change):
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\3\4", "cut", "pickle"])
-def test_a_damaged_cache_is_no_cache(kept, damage, tmp_path):
+def test_a_damaged_cache_is_ignored(kept, damage, tmp_path):
   _, found, _ = kept
   (path,) = (tmp_path / "cache").iterdir()
   data = path.read_bytes()
@@ -139,7 +139,7 @@ def test_a_damaged_cache_is_no_cache(kept, damage, tmp_path):
   assert again.paths == found.paths and path.read_bytes() == data
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
+def test_a_cache_that_cannot_be_written_is_skipped(tmp_path):
   write_tree(tmp_path / "root", {"cat": 1})
   (tmp_path / "file").write_bytes(b"")
   found, _ = listing.class_folders(epath.Path(tmp_path / "root"), "root", tmp_path / "file" / "cache")
@@ -153,7 +153,7 @@ def test_any_file_name_survives_the_cache(tmp_path):
   assert found["names"] == names and found["labels"].tolist() == [0, 1, 2, 3]
 
 
-# -- what systems leave among files ------------------------------------------------------------------------------------
+# -- files that systems leave behind -----------------------------------------------------------------------------------
 
 
 HIDDEN = (".ipynb_checkpoints/000-checkpoint.jpg", ".@__thumb/s800.jpg", "@eaDir/a.jpg/THUMB.jpg",
@@ -170,7 +170,7 @@ def scatter(folder):
     (folder / name).write_bytes(b"x")
 
 
-def test_hidden_and_system_things_are_left_out_at_every_level(tmp_path):
+def test_hidden_and_system_files_are_left_out_at_every_level(tmp_path):
   write_tree(tmp_path, {"a": 2, "b/deep/er": 1})
   expected, names = listing.class_folders(epath.Path(tmp_path), "root")
   folders = (tmp_path, tmp_path / "a", tmp_path / "b", tmp_path / "b/deep", tmp_path / "b/deep/er")
@@ -182,7 +182,7 @@ def test_hidden_and_system_things_are_left_out_at_every_level(tmp_path):
   assert expected.left_out == {}
 
 
-def test_what_is_no_image_is_counted_by_its_suffix(tmp_path):
+def test_other_files_are_counted_by_their_suffix(tmp_path):
   root = tmp_path / "root"
   write_tree(root, dict(a=2, b=2))
   for name in ("a/notes.txt", "b/NOTES.TXT", "a/labels.csv", "b/LICENSE", "top.jpg", "README.md", "a/x.jpg.bak"):

@@ -77,7 +77,7 @@ def test_pareto_is_close_to_the_lists_of_imagenet_lt():
   ((10, 100, float("nan")), "imbalance"),
   ((10, 50, 100), r"class \d+ would have 0 images .*max_count=50"),
 ])
-def test_impossible_profiles_say_what_is_wrong(profile, arguments, message):
+def test_impossible_profiles_are_explained(profile, arguments, message):
   with pytest.raises(ConfigError, match=message):
     profile(*arguments)
 
@@ -117,7 +117,7 @@ def test_the_subset_depends_on_its_seed_and_not_on_the_global_generator():
   ([0.0, 1.0], [1, 1], "float64"),
   ([[0, 1]], [1, 1], "shape"),
 ])
-def test_impossible_subsets_say_what_is_wrong(labels, counts, message):
+def test_impossible_subsets_are_explained(labels, counts, message):
   with pytest.raises(DataError, match=message):
     longtail.long_tailed_subset(np.array(labels), np.array(counts))
 

@@ -26,7 +26,7 @@ def epoch_of(found, epoch):
 
 
 def check_frequencies(found, probabilities, total):
-  """No class further from its share than five standard deviations."""
+  """No class deviates from its expected count by more than five standard deviations."""
   bound = 5 * np.sqrt(total * probabilities * (1 - probabilities)) + 1
   assert (np.abs(found - total * probabilities) < bound).all(), (found, total * probabilities)
 
@@ -68,7 +68,7 @@ def test_an_epoch_of_instance_sampling_is_without_replacement(batch_size):
     assert len(np.unique(examples)) == len(examples) == len(LABELS) - len(LABELS) % batch_size
   assert (visited[0] != visited[1]).any()
   if batch_size == 100:
-    assert len(np.union1d(*visited)) > len(visited[0])  # what one epoch leaves out the next may bring
+    assert len(np.union1d(*visited)) > len(visited[0])  # the next epoch may bring the examples that one leaves out
 
 
 def test_the_permutation_is_uniform():
@@ -96,7 +96,7 @@ def test_classes_come_by_their_probabilities_and_their_examples_uniformly(name, 
     assert chi_square <= (len(inside) - 1) + 5 * np.sqrt(2 * (len(inside) - 1)), c
 
 
-def test_draws_are_independent_of_their_place_and_their_neighbour():
+def test_draws_are_independent_of_their_index_and_their_neighbour():
   found = order("class_balanced", batch_size=1000, epochs=50)
   classes = np.stack([LABELS[found.batch(step)] for step in range(50)])
   check_frequencies(np.bincount((5 * classes[:, :-1] + classes[:, 1:]).ravel(), minlength=25), np.full(25, 1 / 25),
@@ -176,7 +176,7 @@ def test_in_every_round_each_class_has_one_turn_in_a_fresh_order(samples_per_cla
     check_frequencies(np.bincount(place, minlength=5), np.full(5, 1 / 5), 2000)
 
 
-def test_inside_a_class_no_example_comes_again_before_all_came():
+def test_in_a_class_no_example_repeats_before_all_have_come():
   found = order("class_aware", batch_size=20, epochs=100)
   drawn = np.concatenate([found.batch(step) for step in range(450)])
   for c, count in enumerate(COUNTS):

@@ -47,7 +47,7 @@ def test_a_folder_without_a_test_set_is_split_in_every_class(tmp_path, holdout):
   np.testing.assert_array_equal(np.bincount(dataset.test[1]), [0, 3, 2])
   np.testing.assert_array_equal(dataset.held_out_counts, [0, 1, 1] if holdout else [0, 0, 0])
   np.testing.assert_array_equal(dataset.class_counts, [1, 6, 2] if holdout else [1, 7, 3])
-  assert names(dataset.train) == [f"{tmp_path}/{paths[place]}" for place in dataset.selected]  # places in the full list
+  assert names(dataset.train) == [f"{tmp_path}/{paths[place]}" for place in dataset.selected]  # in the full list
   assert dataset.mean == (0.485, 0.456, 0.406) and dataset.std == (0.229, 0.224, 0.225)
 
 
@@ -67,7 +67,7 @@ def test_the_split_is_that_of_the_seed(tmp_path):
 
 
 @pytest.mark.parametrize("test", ["test", "val", "validation", "valid"])
-def test_train_and_test_folders_are_used_where_they_are_there(tmp_path, test):
+def test_existing_train_and_test_folders_are_used(tmp_path, test):
   train = write_tree(tmp_path / "train", COUNTS)
   tests = write_tree(tmp_path / test, dict(dog=2, cat=1), first=100)
   dataset = photos.folder(root=str(tmp_path))
@@ -78,7 +78,7 @@ def test_train_and_test_folders_are_used_where_they_are_there(tmp_path, test):
   np.testing.assert_array_equal(dataset.selected, np.arange(16))
 
 
-def test_val_beside_test_is_held_out_unless_a_share_is(tmp_path):
+def test_val_beside_test_is_held_out_unless_a_fraction_is(tmp_path):
   for split in ("train", "val", "test"):
     write_tree(tmp_path / split, dict(a=4, b=4))
   dataset = photos.folder(root=str(tmp_path))
@@ -94,7 +94,7 @@ def test_a_class_may_be_called_train(tmp_path):
   assert photos.folder(root=str(tmp_path)).class_names == ("bus", "test", "train")
 
 
-def test_a_test_set_that_lies_elsewhere(tmp_path):
+def test_a_test_set_in_another_folder(tmp_path):
   write_tree(tmp_path / "here", COUNTS)
   write_tree(tmp_path / "there", dict(dog=1))
   dataset = photos.folder(root=str(tmp_path / "here"), test_root=str(tmp_path / "there"))
@@ -103,7 +103,7 @@ def test_a_test_set_that_lies_elsewhere(tmp_path):
     photos.folder(root=str(tmp_path / "here"), test_root=str(tmp_path / "nowhere"))
 
 
-def test_what_is_wrong_with_a_folder_is_named(tmp_path):
+def test_faults_in_a_folder_are_named(tmp_path):
   write_tree(tmp_path / "train", COUNTS)
   write_tree(tmp_path / "test", dict(dog=1, zebra=1, ant=1))
   with pytest.raises(DataError, match=r"test: class 'ant', 'zebra' is only in the test set"):
@@ -164,7 +164,7 @@ def test_a_class_is_one_whether_its_accent_is_composed_or_not(tmp_path):
   assert "-" not in [line.split("\t")[1] for line in dataset.example_lines()]
 
 
-def test_the_summary_says_what_is_left_out_and_what_cannot_be_measured(tmp_path):
+def test_the_summary_names_omitted_files_and_classes_that_cannot_be_measured(tmp_path):
   write_tree(tmp_path, dict(a=10, b=1, c=1))
   for name in ("a/.DS_Store", "a/x.txt", "b/y.csv", "notes.txt", "top.jpg"):
     (tmp_path / name).write_bytes(b"x")
@@ -276,7 +276,7 @@ def test_lists_in_their_own_order(tmp_path, lists):
   assert dataset.held_out is None and dataset.class_counts.tolist() == [1, 10, 5]
 
 
-def test_a_list_to_hold_out_unless_a_share_is(tmp_path, lists):
+def test_a_list_is_held_out_unless_a_fraction_is(tmp_path, lists):
   arguments, paths = lists
   dataset = photos.split_list(**arguments, val_list=str(tmp_path / "val.txt"))
   check_parts(dataset, tmp_path)
@@ -306,7 +306,7 @@ def test_class_names_come_from_a_file_or_the_folders_or_are_the_labels(tmp_path,
   (("a 0", "b 1"), ("c 2",), ("x", "y"), r"test\.txt:1: label 2 is out of range"),
   (("a 0", "b 1"), ("c 0", "./a 1"), (), r"test\.txt: 'a' is in .*train\.txt too; what is trained on"),
 ])
-def test_what_is_wrong_with_lists_is_named(tmp_path, train, test, class_names, message):
+def test_faults_in_lists_are_named(tmp_path, train, test, class_names, message):
   arguments = dict(root=str(tmp_path), train_list=write_lines(tmp_path / "train.txt", *train),
                    test_list=write_lines(tmp_path / "test.txt", *test))
   if class_names:

@@ -85,7 +85,7 @@ def test_an_image_is_its_box_resized(data, batches):
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_processes_share_the_same_bytes(data, batches, processes):
+def test_processes_get_rows_of_the_same_bytes(data, batches, processes):
   rows = BATCH // processes
   parts = [training(data.train, rows=slice(start, start + rows)) for start in range(0, BATCH, rows)]
   for step in (0, 1, 7):
@@ -120,13 +120,13 @@ def test_the_number_of_threads_changes_nothing(data, batches, threads):
     assert_equal(made.batch(step), batches[step])
 
 
-def test_any_step_can_be_had_at_any_time(data, batches):
+def test_any_step_can_be_read_at_any_time(data, batches):
   made = training(data.train)
   for step in (5, 6, 2, 2, 11, 0):
     assert_equal(made.batch(step), batches[step])
 
 
-def test_the_first_batch_after_a_resume_is_the_first_that_is_drawn(data):
+def test_the_first_batch_after_a_resume_is_the_first_one_read(data):
   labels = np.arange(437_513) % 8142
   place = len(data.train[0])
   found = Order(labels, 8142, batch_size=BATCH, epochs=90, seed=0, stage="stage")
@@ -150,7 +150,7 @@ def test_another_seed_and_another_stage_crop_otherwise(data, batches):
     assert (found["images"] != batches[0]["images"]).any(axis=(1, 2, 3)).all()
 
 
-def test_the_same_example_is_cut_anew_at_every_place(data):
+def test_the_same_example_gets_another_crop_at_every_index(data):
   images, labels = data.train
   crop = pipeline.RandomCrops(16, 0, "stage", BATCH)
   made = pipeline.Pipeline(images, labels, lambda step: np.full(BATCH, 4), 2, crop=crop)
@@ -193,7 +193,7 @@ def test_arrays_are_batched_as_they_are(shape):
     assert_equal(made.batch(step), dict(images=images[indices[step, 2:6]], labels=indices[step, 2:6]))
 
 
-def test_test_images_are_resized_and_cut_as_torchvision_does(kinds):
+def test_test_images_are_resized_and_cropped_as_by_torchvision(kinds):
   found = evaluation(kinds, size=28).batch(0)
   np.testing.assert_array_equal(found["labels"], np.arange(len(kinds)))
   for place, image in enumerate(found["images"]):
@@ -241,7 +241,7 @@ def test_bad_images_are_replaced_and_the_others_stay_as_they_are(tmp_path):
   np.testing.assert_array_equal(np.delete(seen, [3, 5], axis=0), np.delete(expected, [3, 5], axis=0))
 
 
-def test_what_only_tensorflow_cannot_decode_is_left_to_pillow(tmp_path, monkeypatch):
+def test_pillow_decodes_images_that_tensorflow_cannot(tmp_path, monkeypatch):
   data = photos.jpeg(40, 50, 1)
   broken = data.replace(b"\xff\xdb", b"\xff\xe4")  # a plain JPEG by its headers, but without tables to scale it
   files = photos.write(tmp_path, {"good.jpg": photos.jpeg(40, 40), "broken.jpg": broken})
@@ -261,7 +261,7 @@ def test_what_only_tensorflow_cannot_decode_is_left_to_pillow(tmp_path, monkeypa
   assert np.abs(found.astype(int) - expected).max() <= 2
 
 
-def test_what_neither_decodes_is_a_bad_image(tmp_path):
+def test_an_image_that_neither_decodes_is_bad(tmp_path):
   broken = photos.jpeg(40, 50, 1).replace(b"\xff\xdb", b"\xff\xe4")
   files = photos.write(tmp_path, {"good.jpg": photos.jpeg(40, 40), "broken.jpg": broken})
   images = decode.Images(files, log := decode.BadImages("substitute", 2))

@@ -131,13 +131,13 @@ def test_verify_reads_records_too(tmp_path, decode):
   wrong = verify.verify(block, tmp_path / "out", decode)
   if decode:
     page, same = wrong
-    assert "5.1.0 train record" in page and "no image: it starts with b'<html>'" in page
+    assert "5.1.0 train record" in page and "not an image: it starts with b'<html>'" in page
     assert "the test set has the same image as the training set" in same
   else:
     assert wrong == []
 
 
-def test_what_a_list_has_and_tfds_has_not_is_named(imagenet, lists):
+def test_an_image_of_a_list_that_tfds_lacks_is_named(imagenet, lists):
   with open(lists["train_list"], "a") as file:
     file.write(f"train/{WNIDS[0]}/{WNIDS[0]}_99.JPEG 0\ntrain/x.JPEG 0\n")
   with pytest.raises(DataError, match=r"train\.txt:6: 'train/.*_99\.JPEG' is not in .*imagenet2012 \(2 such lines"):
@@ -174,7 +174,7 @@ def test_lists_select_from_the_other_data_sets(tmp_path, dataset, feature, store
     assert photos.inat2018(tfds_dir=str(tmp_path)).class_counts.tolist() == [2, 2, 2]
 
 
-def test_a_data_set_whose_names_are_not_known_is_read_but_not_selected_from(tmp_path, lists):
+def test_a_data_set_with_unknown_names_is_read_but_not_selected_from(tmp_path, lists):
   rows = imagenet_rows()
   prepare(tmp_path, "another", "1.0.0", None, rows)
   dataset = photos.tfds(builder="another", tfds_dir=str(tmp_path))
@@ -201,7 +201,7 @@ def test_the_newest_version_is_read(tmp_path):
   assert len(photos.tfds(builder="imagenet2012", tfds_dir=str(tmp_path)).train[1]) == 9
 
 
-def test_what_is_not_prepared_is_named(imagenet, tmp_path):
+def test_an_unprepared_data_set_is_named(imagenet, tmp_path):
   with pytest.raises(DataError, match=r"no prepared 'imagenet2012' in .*tfds build imagenet2012 .*array_record"):
     photos.tfds(builder="imagenet2012", tfds_dir=str(tmp_path))
   with pytest.raises(DataError, match=r"no split 'valid' \(did you mean 'validation'\?\); there are train, validation"):
@@ -248,7 +248,7 @@ def test_conversion_gives_the_same_images(as_tfrecord, imagenet, tmp_path):
     records.convert("imagenet2012", str(tmp_path), str(tmp_path / "again"))
 
 
-def test_a_conversion_that_was_cut_off_goes_on(as_tfrecord, tmp_path):
+def test_an_interrupted_conversion_continues(as_tfrecord, tmp_path):
   target = records.convert("imagenet2012", as_tfrecord, str(tmp_path))
   (done,), (lost,) = target.glob("*train*"), target.glob("*validation*")
   lost.rename(f"{lost}.partial")

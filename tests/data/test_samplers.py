@@ -106,7 +106,7 @@ def test_all_lists_every_public_sampler():
   assert sorted(public) == samplers.__all__
 
 
-def test_a_cycle_asks_only_for_the_permutations_of_the_classes_that_are_there():
+def test_a_cycle_draws_permutations_only_for_existing_classes():
   asked = []
 
   def permutation(name, counter, size):

@@ -63,7 +63,7 @@ def test_digits_are_the_real_ones_losslessly(all_digits):
   np.testing.assert_array_equal(train / 15, images[dataset.selected])
   np.testing.assert_array_equal(train_labels, labels[dataset.selected])
   every = {image.tobytes(): label for image, label in zip((images * 15).astype(np.uint8), labels, strict=True)}
-  assert len(every) == 1797  # no scan is there twice, so an image's bytes are its name
+  assert len(every) == 1797  # no scan occurs twice, so an image's bytes identify it
   assert all(every[image.tobytes()] == label for image, label in zip(*dataset.test, strict=True))
 
 
@@ -104,11 +104,11 @@ def test_the_fingerprint_tells_selections_apart():
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.1, 0.25, 0.5, 0.99])
-def test_every_class_gives_its_share_and_keeps_an_image(fraction):
+def test_every_class_gives_its_fraction_but_not_its_last_image(fraction):
   counts = np.array([1, 2, 3, 10, 97, 1])
   labels = np.random.RandomState(3).permutation(np.repeat(np.arange(6), counts))
   kept, held = sources.hold_out(labels, fraction, 0)
-  np.testing.assert_array_equal(np.sort(np.r_[kept, held]), np.arange(len(labels)))  # each place once
+  np.testing.assert_array_equal(np.sort(np.r_[kept, held]), np.arange(len(labels)))  # each index once
   for c, n in enumerate(counts):
     share = (labels[held] == c).sum()
     assert share == 0 if n == 1 else 1 <= share <= n - 1
@@ -119,7 +119,7 @@ def test_every_class_gives_its_share_and_keeps_an_image(fraction):
   assert not np.array_equal(held, sources.hold_out(labels, fraction, 1)[1])
 
 
-def test_nothing_is_held_out_by_default_and_something_must_be_where_it_is_asked_for():
+def test_nothing_is_held_out_by_default_and_a_holdout_must_not_be_empty():
   kept, held = sources.hold_out(np.array([1, 0, 1]), 0.0, 0)
   assert kept.tolist() == [0, 1, 2] and held.size == 0
   with pytest.raises(ConfigError, match=r"dataset\.holdout: no class has .* lower the imbalance"):
@@ -138,7 +138,7 @@ def test_held_out_digits_are_those_of_the_long_tail_and_not_trained_on():
   np.testing.assert_array_equal(part.held_out_counts, np.clip(np.rint(0.2 * whole.class_counts), 1, None))
   np.testing.assert_array_equal(part.test[0], whole.test[0])
   assert len(part.selected) == len(part.train[1]) and part.fingerprint != whole.fingerprint
-  assert abs(((part.train[0] / 255 - part.mean) / part.std).mean()) < 1e-12  # the statistics of what is trained on
+  assert abs(((part.train[0] / 255 - part.mean) / part.std).mean()) < 1e-12  # the statistics of the training images
   images = load_digits().images
   np.testing.assert_array_equal(part.train[0][..., 0] / 15, images[part.selected])
 
@@ -252,7 +252,7 @@ def test_a_label_out_of_range_is_named_with_its_record(tmp_path, classes, label)
     sources._cifar_file(path, 20, classes)
 
 
-# -- what a config can get wrong, before anything is read -------------------------------------------------------------
+# -- errors in a config, before anything is read -----------------------------------------------------------------------
 
 
 SOURCES = {"digits": (sources.digits, {}), "cifar10": (sources.cifar10, dict(dir="nowhere")),
@@ -319,7 +319,7 @@ def test_tfds_gives_the_files_in_their_order(tfds, tmp_path, monkeypatch, classe
   assert len(asked) == 1  # prepared once
 
 
-def test_a_failed_download_tells_of_the_files(tfds, monkeypatch):
+def test_a_failed_download_points_to_the_files(tfds, monkeypatch):
   def offline(self, url):
     raise ConnectionError("no route to host")
 

@@ -63,20 +63,20 @@ def test_a_bad_line_is_named_by_its_number(tmp_path, bad, message):
   ("list.txt.xz", XZ[:-9], "cut off"),
   ("list.txt.xz", XZ[:40] + b"\0\0\0\0" + XZ[44:], "damaged"),
 ])
-def test_what_is_no_list_is_named(tmp_path, name, data, message):
+def test_a_file_that_is_not_a_list_is_named(tmp_path, name, data, message):
   (tmp_path / name).write_bytes(data)
   with pytest.raises(DataError, match=rf"{re.escape(name)}.*{message}"):
     tables.split_list(str(tmp_path / name), "train_list")
 
 
-def test_a_small_file_that_unpacks_to_much_is_refused(tmp_path, monkeypatch):
+def test_a_small_file_that_unpacks_to_a_large_one_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(tables, "_LIST_BYTES", 2**20)
   (tmp_path / "bomb.txt.xz").write_bytes(lzma.compress(bytes(2**21)))
   with pytest.raises(DataError, match="bomb.txt.xz: unpacks to over 1,048,576 bytes"):
     tables.split_list(str(tmp_path / "bomb.txt.xz"), "train_list")
 
 
-def test_a_missing_list_and_an_archive_in_its_place_are_named(tmp_path):
+def test_a_missing_list_and_an_archive_instead_of_one_are_named(tmp_path):
   with pytest.raises(DataError, match=r"dataset\.train_list: no file '.*nowhere\.txt'"):
     tables.split_list(str(tmp_path / "nowhere.txt"), "train_list")
   with pytest.raises(DataError, match=r"dataset\.train_list: empty; .*--config\.dataset\.train_list=FILE"):
@@ -167,7 +167,7 @@ def test_columns_can_be_named(tmp_path):
   check(tables.table(path, "train_csv", label_column="breed"))
 
 
-def test_a_first_row_that_is_there_as_a_file_is_no_heading(tmp_path):
+def test_a_first_row_that_names_an_existing_file_is_not_a_heading(tmp_path):
   write_tree(tmp_path, dict(a=3))
   for k in range(3):
     (tmp_path / f"a/00{k}.jpg").rename(tmp_path / f"a/00{k}")
@@ -222,6 +222,6 @@ def test_utf_16_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(("digits", "label"), [("0" * 23 + "1", 1), ("0" * 30, 0), ("-0", 0), ("007", 7)])
-def test_labels_with_zeros_in_front(tmp_path, digits, label):
+def test_labels_with_leading_zeros(tmp_path, digits, label):
   path = write_lines(tmp_path / "list.txt", f"a.jpg {digits}")
   assert tables.split_list(path, "train_list").labels.tolist() == [label]

@@ -63,8 +63,8 @@ def faults(tree, tmp_path, decode=False):
 FAULTS = dict(
     missing=(lambda path: (path.unlink(), path.symlink_to("/nowhere")), "No such file or directory"),
     empty=(lambda path: path.write_bytes(b""), "empty file"),
-    page=(lambda path: path.write_bytes(b"<!DOCTYPE html>"), "no image: it starts with b'<!DOCTYPE ht', expected"),
-    too_short=(lambda path: path.write_bytes(b"\xff"), r"no image: it starts with b'\xff'"))
+    page=(lambda path: path.write_bytes(b"<!DOCTYPE html>"), "not an image: it starts with b'<!DOCTYPE ht', expected"),
+    too_short=(lambda path: path.write_bytes(b"\xff"), r"not an image: it starts with b'\xff'"))
 
 
 @pytest.mark.parametrize("decode", [False, True])
@@ -91,7 +91,7 @@ def test_a_file_that_may_not_be_read_is_named(tree, tmp_path, monkeypatch):
   assert faults(tree, tmp_path) == [f"{path}: Permission denied"]
 
 
-def test_only_decoding_finds_what_is_cut_off_or_damaged(tree, tmp_path):
+def test_only_decoding_finds_cut_off_or_damaged_images(tree, tmp_path):
   cut = tree / "train" / "dog" / "003.jpg"
   cut.write_bytes(jpeg(3, size=64)[:-300])
   assert faults(tree, tmp_path) == []
@@ -109,11 +109,11 @@ def test_every_kind_of_image_is_known(tree, tmp_path, kind):
 
 @pytest.mark.parametrize("size", [8, 200])
 def test_the_same_image_in_two_splits_is_named(tree, tmp_path, size):
-  """Also where files are longer than what is read of them: equal beginnings alone are not enough."""
+  """Also for files that are read only in part: equal beginnings are not enough."""
   data = jpeg(5000, size)
   assert (len(data) > verify._HEAD) == (size == 200)
   inside, other = tree / "train" / "dog" / "003.jpg", tree / "test" / "bee" / "001.jpg"
-  for path in (inside, other, tree / "train" / "dog" / "004.jpg"):  # twice in one split is no fault
+  for path in (inside, other, tree / "train" / "dog" / "004.jpg"):  # twice in one split is not a fault
     path.write_bytes(data)
   (line,) = faults(tree, tmp_path)
   assert line == f"{other}: the test set has the same image as the training set, {inside}"
@@ -121,7 +121,7 @@ def test_the_same_image_in_two_splits_is_named(tree, tmp_path, size):
   assert faults(tree, tmp_path) == []
 
 
-def test_what_the_source_refuses_is_one_line(tree, tmp_path):
+def test_a_refusal_of_the_source_is_one_line(tree, tmp_path):
   (tree / "train" / "eel").mkdir()
   (line,) = faults(tree, tmp_path)
   assert "no image in the folder of class 'eel'" in line
@@ -174,7 +174,7 @@ def test_an_official_data_set_is_as_published(official, tmp_path, holdout):
   assert verify.verify(config(**official, holdout=holdout), tmp_path / "out") == []
 
 
-def test_what_differs_from_an_official_data_set_is_named(official, tmp_path):
+def test_differences_from_an_official_data_set_are_named(official, tmp_path):
   path = tmp_path / "tiny_train.txt"
   path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
   wrong = verify.verify(config(**official), tmp_path / "out")

@@ -1,4 +1,4 @@
-"""F2 and F3: flipped bits, cut and removed files of the newest checkpoint; and what Orbax alone makes of such flips."""
+"""F2 and F3: flipped bits, cut and removed files of the newest checkpoint; and Orbax's own answer to such flips."""
 
 import contextlib
 import io
@@ -24,7 +24,7 @@ CUTS = ("to 0", "to 1", "to half", "by 1", "removed")
 
 
 class Flip(NamedTuple):
-  """A bit of a folder's files; by byte, every byte of all files is as likely, else every file."""
+  """A random bit of a folder's files: each byte equally likely if by byte, else each file."""
 
   path: pathlib.Path
   place: int
@@ -63,14 +63,14 @@ def flipped(flip: Flip):
 
 
 def flip(folder: pathlib.Path, rng: np.random.Generator) -> Trial:
-  """Flips a bit of step 2 of a prepared `folder`, which is whole again afterwards."""
+  """Flips a bit of step 2 of a prepared `folder`, and restores it afterwards."""
   chosen = draw(folder / "2", rng)
   with flipped(chosen):
     return found(folder, str(chosen.path.relative_to(folder / "2")))
 
 
 def cut(folder: pathlib.Path, rng: np.random.Generator, how: str) -> Trial:
-  """Cuts or removes a file of step 2 of a prepared `folder`, which is whole again afterwards."""
+  """Cuts or removes a file of step 2 of a prepared `folder`, and restores it afterwards."""
   files = [path for path in sorted((folder / "2").rglob("*")) if path.is_file() and path.stat().st_size > 2]
   return cut_file(folder, files[rng.integers(len(files))], how)
 
@@ -104,7 +104,7 @@ def found(folder: pathlib.Path, name: str) -> Trial:
 
 
 def clean(folder: pathlib.Path) -> Trial:
-  """Restores a checkpoint that is whole: no false alarm."""
+  """Restores an undamaged checkpoint: there must be no false alarm."""
   began, told = time.perf_counter(), []
   restored = Checkpoints(folder, on_fallback=told.append).restore(LIKE)
   assert_is(restored, 2)
@@ -116,9 +116,9 @@ def clean(folder: pathlib.Path) -> Trial:
 
 
 def orbax_alone(folder: pathlib.Path, seed: int, count: int, pipe=None) -> dict[str, int]:
-  """How often Orbax restored what was saved, something else without a word, or raised, after one flipped bit.
+  """Counts how often Orbax, after one flipped bit, restored the saved values, silently restored others, or raised.
 
-  `pipe` gets the answer so far after every trial.
+  `pipe` receives the counts so far after every trial.
   """
   rng, content = np.random.default_rng(seed), _tree()
   shutil.rmtree(folder, ignore_errors=True)

@@ -1,7 +1,7 @@
 """The run that faults are injected into: the two stages of GCL on digits, with a network of one convolution.
 
-Its arguments: epochs a stage, the epoch of the first stage at which its learning rate becomes infinite, and what to do
-then.
+Its arguments: the epochs per stage, the epoch of the first stage at which its learning rate becomes infinite, and the
+reaction to it.
 """
 
 from configs import gcl_digits

@@ -2,7 +2,7 @@
 
 LTJAX_FAULT is JSON: {"phase", "delay", "steps", "signal", "file"}. After `delay` seconds the process waits until its
 threads are in `phase` ("any": at once) and, where that is "train", have done `steps` steps of the stage; then it writes
-to `file` where it is, and sends itself the signal. What is signalled is the program itself, not a stand-in: this only
+its phase to `file` and sends itself the signal. The program is the real one, not a stand-in: this module only
 looks at the stacks of its threads.
 """
 
@@ -16,7 +16,7 @@ import threading
 import time
 
 PHASES = ("import", "start", "compile", "train", "evaluate", "save", "stage change", "report")
-# The first whose file and function, if it is given, are on a stack is the phase.
+# The phase is the first entry whose file (and function, if given) is on a stack.
 _SEEN = (
     ("report", "ltjax/report/page.py", "write"), ("evaluate", "ltjax/data/evaluate.py", "__call__"),
     ("save", "ltjax/workdir/checkpoint.py", "_write"), ("save", "ltjax/workdir/checkpoint.py", "save"),

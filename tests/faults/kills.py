@@ -41,12 +41,12 @@ def saver(folder: pathlib.Path, pipe, die_at: int) -> None:
 
 
 def kill(folder: pathlib.Path, rng: np.random.Generator, die_at: int = 0) -> Trial:
-  """Kills a process that saves into `folder`, where checkpoints may be, and looks at what is left.
+  """Kills a process that saves into `folder`, which may hold checkpoints, and checks the folder.
 
   Args:
     folder: the folder.
-    rng: says which save it is and when in it, unless
-    die_at: the call of the save that changes files at which it happens.
+    rng: draws the save to interrupt and the moment, unless `die_at` is given.
+    die_at: the number of the file-changing call, within the save, that kills the process.
   """
   pipe, theirs = FORKS.Pipe(duplex=False)
   process = FORKS.Process(target=saver, args=(folder, theirs, die_at), daemon=True)
@@ -61,7 +61,7 @@ def kill(folder: pathlib.Path, rng: np.random.Generator, die_at: int = 0) -> Tri
           said["committed"], window = _next(pipe, "committed"), time.perf_counter() - began
       time.sleep(rng.uniform(0, 1.1 * window))
       process.kill()
-    while True:  # what it has said before it died
+    while True:  # its output before it died
       kind, step, _ = pipe.recv()
       said[kind] = step
   except EOFError:
@@ -75,7 +75,7 @@ def kill(folder: pathlib.Path, rng: np.random.Generator, die_at: int = 0) -> Tri
 
 
 def look(folder: pathlib.Path, said: dict, note: str) -> Trial:
-  """Opens a folder after a kill: its newest step is that committed last or that begun, and whole; it takes another."""
+  """Opens a folder after a kill: its newest step, the last committed or the one begun, is complete."""
   began = time.perf_counter()
   with Checkpoints(folder, on_fallback=_refuse) as checkpoints:
     latest = checkpoints.latest()

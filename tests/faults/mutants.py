@@ -23,7 +23,7 @@ from tests import photos
 
 ROOT = pathlib.Path(__file__).parents[2]
 SECONDS = 20  # that one image may take
-MEGABYTES = 1024  # that the decoder may take beyond what it takes for undamaged images
+MEGABYTES = 1024  # that the decoder may take in addition to its memory for undamaged images
 FORMATS = dict(JPEG=["jpeg", "turned"], PNG=["png"], WebP=["webp"], GIF=["gif"], BMP=["bmp"],
                TIFF=["tiff"])
 MUTATIONS = ("bits", "bytes", "cut off", "part removed", "part doubled", "zeros", "mixed", "large numbers")
@@ -83,7 +83,7 @@ def write(folder: pathlib.Path, count: int, seed: int = 0) -> list[tuple[str, st
 
 
 def child(folder: str, first: int, count: int) -> None:
-  """Decodes the files from number `first` on, and prints a line of JSON before and behind each."""
+  """Decodes the files from number `first` on, and prints a line of JSON before and after each."""
   import signal
 
   from ltjax.data import decode, pipeline
@@ -98,7 +98,7 @@ def child(folder: str, first: int, count: int) -> None:
   files = Paths(folder, [f"{number:06d}.jpg" for number in range(first, count)])
   for place in range(len(files)):
     print(json.dumps(dict(begin=first + place)), flush=True)
-    signal.alarm(SECONDS)  # what is not caught ends the process
+    signal.alarm(SECONDS)  # an uncaught exception ends the process
     began = time.perf_counter()
     outcome, reason = _one(tf, decode, files, place)
     signal.alarm(0)
@@ -108,7 +108,7 @@ def child(folder: str, first: int, count: int) -> None:
 
 
 def _one(tf, decode, files, place: int) -> tuple[str, str]:
-  """What becomes of an image: as `Pipeline` does, a plain JPEG goes to TensorFlow, and to Pillow where that fails."""
+  """Decodes an image as `Pipeline` does: a plain JPEG with TensorFlow, anything that this refuses with Pillow."""
   images = decode.Images(files, log := decode.BadImages("substitute", limit=1))
   try:
     image = images.open(place)
@@ -133,7 +133,7 @@ def _one(tf, decode, files, place: int) -> tuple[str, str]:
 
 
 def run(count: int, seed: int = 0) -> list[dict]:
-  """What became of `count` files: {"format", "mutation", "outcome", "reason", "seconds", "memory"} of each."""
+  """The outcomes of `count` files: {"format", "mutation", "outcome", "reason", "seconds", "memory"} of each."""
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     made, found = write(folder, count, seed), []

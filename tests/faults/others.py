@@ -20,7 +20,7 @@ STEPS_PER_EPOCH = 5
 
 
 def number(folder: pathlib.Path, cache: pathlib.Path, rng: np.random.Generator) -> Trial:
-  """Lets the learning rate become infinite at a random epoch: the run stops, the state before is kept and replayed."""
+  """Lets the learning rate become infinite at a random epoch: the run stops, the state before is saved and replayed."""
   shutil.rmtree(folder, ignore_errors=True)
   epoch = int(rng.integers(1, 6))
   ended, began = runs.run(folder, cache, f"6,breaks_at={epoch}"), time.perf_counter()
@@ -38,7 +38,7 @@ def number(folder: pathlib.Path, cache: pathlib.Path, rng: np.random.Generator) 
 
 
 def second_run(folder: pathlib.Path, cache: pathlib.Path) -> Trial:
-  """Starts a run in a folder that this process holds: it is refused, and told by whom."""
+  """Starts a run in a folder that this process holds: it is refused, with the holder's name."""
   with WorkdirLock(folder, "the first"):
     began = time.perf_counter()
     ended = runs.run(folder, cache)

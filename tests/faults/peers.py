@@ -15,7 +15,7 @@ from tests.processes import Ended, Processes, free_port
 HEARTBEAT = 5.0  # seconds
 LIMIT = HEARTBEAT + 30  # seconds; the soak compares with it
 PHASES = ("start", "compile", "train", "evaluate")
-FIRST_ALONE = ("save", "stage change", "report")  # what process 0 does while the others wait for it, or do not
+FIRST_ALONE = ("save", "stage change", "report")  # process 0's activity while the others wait for it, or do not
 
 
 class Peers:
@@ -75,7 +75,7 @@ class Peers:
 
   def _run(self, workdir: pathlib.Path, own: dict[int, dict], file: pathlib.Path | None = None,
            victim: int | None = None) -> list[Ended]:
-    """Runs all processes; gives the ends of all, or of those that are left, in seconds since the fault."""
+    """Runs all processes; returns when all, or the surviving ones, ended, in seconds since the fault."""
     place = dict(LTJAX_COORDINATOR=f"localhost:{free_port()}", LTJAX_PROCESSES=str(self._count))
     each = [place | dict(LTJAX_PROCESS_ID=str(number)) | own.get(number, {}) for number in range(self._count)]
     given = runs.environment(self._cache) | dict(LTJAX_HEARTBEAT=str(HEARTBEAT))

@@ -1,4 +1,4 @@
-"""Runs of the command line to which faults are done, and what must be the same after all of them."""
+"""Runs of the command line for the injection of faults, and the results that no fault may change."""
 
 import json
 import os
@@ -15,7 +15,7 @@ STAGES = ("representation", "classifier")
 
 
 def command(workdir: pathlib.Path, arguments: str = "6") -> list[str]:
-  """What `python -m` is given."""
+  """The arguments of `python -m`."""
   return ["tests.faults.inside", f"--config=tests/faults/digits.py:{arguments}", f"--workdir={workdir}"]
 
 
@@ -30,14 +30,14 @@ def environment(cache: pathlib.Path | None) -> dict[str, str]:
 
 def run(workdir: pathlib.Path, cache: pathlib.Path | None, arguments: str = "6", timeout: float = 240,
         **own) -> subprocess.CompletedProcess:
-  """One process of a run, to its end; `own` is what its environment has besides."""
+  """One process of a run, to its end; `own` extends its environment."""
   return subprocess.run(
       [sys.executable, "-m", *command(workdir, arguments)], cwd=ROOT, text=True, capture_output=True, timeout=timeout,
       env=os.environ | environment(cache) | own)
 
 
 def newest(workdir: pathlib.Path, stage: str) -> int:
-  """The newest committed step of a stage, 0 where there is none; it is whole."""
+  """The newest committed step of a stage, checked to be complete; 0 if there is none."""
   steps = tiny.saved_steps(workdir, stage)
   if steps:
     manifest.verified(workdir / stage / "checkpoints" / str(steps[-1]))
@@ -45,7 +45,7 @@ def newest(workdir: pathlib.Path, stage: str) -> int:
 
 
 def outcome(workdir: pathlib.Path) -> dict:
-  """What a finished run has come to: accuracies, logs, and the hashes of all values of its last checkpoints."""
+  """The results of a finished run: accuracies, logs, and the hashes of all values of its last checkpoints."""
   results, found = json.loads((workdir / "results.json").read_text()), {}
   for stage in STAGES:
     step, own = newest(workdir, stage), results["stages"][stage]

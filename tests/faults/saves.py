@@ -43,7 +43,7 @@ def can_mount(folder: pathlib.Path) -> bool:
 
 @contextlib.contextmanager
 def failing(folder: pathlib.Path, fault: str, rng: np.random.Generator):
-  """Inside, what is saved into `folder` cannot be written."""
+  """Inside this context, saves into `folder` fail."""
   with contextlib.ExitStack() as held:
     if fault == "file too large":
       _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -79,7 +79,7 @@ def _failing_call(name: str, after: int):
 
 
 def fail(folder: pathlib.Path, rng: np.random.Generator, fault: str) -> Trial:
-  """Saves where it cannot be done; in a process of its own, as a limit is the process's."""
+  """Tries to save where it is impossible; in its own process, because a limit applies to a process."""
   folder.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as held:
     if fault in MOUNTED:
@@ -104,7 +104,7 @@ def fail(folder: pathlib.Path, rng: np.random.Generator, fault: str) -> Trial:
 
 
 def _error_of(checkpoints: Checkpoints) -> SaveError:
-  """What `check` raises, which a run calls after every step."""
+  """The error of `check`, which a run calls after every step."""
   deadline = time.monotonic() + 30
   while time.monotonic() < deadline:
     try:

@@ -1,10 +1,10 @@
-"""Faults at random for as long as wanted, and a table of what became of them.
+"""Injects random faults for a given time, and writes a table of the outcomes.
 
 python -m tests.faults.soak --minutes 30 --output benchmarks/results/faults.md
 
-Two lanes work side by side: what takes milliseconds to seconds in this process and in forked ones, and whole runs of
-`python -m ltjax.main`. In each lane the kind is next that is furthest from its share. Exits with 1 where work was lost,
-damage went unnoticed or a number of the plan was not reached.
+Two lanes work side by side: short trials in this process and in forked ones, and complete runs of
+`python -m ltjax.main`. Each lane next tries the kind that is furthest behind the plan. Exits with 1 if work was lost,
+damage went unnoticed or a kind had fewer trials than planned.
 """
 
 import argparse
@@ -52,7 +52,7 @@ class Soak:
     self.tallies, self._folder, self._seed = {kind: Tally() for kind in PLAN}, folder, seed
     self.orbax, self._shares = {}, dict.fromkeys(PLAN, 0)
     self._end, self._cache = time.monotonic() + 60 * minutes, folder / "cache"
-    self.problems = []  # of what is around the trials
+    self.problems = []  # for the overhead around the trials
 
   def run(self) -> None:
     """Runs both lanes until the time is over, and says each minute how far they are."""
@@ -145,7 +145,7 @@ class Soak:
             if max(self.tallies[kind].seconds, default=0) > limit]
 
   def short_of(self, minutes: float) -> list[str]:
-    """The kinds of which there were fewer than the plan has for so many minutes."""
+    """The kinds with fewer trials than planned for this number of minutes."""
     return [f"{kind}: {self.tallies[kind].injected}, planned {least}" for kind, (_, least, _) in PLAN.items()
             if self.tallies[kind].injected < least * min(1, minutes / 30)]
 

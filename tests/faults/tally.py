@@ -1,4 +1,4 @@
-"""What becomes of faults: trials, and their table."""
+"""The outcomes of faults: trials, and their table."""
 
 import dataclasses
 import statistics
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Trial(NamedTuple):
-  """A fault that was survived: seconds until all was well again, steps of work that are lost, what else is counted."""
+  """A fault that was survived: seconds until recovery, lost steps of work, and other counts."""
 
   seconds: float
   lost: int = 0

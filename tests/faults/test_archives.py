@@ -50,7 +50,7 @@ def link(name: str, to: str, kind=tarfile.SYMTYPE):
 def zipped(*entries: tuple[str | zipfile.ZipInfo, bytes], **options) -> bytes:
   data = io.BytesIO()
   with zipfile.ZipFile(data, "w", **options) as archive, warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # of names that are there twice
+    warnings.simplefilter("ignore")  # about duplicate names
     for name, content in (*GOOD.items(), *entries):
       archive.writestr(name, content)
   return data.getvalue()
@@ -63,7 +63,7 @@ def zip_link(name: str, to: str) -> tuple[zipfile.ZipInfo, bytes]:
 
 
 def encrypted() -> bytes:
-  """A .zip whose first file says that it is encrypted."""
+  """A .zip with its first file marked as encrypted."""
   data = bytearray(zipped())
   for at in (data.index(b"PK\3\4") + 6, data.index(b"PK\1\2") + 8):
     data[at] |= 1
@@ -109,7 +109,7 @@ def sparse() -> bytes:
 
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "set/é.jpg") for form in ("NFC", "NFD"))
-ZOO = {  # what is wrong: the archive, parts of the message
+ZOO = {  # fault: the archive, parts of the message
     "tar, parent": (tar(member("../evil", b"x")), "'../evil' leads outside"),
     "tar, parent in the middle": (tar(member("set/../../evil", b"x")), "'set/../../evil'"),
     "tar, absolute": (tar(member("/tmp/evil", b"x")), "'/tmp/evil' is not a relative name"),
@@ -185,7 +185,7 @@ PACKED = {".tar": tar(), ".tar.gz": gzip.compress(tar()), ".tar.bz2": bz2.compre
 
 
 @pytest.mark.parametrize("kind", PACKED)
-def test_what_is_right_is_unpacked(kind, tmp_path):
+def test_valid_archives_are_unpacked(kind, tmp_path):
   archive = tmp_path / "archive"
   archive.write_bytes(PACKED[kind])
   assert archives.extract(archive, tmp_path / "below" / "it") == tmp_path / "below" / "it"
@@ -199,7 +199,7 @@ def test_what_is_right_is_unpacked(kind, tmp_path):
     assert photos.folder(root=str(tmp_path / "below" / "it" / "set")).class_names == ("cat", "dog")
 
 
-def test_what_is_there_is_not_touched(tmp_path):
+def test_existing_files_are_not_touched(tmp_path):
   archive, target = tmp_path / "a.tar", tmp_path / "it"
   archive.write_bytes(tar())
   for make in (target.mkdir, target.rmdir, target.touch, target.unlink, lambda: target.symlink_to("nowhere")):
@@ -211,7 +211,7 @@ def test_what_is_there_is_not_touched(tmp_path):
     archives.extract(tmp_path, tmp_path / "new")
 
 
-def test_a_disk_that_is_full_leaves_nothing(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
   (tmp_path / "a.tar").write_bytes(tar())
 
   def full(*args):

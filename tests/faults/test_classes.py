@@ -23,7 +23,7 @@ LOSSES = [*bind.public(losses, spec.returns("b"))]
 NEEDED = dict(label_aware_smoothing=dict(head=0.4, tail=0.1), effective_number=dict(beta=0.99), fbl=dict(alpha=60.0))
 
 
-# The logits that the adjustment takes out of a row are of no use to a loss that looks down the columns.
+# A loss that reads down the columns cannot use rows from which the adjustment has removed logits.
 SENSELESS = {("softmax_equalization", "lade"), ("softmax_equalization", "prior_lade")}
 
 
@@ -36,7 +36,7 @@ def random_counts(seed: int, classes: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_every_sampler_draws_only_images_that_there_are(name):
+def test_every_sampler_draws_only_existing_images(name):
   for seed in range(30):
     counts = random_counts(seed)
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
@@ -68,7 +68,7 @@ def value_and_gradient(objective, counts, logits, labels, features):
 @pytest.mark.parametrize("adjust", ADJUSTMENTS)
 def test_every_loss_and_its_gradient_are_finite(adjust):
   for seed, loss in enumerate(loss for loss in LOSSES if (adjust, loss) not in SENSELESS):
-    counts = random_counts(seed, classes=12)  # of one shape, so that what is compiled is shared
+    counts = random_counts(seed, classes=12)  # of one shape, so that each program compiles once
     objective = spec.parse(only(
         loss=dict(name=loss, **NEEDED.get(loss, {})),
         adjust=adjust and dict(name=adjust, **NEEDED.get(adjust, {})))).stages[0].objective
@@ -133,7 +133,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_wrong_with_classes_is_said_before_anything_is_written(case, tmp_path):
+def test_faults_in_classes_are_reported_before_anything_is_written(case, tmp_path):
   make, message = CASES[case]
   config = recipes.folder(root="", augment=recipes.crop_flip(16), backbone=recipes.resnet("resnet10"))
   (tmp_path / "data").mkdir()

@@ -47,7 +47,7 @@ def test_where_all_are_damaged_all_are_named_and_nothing_is_removed(tmp_path):
 
 
 def test_orbax_alone_restores_most_flips_silently_wrong(tmp_path):
-  # Why there is a manifest. Where this fails, Orbax has learned to check what it reads.
+  # This is why there is a manifest. If it fails, Orbax has begun to check the values it reads.
   found = damage.orbax_in_child(tmp_path / "orbax", seed=0, count=40)
   by_byte = collections.Counter({key.split(",")[0]: count for key, count in found.items() if "byte" in key})
   assert by_byte["restored silently wrong"] > 0.8 * by_byte.total()

@@ -1,4 +1,4 @@
-"""F18: ltjax fetches nothing itself; what is missing is said with its size and digest, what half came is no data."""
+"""F18: ltjax fetches nothing itself; missing files are named with size and digest, incomplete ones are refused."""
 
 import ast
 import functools
@@ -48,14 +48,14 @@ def cifar(folder):
     (b"\n  " + PAGE, "the file is a web page"), (b"", r"data_batch_1\.bin: 0 bytes, expected 30,730,000"),
     (bytes(3073 * 5000), r"data_batch_1\.bin: 15,365,000 bytes, expected 30,730,000 .*the file is truncated"),
     (None, r"data_batch_1\.bin: missing; expected a CIFAR-10 binary file of 30,730,000 bytes")])
-def test_what_came_in_place_of_a_cifar_file(content, reason, tmp_path):
+def test_a_download_that_is_not_the_cifar_file_is_named(content, reason, tmp_path):
   if content is not None:
     (tmp_path / "data_batch_1.bin").write_bytes(content)
   with pytest.raises(DataError, match=f"{reason}.*{TEN}"):
     cifar(tmp_path)
 
 
-def test_a_folder_that_is_not_there_or_still_packed(tmp_path):
+def test_a_missing_or_still_packed_folder_is_named(tmp_path):
   with pytest.raises(DataError, match=f"no folder .*{TEN}"):
     cifar(tmp_path / "nowhere")
   (tmp_path / "cifar-10-binary.tar.gz").write_bytes(b"\x1f\x8b")
@@ -66,7 +66,7 @@ def test_a_folder_that_is_not_there_or_still_packed(tmp_path):
 @pytest.mark.parametrize("content", [
     PAGE, PAGE.replace(b">", b">\n"), b"", b"version https://git-lfs.github.com/spec/v1\n"])
 @pytest.mark.parametrize("name", ["Places_LT_train.txt", "Places_LT_train.txt.xz"])
-def test_what_came_in_place_of_a_list(content, name, tmp_path):
+def test_a_download_that_is_not_the_list_is_named(content, name, tmp_path):
   (tmp_path / name).write_bytes(content)
   (tmp_path / "Places_LT_test.txt").write_text("a.jpg 0\n")
   with pytest.raises(DataError, match=rf"{name}:"):
@@ -84,7 +84,7 @@ def test_an_image_that_is_a_web_page_is_named(tmp_path):
     log.check()
 
 
-def test_tfds_photographs_are_never_downloaded(tmp_path, monkeypatch):
+def test_image_data_sets_of_tfds_are_never_downloaded(tmp_path, monkeypatch):
   tfds = pytest.importorskip("tensorflow_datasets")
 
   def refuse(*args, **kwargs):
@@ -124,7 +124,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def served(tmp_path, monkeypatch):
-  """served(data, sent): makes CIFAR-10 come from a server of our own that sends this, in place of `packed`."""
+  """served(data, sent): makes CIFAR-10 come from a server of our own that sends this, instead of `packed`."""
   tfds = pytest.importorskip("tensorflow_datasets")
   write_cifar(tmp_path / "cifar", 10, 20)
   (tmp_path / "cifar/cifar-10-batches-bin/batches.meta.txt").write_text("\n".join(map(str, range(10))))
@@ -165,7 +165,7 @@ def test_a_download_that_fails_is_one_error_and_can_be_repeated(served, tmp_path
   assert (len(train[1]), len(test[1])) == (100, 20)
 
 
-def test_a_wrong_digest_is_told_with_the_right_one(served):
+def test_a_wrong_digest_is_reported_with_the_right_one(served):
   serve, packed = served
   serve(PAGE)
   with pytest.raises(DataError) as caught:

@@ -35,7 +35,7 @@ def file(root) -> dict:
   return dict(name="folder", root=str(root))
 
 
-CASES = {  # the data set, and what is said of it
+CASES = {  # the data set, and the message about it
     "no root": (lambda root: dict(name="folder", root=""), "dataset.root: empty; say where the images are"),
     "root is not there": (lambda root: dict(name="folder", root=str(root)), "dataset.root: no folder"),
     "root is a file": (file, "is a file, expected a folder"),

@@ -1,4 +1,4 @@
-"""F8, F9: images that are none, or are damaged. For what is whole see tests/data/test_decode.py, for runs test_feed.py.
+"""F8, F9: damaged images and files that are not images. See tests/data/test_decode.py for intact ones.
 """
 
 import gzip
@@ -35,7 +35,7 @@ def resized(data: bytes, at: int, width: bytes) -> bytes:
 
 
 def scans(count: int) -> bytes:
-  """A progressive JPEG whose last scan is there `count` times more."""
+  """A progressive JPEG with `count` more copies of its last scan."""
   data = ZOO["progressive jpeg"]
   last, end = data.rindex(b"\xff\xda"), data.rindex(b"\xff\xd9")
   return data[:end] + count * data[last:end] + data[end:]
@@ -84,7 +84,7 @@ def test_it_is_one_error_that_names_the_file(kind, tmp_path):
 
 
 def test_the_order_stays_and_the_good_images_too(tmp_path):
-  """Bad images between good ones, in batches: black squares at their places, and the others as without them."""
+  """Bad images between good ones, in batches: black squares at their indices, and no effect on the others."""
   names = [f"{number:02d}" for number in range(2 * len(BAD))]
   good = {name: photos.jpeg(20, 24, number) for number, name in enumerate(names)}
   mixed = good | {f"{2 * number:02d}": data for number, data in enumerate(BAD.values())}
@@ -127,7 +127,7 @@ def test_the_bombs_are_bombs():
   assert all(len(data) < 10_000 for kind, data in BAD.items() if kind.startswith("bomb"))
 
 
-# -- what is no regular file ------------------------------------------------------------------------------------------
+# -- anything but a regular file ---------------------------------------------------------------------------------------
 
 
 def fifo(path):
@@ -157,7 +157,7 @@ NO_FILES = {"FIFO": (fifo, "it is a FIFO, not a regular file"), "device": (devic
 
 
 @pytest.mark.parametrize("kind", NO_FILES)
-def test_what_is_no_regular_file_is_one_error_and_not_waited_for(kind, tmp_path, monkeypatch):
+def test_anything_but_a_regular_file_is_one_error_without_a_wait(kind, tmp_path, monkeypatch):
   make, reason = NO_FILES[kind]
   monkeypatch.chdir(tmp_path)
   make(tmp_path / "x.jpg")
@@ -185,7 +185,7 @@ def test_verify_names_it_too(kind, tmp_path, monkeypatch):
 
 def test_many_scans_are_counted_as_markers_not_as_bytes():
   assert decode.pillow(scans(20)).shape == (30, 44, 3)
-  film = ZOO["jpeg"] + 1000 * b"\xff\xda\0\4aaaa"  # behind the end of the image, as phones store it
+  film = ZOO["jpeg"] + 1000 * b"\xff\xda\0\4aaaa"  # after the end of the image, as phones store it
   np.testing.assert_array_equal(decode.pillow(film), decode.pillow(ZOO["jpeg"]))
   comment = b"\xff\xfe" + (2 + 600).to_bytes(2, "big") + 300 * b"\xff\xda"
   for data in (ZOO["jpeg"][:2] + comment + ZOO["jpeg"][2:], film):

@@ -1,4 +1,4 @@
-"""F1: a save that is killed leaves the last committed step, or the new one, whole. The soak does this for longer."""
+"""F1: a killed save leaves the last committed step, or the new one, complete. The soak does this for longer."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""F23: a device without memory for the batch, which only an accelerator can be; what is raised is JAX's own class."""
+"""F23: a device without memory for the batch. A CPU never is one, so the test raises JAX's own class itself."""
 
 import pytest
 from jax.errors import JaxRuntimeError
@@ -7,7 +7,7 @@ from ltjax import main, stage, train
 from tests import tiny
 
 
-def test_no_memory_on_the_device_says_what_to_change_and_leaves_the_checkpoint(tmp_path, monkeypatch, capsys):
+def test_out_of_memory_gets_advice_and_leaves_the_checkpoint(tmp_path, monkeypatch, capsys):
   config, workdir = tiny.config("ce_digits", steps_per_call=1), tmp_path / "run"
   with pytest.raises(train.Interrupted):
     tiny.run(config, workdir, stop_after=2)

@@ -1,4 +1,4 @@
-"""F13 and F19 by whole runs; tests/test_nonfinite.py and tests/test_lock.py look closer."""
+"""F13 and F19 in complete runs; tests/test_nonfinite.py and tests/test_lock.py test the details."""
 
 import numpy as np
 

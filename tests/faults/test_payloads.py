@@ -80,7 +80,7 @@ def written(path: pathlib.Path, data: bytes) -> pathlib.Path:
 
 
 def as_class_folders(folder, data):
-  """A listing that is kept, and an image."""
+  """A cached listing, and an image."""
   photographs.write_tree(folder / "images", dict(a=2, b=2))
   read = functools.partial(photos.folder, root=str(folder / "images"), cache=folder / "cache")
   read()
@@ -151,7 +151,7 @@ DOORS = {
     "TFDS": lambda folder, data: records.open_split("imagenet2012", "train", str(
         written(folder / "imagenet2012/1.0.0/dataset_info.json", data).parents[2])),
 }
-NOT_OURS = {"log", "TFDS", "config of a run"}  # whose errors are told elsewhere
+NOT_OURS = {"log", "TFDS", "config of a run"}  # other tests cover their errors
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -211,7 +211,7 @@ SHELLS = {("os", "system"), ("os", "popen"), ("subprocess", "getoutput"), ("subp
 
 
 def dangers(source: str) -> list[str]:
-  """What in Python source runs what it is given."""
+  """The calls in Python source that could run their input."""
   found = []
   for node in ast.walk(ast.parse(source)):
     names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else (
@@ -236,18 +236,18 @@ def dangers(source: str) -> list[str]:
     "eval(x)", "exec(x)", "import pickle", "from pickle import loads", "import yaml", "np.load(f, allow_pickle=True)",
     "np.load(f, allow_pickle=x)", "subprocess.run(c, shell=True)", "torch.load(f)", "torch.load(f, weights_only=False)",
     "tar.extractall(p)", "shutil.unpack_archive(f)", "os.system(c)", "__import__(x)", "compile(x, 'a', 'exec')"])
-def test_a_danger_is_seen(source):
+def test_a_dangerous_function_is_found(source):
   assert dangers(source)
 
 
 @pytest.mark.parametrize("source", [
     "np.load(f, allow_pickle=False)", "torch.load(f, weights_only=True)", "subprocess.run([c])", "ast.literal_eval(x)",
     "re.compile(x)", "model.eval()"])
-def test_what_is_safe_passes(source):
+def test_a_safe_function_passes(source):
   assert not dangers(source)
 
 
-def test_the_source_runs_nothing_that_it_is_given():
+def test_the_source_has_no_dangerous_function():
   files = sorted((ROOT / "ltjax").rglob("*.py")) + sorted((ROOT / "configs").rglob("*.py"))
   assert len(files) > 100
   assert not {str(path): found for path in files if (found := dangers(path.read_text()))}

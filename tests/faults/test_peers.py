@@ -1,4 +1,4 @@
-"""F20: where one process is lost, the others end, say which one, and the run goes on from its checkpoint."""
+"""F20: after the loss of a process the others end and name it, and the run continues from its checkpoint."""
 
 import numpy as np
 

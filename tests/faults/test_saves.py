@@ -19,9 +19,9 @@ def test_a_save_that_fails(tmp_path, fault):
     saves.in_child(tmp_path, seed, fault)
 
 
-def test_a_run_whose_saves_fail_says_so_and_continues_where_they_work_again(tmp_path, cache, expected):
+def test_a_run_reports_failed_saves_and_continues_when_they_work_again(tmp_path, cache, expected):
   workdir = tmp_path / "run"
-  del expected  # by which all programs are in the cache: what is written there is limited, too
+  del expected  # with all programs in the cache by now: the limit applies to its files too
   # The config and the logs are shorter than 7 blocks of 512 bytes, the manifest of a checkpoint is not.
   ended = subprocess.run(
       ["sh", "-c", 'ulimit -f 7; exec "$@"', "sh", sys.executable, "-m", *runs.command(workdir, "2")], cwd=ROOT,

@@ -54,7 +54,7 @@ def test_focal(case, hyper, inputs, outputs, precision):
 
 
 @goldens.parametrize("mixup")
-def test_mixup_is_the_shared_sum_of_two_criteria(case, hyper, inputs, outputs, precision):
+def test_mixup_is_the_weighted_sum_of_two_criteria(case, hyper, inputs, outputs, precision):
   labels, share = inputs["labels"], hyper["lam"]
 
   def objective(logits):
@@ -314,7 +314,7 @@ def test_paper_fbl(case, hyper, inputs, outputs, precision):
 
 
 @goldens.parametrize("bbn_mix")
-def test_bbn_mix_is_the_shared_sum_of_two_criteria(case, hyper, inputs, outputs, precision):
+def test_bbn_mix_is_the_weighted_sum_of_two_criteria(case, hyper, inputs, outputs, precision):
   if "counts" in inputs:
     return np.testing.assert_allclose(samplers.reverse(inputs["counts"]), outputs["class_prob"], rtol=1e-9)
   clock = schedules.Clock(step=hyper["epoch1"] - 1, steps_per_epoch=1, epochs=hyper["max_epoch"])

@@ -226,7 +226,7 @@ def test_kps_angular_never_grows_with_the_angle():
     assert (np.diff(label[:, 0]) < 0).all()
 
 
-def test_arcface_falls_back_where_the_angle_leaves_the_half_circle():
+def test_arcface_falls_back_if_the_angle_leaves_the_half_circle():
   cosines = jnp.cos(jnp.array([[1.0, 2.0], [3.0, 2.0]]))
   labels = jnp.array([0, 0])
   plain, other = (losses.arcface(cosines, labels, margin=0.5, scale=1.0, fallback=f) for f in (False, True))

@@ -1,4 +1,4 @@
-"""Numerical safety: finite values and gradients of every loss at the ends of what its arguments may be."""
+"""Numerical safety: finite values and gradients of every loss at the ends of its arguments' ranges."""
 
 import functools
 import itertools
@@ -35,7 +35,7 @@ SCALARS = {"as usual": lambda scalars: scalars, "nothing": lambda scalars: {
 
 @functools.cache
 def extremes(dtype):
-  """(names [n], {kind: array [n ...]}) of all combinations; the tests of one shape share their compiled operations."""
+  """(names [n], {kind: array [n ...]}) of all combinations; tests with equal shapes compile each operation once."""
   rng, names, found = np.random.RandomState(0), [], []
   for (where, counts), (whose, labels), (which, direction), (length, size) in itertools.product(
       COUNTS.items(), LABELS.items(), DIRECTIONS.items(), FEATURES.items()):

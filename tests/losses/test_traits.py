@@ -1,4 +1,4 @@
-"""What losses, adjustments and heads declare about themselves, and that each declaration is true."""
+"""The traits that losses, adjustments and heads declare are true."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ COUNTS = np.array([1000, 50, 7, 2, 1])
 
 
 @pytest.mark.parametrize("name", losses.__all__)
-def test_every_function_declares_its_traits_and_no_others(name):
+def test_every_function_declares_exactly_its_traits(name):
   function = getattr(losses, name)
   found = {trait: getattr(function, trait) for trait in ("of_batch", "drops_columns", "needs_angles", "state")
            if hasattr(function, trait)}
@@ -72,7 +72,7 @@ HEADS = [
 
 
 @pytest.mark.parametrize(("head", "gives", "keeps_norm"), HEADS, ids=lambda value: getattr(value, "name", None))
-def test_heads_declare_what_they_give_and_whether_the_norm_of_the_features_reaches_it(head, gives, keeps_norm):
+def test_heads_declare_their_output_and_whether_it_depends_on_the_norm_of_the_features(head, gives, keeps_norm):
   kind = type(head)
   assert getattr(head, "gives", "logits") == gives
   assert getattr(head, "keeps_norm", True) == keeps_norm

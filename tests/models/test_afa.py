@@ -53,7 +53,7 @@ def _given(b=3, h=2, w=3, d=5, seed=0):
 
 
 @pytest.mark.parametrize("mask_axis", afa.MASK_AXES)
-def test_the_mask_shares_the_values_out(mask_axis):
+def test_the_mask_splits_the_values(mask_axis):
   maps, *matrices, se = _given()
   class_related, variation_related = afa.decompose(maps, *matrices, se, mask_axis=mask_axis)
   value = jnp.einsum("bpd,pq->bqd", maps.reshape(3, 6, 5), matrices[2]).reshape(maps.shape)
@@ -92,7 +92,7 @@ PLAN = features.plan(jnp.array([0, 1, 1, 0, 1, 1]), key=jax.random.key(2), num_c
 
 
 def _moved(variables):
-  """`variables` with numbers in the place of zeros, so that nothing is zero by its start."""
+  """`variables` with random numbers instead of zeros, so that no initial zero hides a mistake."""
   return jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(3), leaf.shape), variables)
 
 
@@ -118,7 +118,7 @@ def test_gradients_and_the_option_to_stop_them(insert):
     return jnp.sum(jnp.sin(insert(**options).apply(variables, MAPS, PLAN)[6:]))
 
   flows, stops = (jax.grad(generated)(variables, stop_gradient=stop) for stop in (False, True))
-  # A constant before a softmax over places changes nothing.
+  # A constant before a softmax over positions changes nothing.
   parts = {"/".join(key.key for key in path[1:]): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(flows)}
   assert all(np.isfinite(leaf).all() and (np.abs(leaf).max() > 1e-7 or path == "where/bias")
              for path, leaf in parts.items())
@@ -143,7 +143,7 @@ def test_matrices_start_with_variance_one_over_their_size():
   assert shapes["se_kernel2"].shape == (64, 1024)
 
 
-def test_another_size_says_for_which_it_was_built():
+def test_another_size_is_refused_with_the_one_it_was_built_for():
   variables = afa.AFA().init(jax.random.key(0), MAPS)
   for shape in ((1, 2, 4, 8), (1, 7, 7, 8)):
     with pytest.raises(ConfigError, match=rf"AFA was built for maps of 4 x 2, got {shape[1]} x {shape[2]}") as info:

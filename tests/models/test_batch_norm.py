@@ -1,4 +1,4 @@
-"""Statistics of groups: the groups one by one, flax's BatchNorm, and what DataParallel keeps."""
+"""Statistics of groups: the groups one by one, flax's BatchNorm, and DataParallel's running statistics."""
 
 import flax.linen as nn
 import jax
@@ -25,7 +25,7 @@ PLAIN = nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=1e-5)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3])
-def test_groups_are_normalised_as_if_alone_and_the_first_one_is_remembered(groups):
+def test_groups_are_normalised_separately_and_the_first_updates_the_running_statistics(groups):
   x = _draw(6, 3, 4, 5)
   found, updated = _train(GroupedBatchNorm(groups=groups), VARIABLES, x)
   alone = [_train(PLAIN, VARIABLES, part) for part in jnp.split(x, groups)]
@@ -77,9 +77,9 @@ def test_a_network_of_groups_is_the_network_of_each():
   np.testing.assert_array_equal(evaluate(whole, images[:3]), evaluate(alone, images[:3]))
 
 
-def test_what_cannot_be_grouped():
+def test_batches_that_cannot_be_grouped():
   with pytest.raises(ConfigError, match="bn_groups=4 does not divide a batch of 6"):
     _train(GroupedBatchNorm(groups=4), VARIABLES, _draw(6, 2, 2, 5))
-  with pytest.raises(ConfigError, match="bn_groups=2: rows cannot be left out"):
+  with pytest.raises(ConfigError, match="bn_groups=2: the statistics of groups cannot leave out rows"):
     GroupedBatchNorm(groups=2).apply(VARIABLES, _draw(6, 2, 2, 5), mask=jnp.ones((6, 1, 1, 1), bool),
                                      mutable=["batch_stats"])

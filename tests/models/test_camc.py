@@ -1,4 +1,4 @@
-"""CAMC's functions and head: the direct form, golden values, identities, crops, and what they refuse."""
+"""CAMC's functions and head: the direct form, golden values, identities, crops, and refusals."""
 
 import functools
 
@@ -138,7 +138,7 @@ def test_the_order_of_the_classes_does_not_matter():
 
 
 @pytest.mark.parametrize("tail", ["none", "zero weights"])
-def test_without_a_tail_or_without_fusion_it_is_the_normalised_classifier(tail):
+def test_without_a_tail_or_fusion_it_is_the_normalised_classifier(tail):
   given = dict(arrays())
   if tail == "none":
     given |= {name: given[name][:0] for name in ("prototypes", "fuse_kernel", "fuse_bias", "tail")}
@@ -307,7 +307,7 @@ def test_one_crop_is_the_full_image(images, variables):
   assert scores.shape == (4, 7)
 
 
-def test_statistics_move_once_a_crop_in_training_and_never_in_tests(images, variables):
+def test_statistics_move_once_per_crop_in_training_and_never_in_evaluation(images, variables):
   def moved(grid, train):
     _, updated = jax.jit(lambda v: classifier(grid).apply(v, images, train=train, mutable=["batch_stats"]))(variables)
     return updated["batch_stats"]["backbone"]["stem_norm"]["mean"]

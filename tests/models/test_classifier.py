@@ -31,7 +31,7 @@ def test_exactly_two_top_keys(digits, head, stateful):
 
 
 @pytest.mark.parametrize("train", [False, True])
-def test_head_is_told_whether_it_trains(digits, variables, train):
+def test_the_head_gets_the_train_flag(digits, variables, train):
   params = {**variables["params"], "head": {"kernel": variables["params"]["head"]["kernel"]}}
   batch_stats = {**variables["batch_stats"], "head": {"mean": jnp.ones(64)}}
   (_, features), updated = jax.jit(lambda v: _model(heads.TDE).apply(v, digits, train=train, mutable=["batch_stats"]))(

@@ -42,7 +42,7 @@ def torch_name(place: tuple[str, ...]) -> str:
 
 
 def state_dict(variables, rng=None) -> dict[str, np.ndarray]:
-  """What PyTorch would save of the backbone; with `rng`, of another one."""
+  """PyTorch's state dict of the backbone; with `rng`, with other weights."""
   found = {"fc.weight": np.zeros((3, 32), np.float32), "bn1.num_batches_tracked": np.zeros((), np.int64)}
   for kind in ("params", "batch_stats"):
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables[kind]["backbone"]):
@@ -72,7 +72,7 @@ def test_from_data_parallel_and_in_half_precision(variables, tmp_path):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2), found, expected)
 
 
-def test_what_does_not_fit_is_counted_and_the_first_are_named(variables, tmp_path):
+def test_misfits_are_counted_and_the_first_are_named(variables, tmp_path):
   tensors = state_dict(variables)
   del tensors["layer3.0.bn2.running_var"]
   tensors["layer9.weight"] = np.zeros(2, np.float32)
@@ -89,7 +89,7 @@ def test_what_does_not_fit_is_counted_and_the_first_are_named(variables, tmp_pat
     import_torch.into(variables, save(tmp_path / "w.safetensors", {}))
 
 
-def test_the_summary_says_what_was_loaded(variables, tmp_path):
+def test_the_summary_names_the_loaded_weights(variables, tmp_path):
   path = save(tmp_path / "w.safetensors", state_dict(variables))
   count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]["backbone"]))
   assert import_torch.summary(variables, path).startswith(
@@ -120,7 +120,7 @@ def test_a_damaged_file(variables, tmp_path, damage):
 @pytest.mark.parametrize("entry", [
     dict(data_offsets=[-4, 12]), dict(data_offsets=[8, 4]), dict(data_offsets=[0, 10**12]), dict(shape=[10**12]),
     dict(shape=["4"]), dict(shape=None), dict(dtype="F33"), dict(data_offsets=None)])
-def test_a_header_that_lies(variables, tmp_path, entry):
+def test_an_inconsistent_header(variables, tmp_path, entry):
   def change(header):
     header["bn1.weight"] |= entry
 
@@ -171,7 +171,7 @@ def test_a_frozen_backbone_that_nothing_has_trained_is_reported(tmp_path, capsys
   assert "random start" not in capsys.readouterr().err
   config.representation.train, config.representation.batch_norm = ("head/.*",), "eval"
   tiny.run(config, tmp_path / "frozen")
-  assert "representation: frozen layers of the backbone keep their random start" in capsys.readouterr().err
+  assert "representation: frozen layers of the backbone stay at their random start" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "kwargs"), [

@@ -173,7 +173,7 @@ def test_generated_rows_follow_the_images(make, forward):
 
 @every_backbone
 def test_slots_that_are_not_valid_are_outside_the_statistics(make, forward):
-  """As if they were not there: a plan cut to its valid slots gives the same."""
+  """A plan cut to its valid slots gives the same statistics."""
   variables, apply = forward(make)
   total = int(PLAN.valid.sum())
   assert 0 < total < len(PLAN.valid)

@@ -45,7 +45,7 @@ def variables(images):
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 @_golden_mixes
 def test_golden(case, hyper, inputs, outputs, precision):
-  """The classifier's mean, head and loss on maps of one pixel; the shares enter as mixup's do."""
+  """The classifier's mean, head and loss on maps of one pixel; the weights enter as mixup's do."""
   rtol = 1e-9 if precision == "float64" else 1e-5
   share = hyper["alpha"]
   assert share == 1 - ((hyper["epoch1"] - 1) / hyper["max_epoch"]) ** 2

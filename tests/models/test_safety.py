@@ -16,7 +16,7 @@ SIZES = {"zero": 0.0, "tiny": 1e-20, "at the clamp": 1e-12, "one": 1.0, "large":
 
 
 def variables(head, size):
-  """What the head starts with, all parameters but the scales and biases times `size`."""
+  """The head's initial parameters, all but the scales and biases multiplied by `size`."""
   found = head.init(jax.random.key(0), jnp.zeros((1, D)))
   return dict(found, params={
       name: size * value if value.ndim == 2 else value for name, value in found["params"].items()})

@@ -1,4 +1,4 @@
-"""Tunings: exact when fresh, as many parameters as published, and what each of them trains."""
+"""Tunings: exact when fresh, as many parameters as published, and the right ones trained."""
 
 import re
 
@@ -53,8 +53,8 @@ def test_a_fresh_tuning_is_exactly_the_identity(name, tuned):
 
 
 @pytest.mark.parametrize(("name", "tuned"), FITTING)
-def test_what_is_trained(name, tuned):
-  """Every pattern matches, nothing outside is trained, and what is added is what is trained."""
+def test_each_tuning_trains_its_parameters(name, tuned):
+  """Every pattern matches, and a tuning that adds parameters trains exactly those."""
   backbone, plain = BACKBONES[name](tuning=ALL[tuned]), paths(BACKBONES[name]())
   train, lr_factors = tuning.trainable(backbone)
   params = dict(backbone=shapes_of(backbone)["params"], head=dict(kernel=jnp.zeros(1)))
@@ -124,7 +124,7 @@ def test_prompts_are_within_their_limit_and_change_the_features():
     assert (apply(variables) != apply(moved)).any()
 
 
-def test_gradients_reach_what_starts_at_zero():
+def test_gradients_reach_parameters_that_start_at_zero():
   for name, tuned in (("ViT", ADDING["adaptformer"]), ("ViT", ADDING["lora"]), ("ResNetCIFAR", ADDING["lora"])):
     backbone = BACKBONES[name](tuning=tuned)
     variables = jax.jit(lambda backbone=backbone: backbone.init(jax.random.key(0), IMAGES, train=False))()
@@ -146,7 +146,7 @@ def test_a_config_names_it():
     bind.bind(dict(name="ViT", tuning=dict(name="adaptformer", width=0)), bind.public(models), "backbone")
 
 
-def test_what_does_not_fit():
+def test_a_tuning_that_does_not_fit_is_refused():
   for name in ("ResNet", "EfficientNet", "ResNetCIFAR"):
     for tuned in ("adaptformer", "vpt", "ssf"):
       with pytest.raises(ConfigError, match=rf"{name}: \w+ is for ViT; for {name} take one of bias_only, full, last"):

@@ -1,4 +1,4 @@
-"""ViT and the text tower: the same numbers as the networks whose weights they take, and what a user may ask of them."""
+"""ViT and the text tower: the same numbers as the networks that their weights come from, and all options."""
 
 import os
 import pathlib
@@ -170,7 +170,7 @@ def test_text_tower(tmp_path):
     text.load(save(tmp_path / "v.safetensors", plain_weights()))
 
 
-# -- what else it does ------------------------------------------------------------------------------------------------
+# -- further options ---------------------------------------------------------------------------------------------------
 
 
 IMAGES = jax.random.normal(jax.random.key(1), (4, 28, 42, 3))
@@ -187,7 +187,7 @@ def test_pools(drawn):
   np.testing.assert_allclose(found["mean"], found["maps"].mean(axis=(1, 2)), atol=1e-6)
 
 
-def test_a_patch_of_the_maps_is_at_its_place(drawn):
+def test_a_patch_of_the_maps_is_at_its_position(drawn):
   """Changing a patch changes its own token most."""
   model = models.ViT(**TINY, pool="maps")
   changed = IMAGES.at[:, 14:, 28:].add(1.0)
@@ -215,7 +215,7 @@ def test_dropout_and_stochastic_depth_only_in_training(drawn):
     assert (one != two).any()
 
 
-def test_stochastic_depth_leaves_out_whole_branches(drawn):
+def test_stochastic_depth_drops_complete_branches(drawn):
   """With the rate near 1 the last block is the identity for nearly every example."""
   short = models.ViT(**{**TINY, "depth": 1})
   model = models.ViT(**TINY, drop_path=0.999)
@@ -290,7 +290,7 @@ def test_the_guess_names_the_usual_sizes(width, name):
   assert name in import_names.describe(found)
 
 
-def test_preprocessing_of_what_is_unknown():
-  with pytest.raises(DataError, match="the images that these weights want are not known"):
+def test_preprocessing_of_an_unknown_network():
+  with pytest.raises(DataError, match="the preprocessing that these weights expect is unknown"):
     import_names.preprocessing(dict(a=np.zeros(1)))
   assert set(weight_files.PACKAGES) == {f"efficientnet_lite{number}" for number in range(3)}

@@ -1,4 +1,4 @@
-"""Files of weights: those that PyTorch wrote, read without it; what is damaged, lies or would run."""
+"""Files of weights: PyTorch's files read without PyTorch; damaged, inconsistent and malicious files."""
 
 import io
 import pickle
@@ -79,7 +79,7 @@ def test_code_is_named_and_never_run(protocol, zipped, tmp_path):
   assert not canary.exists()
 
 
-def test_torchscript_says_what_to_do(tmp_path):
+def test_torchscript_gets_advice(tmp_path):
   with zipfile.ZipFile(tmp_path / "w.pt", "w") as archive:
     for name in ("data.pkl", "constants.pkl", "code/__torch__.py"):
       archive.writestr(f"model/{name}", b"")
@@ -102,7 +102,7 @@ def _changed(data: bytes, name: str, change) -> bytes:
     ("byteorder", lambda content: b"big", "big-endian"),
     # The shape (4, 6) of "plain" as (4, 255).
     ("data.pkl", lambda content: content.replace(b"K\x04K\x06\x86", b"K\x04K\xff\x86", 1), "larger than its data")])
-def test_a_zip_that_lies(name, change, message, tmp_path):
+def test_an_inconsistent_zip(name, change, message, tmp_path):
   data = (goldens.FOLDER / "weights_new.pth").read_bytes()
   (tmp_path / "w.pth").write_bytes(_changed(data, name, change))
   with pytest.raises(DataError, match=message):
@@ -117,7 +117,7 @@ def test_compressed_entries_are_refused(tmp_path):
     weight_files.read(tmp_path / "w.pth")
 
 
-def test_what_is_no_state_dict(tmp_path):
+def test_a_file_without_a_state_dict_is_refused(tmp_path):
   for value in ({}, [1, 2], {"a": 3}):
     with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
       archive.writestr("archive/data.pkl", pickle.dumps(value, 2))
