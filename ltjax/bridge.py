@@ -4,22 +4,54 @@ import itertools
 import json
 import pathlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ltjax import optim
 from ltjax.config import parse
 from ltjax.data import prng, sources
 from ltjax.data.files import Paths
 from ltjax.distributed import processes, sharding
 from ltjax.errors import WorkdirError
-from ltjax.models import import_torch
+from ltjax.models import head_init, import_torch
 from ltjax.stage import Stage
 from ltjax.workdir import folder, manifest
 from ltjax.workdir.checkpoint import Checkpoints
+from ltjax.workdir.trunk import Trunk
+
+
+def start(stage: Stage, before: Stage | None, workdir: pathlib.Path, checkpoints: Callable[..., Checkpoints], *,
+          reset_head: bool = False) -> dict:
+  """{"params", "batch_stats"} that `stage` starts with: after another, from pretrained weights, or from random ones.
+
+  `start_head` comes after it.
+
+  Args:
+    stage: the stage that begins.
+    before: the stage that ended, if any.
+    workdir: the work folder.
+    checkpoints: opens a folder of checkpoints.
+    reset_head: see `pretrained`.
+  """
+  variables = from_stage(stage, before, workdir, checkpoints) if before else stage.init()
+  if stage.pretrained and not before:
+    variables = pretrained(variables, stage.pretrained, stage.dataset.class_names, reset_head=reset_head)
+  return variables
+
+
+def start_head(stage: Stage, variables: dict) -> dict:
+  """`variables` with the head that the stage's `head_init` asks for, if any."""
+  return head_init.start(stage, variables)
+
+
+def check_heads(stages: Collection[Stage]) -> None:
+  """Raises where the head of a stage cannot start from the file that its `head_init` names."""
+  for stage in stages:
+    head_init.check(stage)
 
 
 def from_stage(stage: Stage, before: Stage, workdir: pathlib.Path, checkpoints: Callable[..., Checkpoints]) -> dict:
@@ -31,7 +63,7 @@ def from_stage(stage: Stage, before: Stage, workdir: pathlib.Path, checkpoints: 
     workdir: the work folder; `stage` writes its prototypes there.
     checkpoints: opens a folder of checkpoints.
   """
-  with checkpoints(workdir / before.name / "checkpoints") as earlier:
+  with checkpoints(workdir / before.name / "checkpoints", trunk=trunk(before)) as earlier:
     variables = earlier.restore_model(before.on_devices(before.shapes))
   taken = take_over(variables, stage.init, stage.spec.reset)
   if not getattr(stage.model.head, "wants_prototypes", False):
@@ -89,7 +121,8 @@ def pretrained(variables: dict, path: str, class_names: tuple[str, ...], *, rese
     raise WorkdirError(f"pretrained: the head of {source} was trained for other classes ({len(pairs)} of "
                        f"{len(class_names)} differ, the first is {pairs[0][0]!r} there and {pairs[0][1]!r} here); give "
                        "--config.reset_head=True to draw the head afresh for these classes")
-  stored = Checkpoints(_last_stage(source) / "checkpoints", read_only=True).stored_model()
+  stored = Checkpoints(_last_stage(source) / "checkpoints", read_only=True, trunk=_trunk(
+      variables, folder.load(source).get("pretrained", ""))).stored_model()
 
   def taken(tree: dict) -> dict[str, str]:
     return {path: text for path, text in manifest.describe(tree).items()
@@ -117,6 +150,26 @@ def check_features(made_by: Mapping, path: str) -> None:
                        "--config.pretrained='' to train a new head")
 
 
+def trunk(stage: Stage) -> Trunk | None:
+  """The parameters that the checkpoints of a stage leave out; None for a run that starts from no file of weights."""
+  return _trunk(stage.shapes, stage.pretrained, stage.frozen)
+
+
+def _trunk(variables: dict, pretrained: str, frozen: Collection[str] = ()) -> Trunk | None:
+  if not pretrained or pathlib.Path(pretrained).expanduser().is_dir():
+    return None
+  source = pathlib.Path(pretrained).expanduser()
+  given = import_torch.paths(variables)
+
+  def load(noted: str) -> dict:
+    # A path that is relative to another folder, or a file that has moved with its run.
+    found = import_torch.into(variables, pretrained if source.is_file() or not pathlib.Path(noted).is_file() else noted)
+    return {path: leaf for path, leaf in optim.flat(found).items() if path in given}
+
+  omitted = frozenset(f"params/{path}" for path in frozen) & given
+  return Trunk(omitted, str(source.resolve()) if source.is_file() else pretrained, load)
+
+
 def _last_stage(workdir: pathlib.Path) -> pathlib.Path:
   try:
     return workdir / json.loads((workdir / "config.json").read_text())["stages"][-1]
@@ -140,6 +193,7 @@ def finished(workdir: pathlib.Path) -> tuple[Stage, dict]:
     counts, names = np.array(data["class_counts"], np.int64), tuple(map(str, data["class_names"]))
     mean, std, channels = tuple(data["mean"]), tuple(data["std"]), tuple(data["image_shape"])
     kind = np.dtype(data.get("image_type", "uint8"))
+    spec = spec._replace(interpolation=data.get("interpolation", "bilinear"))
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise WorkdirError(f"{path}: not the results of a run ({type(error).__name__}: {error})") from error
   # A data set without images: the stage needs only its counts, names and statistics, which results.json has.
@@ -148,7 +202,7 @@ def finished(workdir: pathlib.Path) -> tuple[Stage, dict]:
   dataset = sources.Dataset((images, labels), (images, labels[:0]), np.arange(len(labels)), names, mean, std,
                             background=spec.dataset.constants.get("background", "white"))
   stage = Stage(spec.stages[-1], spec, dataset, sharding.data_mesh())
-  with Checkpoints(workdir / stage.name / "checkpoints", read_only=True) as checkpoints:
+  with Checkpoints(workdir / stage.name / "checkpoints", read_only=True, trunk=trunk(stage)) as checkpoints:
     return stage, checkpoints.restore_model(stage.on_devices(stage.shapes))
 
 
@@ -170,7 +224,7 @@ def with_prototypes(stage: Stage, before: Stage, variables: dict, earlier: dict,
     earlier: those that `before` ended with.
     folder: the folder of `stage`.
   """
-  head, (images, labels), extract = stage.model.head, stage.dataset.train, before.extractor(earlier)
+  head, (images, labels), extract = stage.model.head, stage.dataset.train, before.extractor(earlier, one_view=True)
   places = {int(c): np.flatnonzero(labels == c) for c in head.tail}
   features = None
   if head.pick == "kmeans":

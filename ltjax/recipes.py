@@ -127,7 +127,8 @@ def _images(name: str, augment: tuple, backbone: dict, **dataset) -> ConfigDict:
 def _run(*, dataset: dict, augment: tuple, backbone: dict) -> ConfigDict:
   return ConfigDict(dict(
       seed=0, dataset=dataset, augment=augment, backbone=backbone, pretrained="", reset_head=False,
-      head=dict(name="Linear"), precision="float32", stages=(), posthoc=(), eval_every_epochs=1,
+      normalization="", interpolation="", test_crops="", head=dict(name="Linear"), precision="float32", stages=(),
+      posthoc=(), eval_every_epochs=1,
       checkpoint_every_epochs=10, keep_checkpoints=2, log_every_steps=50, eval_batch_size=500, on_nonfinite="stop",
       skip_limit=10, steps_per_call=0,  # 0: one on a CPU, 50 on an accelerator
       cache_features="auto"))  # of a frozen backbone without augmentation: computed once
@@ -138,8 +139,9 @@ RUN_KEYS = tuple(_run(dataset={}, augment=(), backbone={}))
 
 def stage(*, epochs: int, batch_size: int, lr, loss: dict, optimizer: dict, adjust: dict | None = None,
           sampler: dict | None = None, mixup: float = 0.0, augment: tuple | None = None, transforms: tuple = (),
-          class_weights: dict | None = None, train: tuple = (".*",), lr_factors: tuple = (), head: dict | None = None,
-          reset: tuple = (), batch_norm: str = "", reduce: str = "weighted_mean") -> ConfigDict:
+          class_weights: dict | None = None, train: tuple | str = (".*",), lr_factors: tuple = (),
+          head: dict | None = None, head_init: dict | None = None, reset: tuple = (), batch_norm: str = "",
+          reduce: str = "weighted_mean") -> ConfigDict:
   """The block of one stage, which starts with a new optimiser.
 
   Args:
@@ -157,10 +159,12 @@ def stage(*, epochs: int, batch_size: int, lr, loss: dict, optimizer: dict, adju
     transforms: transforms of the batch, by name in `ltjax.augment.batches`: two_branches (BBN), generate_features
       (AFA).
     class_weights: weights from class counts; see `reduce`.
-    train: regular expressions of parameter paths; parameters that match none are frozen.
+    train: regular expressions of parameter paths; parameters that match none are frozen. "tuning" means what the
+      backbone's `tuning` trains, and the head; a `full` tuning then also gives its factors on the learning rate.
     lr_factors: (regular expression, factor on the learning rate) pairs.
     head: the head of this stage, instead of the config's; parameters that the previous stage's head also has are taken
       from there, the others are initialised.
+    head_init: how the head starts, by name in `ltjax.models.head_init`: class_mean, linear_probe, file.
     reset: regular expressions of parameters that are initialised anew instead of taken from the stage before.
     batch_norm: "train" uses the statistics of the batch and updates the running ones; "eval" uses the running ones;
       "shift" is "train" with frozen affine parameters. By default "train" if everything is trained, else "eval".
@@ -170,8 +174,113 @@ def stage(*, epochs: int, batch_size: int, lr, loss: dict, optimizer: dict, adju
   return ConfigDict(dict(
       epochs=epochs, batch_size=batch_size, lr=lr, loss=loss, optimizer=optimizer, adjust=adjust,
       sampler=sampler or dict(name="instance"), mixup=mixup, augment=augment, transforms=transforms,
-      class_weights=class_weights, train=train, lr_factors=lr_factors, head=head, reset=reset,
+      class_weights=class_weights, train=train, lr_factors=lr_factors, head=head, head_init=head_init, reset=reset,
       batch_norm=batch_norm or ("train" if train == (".*",) else "eval"), reduce=reduce))
+
+
+# -- fine-tuning of pretrained backbones ------------------------------------------------------------------------------
+
+_PRETRAINED = dict(
+    clip_b16=dict(name="ViT", size="base", patch=16, style="clip"),
+    clip_l14=dict(name="ViT", size="large", patch=14, style="clip"),
+    in21k_b16=dict(name="ViT", size="base", patch=16),
+    dinov2_b14=dict(name="ViT", size="base", patch=14, style="dinov2"),
+    resnet50=dict(name="ResNet", depth=50), efficientnet_lite0=dict(name="EfficientNet"))
+_TUNINGS = dict(
+    adaptformer=dict(name="adaptformer"), vpt_deep=dict(name="vpt", number=10, deep=True),
+    vpt_shallow=dict(name="vpt", number=10, deep=False), lora=dict(name="lora", rank=4), ssf=dict(name="ssf"),
+    bias_only=dict(name="bias_only"), norm_only=dict(name="norm_only"), last_blocks=dict(name="last_blocks", blocks=1),
+    full=dict(name="full", decay=0.75), none=None)
+_STARTS = dict(class_mean=dict(name="class_mean"), linear_probe=dict(name="linear_probe"),
+               text=dict(name="file", path="texts.safetensors"), random=None)
+# (backbone, tuning, loss, epochs, epochs on iNaturalist, learning rate)
+_FINE_TUNINGS = dict(
+    lift=("clip_b16", "adaptformer", "logit_adjustment", 10, 20, 0.01),
+    lift_plus=("clip_b16", "adaptformer", "logit_adjustment", 5, 15, 0.02),
+    gnm_pt=("in21k_b16", "vpt_deep", "gcl", 70, 70, 0.01))
+
+
+def tuned(text: str, **own) -> dict:
+  """`arguments` of a config that fine-tunes a pretrained backbone: those of `fine_tuned`, and its `own`."""
+  backbone, tuning, loss, epochs, longer, lr = (
+      dict(zip(_FINE_TUNINGS, column, strict=True)) for column in zip(*_FINE_TUNINGS.values(), strict=True))
+  inat = own.pop("inat", False)
+  return arguments(text, recipe=tuple(_FINE_TUNINGS), **own, backbone=backbone, tuning=tuning, loss=loss,
+                   start=tuple(_STARTS), epochs=longer if inat else epochs, lr=lr, five_crops=True)
+
+
+def losses(name: str, scale: float, epochs: int) -> dict:
+  """The head and the keys of a stage that belong to a loss on a pretrained backbone.
+
+  Cosines times `scale`, unless the method needs the length of the features. Constants are those of the papers.
+
+  Raises:
+    ConfigError: no such name.
+  """
+  scaled, cosine = dict(name="NormalizedLinear", scale=scale, normalize_features=True), dict(name="Cosine")
+  lengths = dict(name="NormalizedLinear", scale=0.5)
+  return _one_of("loss", name, dict(
+      logit_adjustment=dict(head=scaled, adjust=dict(name="logit_adjustment")), cross_entropy=dict(head=scaled),
+      resampling=dict(head=scaled, sampler=dict(name="class_balanced")),
+      gcl=dict(head=cosine, adjust=dict(name="gcl", scale=scale, noise_scale=1.0, margin=0.1)),
+      kps=dict(head=cosine, adjust=dict(name="kps", scale=scale)),
+      ldam=dict(head=cosine, adjust=dict(name="ldam", scale=scale)),
+      fbl=dict(head=dict(name="Linear"), adjust=dict(name="fbl", alpha=dict(
+          name="parabolic", end=60.0, shorten=epochs // 20))),
+      norm_fc=dict(head=lengths), camc=dict(head=lengths)))
+
+
+def fine_tuned(config: ConfigDict, *, recipe: str, backbone: str, tuning: str, loss: str, start: str, epochs: int,
+               lr: float, five_crops: bool) -> ConfigDict:
+  """`config` with a pretrained backbone, of which a stage trains what `tuning` says and a head.
+
+  CAMC works on the maps of the patches and takes a second stage for its head, as long as the first.
+
+  Args:
+    config: of a data set.
+    recipe: "lift_plus" for the crops of LIFT+; the other arguments have what else is special to a recipe.
+    backbone: a key of `_PRETRAINED`; the file of its weights is called like it, unless a package has them.
+    tuning: a key of `_TUNINGS`.
+    loss: a name that `losses` knows.
+    start: of the head, a key of `_STARTS`.
+    epochs: of a stage.
+    lr: of SGD, with a cosine schedule.
+    five_crops: test with the mean logits of five crops.
+
+  Raises:
+    ConfigError: a name that is none.
+  """
+  block = _one_of("backbone", backbone, _PRETRAINED)
+  tuning = _one_of("tuning", tuning, _TUNINGS)
+  maps = dict(pool="maps") if loss == "camc" and block["name"] == "ViT" else {}
+  config.backbone = ConfigDict(block | maps | dict(tuning=tuning))
+  config.pretrained = backbone if backbone == "efficientnet_lite0" else f"{backbone}.safetensors"
+  config.augment = crop_flip(224)
+  if recipe == "lift_plus":
+    config.augment = (dict(name="random_resized_crop", size=224, ratio=(1.0, 1.0), final_area=1.0),)
+  own = losses(loss, 25.0, epochs)
+  config.head, common = ConfigDict(own.pop("head")), dict(
+      epochs=epochs, batch_size=128, lr=dict(name="cosine", base=lr), optimizer=sgd(5e-4),
+      loss=dict(name="cross_entropy"))
+  config.stages = ("representation",)
+  config.representation = stage(
+      **common, **own, train=("head/.*",) if tuning is None else "tuning", head_init=_STARTS[start])
+  if loss == "camc":
+    config.stages = ("representation", "classifier")
+    config.classifier = stage(**common, train=("head/.*",), sampler=dict(name="class_balanced"), head=dict(
+        name="CAMC", scale=16.0, threshold=100.0, num_prototypes=5))
+  config.test_crops, config.eval_every_epochs, config.eval_batch_size = "five" if five_crops else "center", epochs, 100
+  return config
+
+
+def _one_of(key: str, name: str, choices: Mapping):
+  if name not in choices:
+    raise ConfigError(f"the config's argument {key}: expected one of {', '.join(choices)}, got {name!r}"
+                      f"{nearest(name, choices)}")
+  return choices[name]
+
+
+# -- arguments of configs ---------------------------------------------------------------------------------------------
 
 
 def arguments(text: str, **defaults) -> dict:

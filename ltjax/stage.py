@@ -3,6 +3,7 @@
 import copy
 import functools
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from ltjax.data.evaluate import Evaluator, Extractor
 from ltjax.data.order import Order
 from ltjax.distributed import sharding
 from ltjax.errors import ConfigError
+from ltjax.models import preprocess
 from ltjax.models.identity import Identity
 from ltjax.schedules import Clock
 from ltjax.step import TrainState
@@ -49,8 +51,10 @@ class Stage:
   def __init__(self, spec: StageSpec, run: RunSpec, dataset, mesh: jax.sharding.Mesh):
     self.name, self.spec, self.settings, self.dataset, self.mesh = spec.name, spec, run.settings, dataset, mesh
     self.streamed, self.class_counts, self.objective = run.streamed, dataset.class_counts, spec.objective
+    self.pretrained, self._upto = run.pretrained, run.stages[:[each.name for each in run.stages].index(spec.name) + 1]
     self.posthoc = tuple(block for block in run.posthoc if block.stage == spec.name)
-    self.model, self.augmentation = spec.model(self.class_counts), augmentation(spec, dataset)
+    self.model = spec.model(self.class_counts)
+    self.augmentation = augmentation(spec, dataset, run.interpolation or "bilinear", run.test_crops)
     self.order = self._order(dataset)
     self.optimizer = optim.make(spec.optimizer, check.check_trained(spec, self.shapes["params"]), **spec.around)
     self._class_weights = None
@@ -77,6 +81,13 @@ class Stage:
   def shapes(self) -> dict:
     """{"params", "batch_stats"} as shapes and types."""
     return check.parameter_shapes(self.spec, self.model, self.image_shape)
+
+  @functools.cached_property
+  def frozen(self) -> tuple[str, ...]:
+    """The paths of the backbone's parameters that neither this stage nor one before it changes."""
+    patterns = [pattern for spec in self._upto for pattern in (*spec.train, *spec.reset)]
+    return tuple(path for path in optim.flat(self.shapes["params"]) if path.startswith("backbone/") and not any(
+        re.fullmatch(pattern, path) for pattern in patterns))
 
   @property
   def like(self) -> TrainState:
@@ -128,7 +139,8 @@ class Stage:
   @functools.cached_property
   def parts(self) -> steps.Parts:
     """The parts of the training step."""
-    transform = feed.make_transform(self.feed.read, self.augmentation, self.spec.transforms, self.spec.join)
+    transform = feed.make_transform(self.feed.read, self.augmentation, self.spec.transforms, self.spec.join,
+                                    self.order.steps)
     return steps.Parts(self.model, self.optimizer, self.objective, transform, self.spec.batch_norm,
                        self.settings.on_nonfinite)
 
@@ -204,7 +216,8 @@ class Stage:
     factors = jax.tree.leaves(self.optimizer.factors["backbone"], is_leaf=lambda factor: factor is None)
     return (self.settings.cache_features == "auto" and not self.dataset.holds_features
             and all(factor is None for factor in factors) and self.spec.batch_norm == "eval"
-            and not self.spec.transforms and not getattr(self.model.head, "takes_maps", False)
+            and not self.spec.transforms and self.augmentation.crops != "five"  # their logits are averaged
+            and not getattr(self.model.head, "takes_maps", False)
             and not any(getattr(call.function, "augments", True) for call in self.spec.augment))
 
   def on_features(self, variables: dict, folder: pathlib.Path, stops: Callable[[jax.Array], bool]) -> "Stage | None":
@@ -260,9 +273,13 @@ class Stage:
                              batch_size=self.settings.eval_batch_size, streamed=self.streamed)
             for split in ("test", "held_out") if getattr(self.dataset, split)}
 
-  def extractor(self, variables: dict, batch_size: int = 0) -> Extractor:
-    """Computes features and logits of images with this stage's model and `variables`."""
-    return Extractor(self.model, variables, self.augmentation, mean=self.dataset.mean, std=self.dataset.std,
+  def extractor(self, variables: dict, batch_size: int = 0, *, one_view: bool = False) -> Extractor:
+    """Computes features and logits of images with this stage's model and `variables`.
+
+    With `one_view`, one crop takes the place of five.
+    """
+    augmentation = self.augmentation.one_view if one_view else self.augmentation
+    return Extractor(self.model, variables, augmentation, mean=self.dataset.mean, std=self.dataset.std,
                      batch_size=batch_size or self.settings.eval_batch_size, mesh=self.mesh)
 
 
@@ -279,6 +296,7 @@ def build(config: ConfigDict | RunSpec, dataset) -> tuple[Stage, ...]:
   spec = config if isinstance(config, RunSpec) else configs.parse(config)
   mesh = sharding.data_mesh()
   check.check_data(spec, dataset, mesh.devices.size)
+  spec, dataset = preprocess.resolve(spec, dataset)
   stages = tuple(Stage(stage, spec, dataset, mesh) for stage in spec.stages)
   for stage in stages:
     if len(stage.spec.rates) > 1 and not (stage.has_constant_features or dataset.holds_features):
@@ -287,20 +305,28 @@ def build(config: ConfigDict | RunSpec, dataset) -> tuple[Stage, ...]:
   return stages
 
 
-def augmentation(spec: StageSpec, dataset) -> feed.Augmentation:
+def augmentation(spec: StageSpec, dataset, interpolation: str = "bilinear", crops: str = "") -> feed.Augmentation:
   """The augmentation of a stage for the data set's images; files are cropped on the host."""
-  operations, boxes = [(call.name, call.function, call) for call in spec.augment], None
+  calls, boxes = [_interpolated(call, interpolation) for call in spec.augment], None
+  operations = [(call.name, call.function, call) for call in calls]
   if dataset.holds_features:
     return feed.of_features(operations)
   arrays = isinstance(dataset.train[0], np.ndarray)
   if not arrays:
-    cut, *operations = spec.augment[0], *operations[1:]
-    options = {key: value for key, value in cut.constants.items() if key != "size"}
+    cut, *operations = calls[0], *operations[1:]
+    options = {key: value for key, value in cut.constants.items() if key not in ("size", "interpolation")}
+    interpolation = cut.constants.get("interpolation", interpolation)
     boxes = cut.function.boxes and functools.partial(cut.function.boxes, **options)
-  evaluate = feed.plain
-  if spec.size and arrays:
-    evaluate = functools.partial(feed.resized, size=spec.size)
-  return feed.Augmentation(spec.size, boxes, compose.compose(operations), evaluate)
+  resized = spec.size if arrays else 0
+  return feed.Augmentation(spec.size, boxes, compose.compose(operations),
+                           feed.evaluation(resized, crops, interpolation), interpolation, crops, resized)
+
+
+def _interpolated(call, interpolation: str):
+  """`call` with the run's interpolation, where it takes one and names none."""
+  if "interpolation" not in call.arguments:
+    return call
+  return call._replace(constants=dict(interpolation=interpolation) | call.constants)
 
 
 def sampler(call, where: str, class_counts: np.ndarray) -> samplers.Cycle | Callable[[Clock], np.ndarray] | None:

@@ -6,7 +6,7 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -45,8 +45,8 @@ class StageResult(NamedTuple):
   dropped: int
 
 
-def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = None, pretrained: str = "",
-              reset_head: bool = False, stop: Callable[[], bool] = lambda: False, strict: bool = False,
+def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = None, reset_head: bool = False,
+              stop: Callable[[], bool] = lambda: False, strict: bool = False,
               run: str = "") -> StageResult:
   """Trains `stage` to its end: from its newest checkpoint, from the model of `before`, or from the start.
 
@@ -54,8 +54,7 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
     stage: the stage.
     workdir: the run's folder; the stage writes to `workdir/name`.
     before: the stage whose model this one continues.
-    pretrained: the weights of a first stage, see `bridge.pretrained`.
-    reset_head: does not load the head's weights.
+    reset_head: draws the head of a first stage that starts from another run.
     stop: whether this process has been asked to stop.
     strict: raises if the newest checkpoint is damaged, instead of falling back to the one before it.
     run: the run's random name, which its checkpoints hold.
@@ -72,22 +71,20 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
   events = Events(workdir / EVENTS)
   opened = functools.partial(Checkpoints, keep=settings.keep_checkpoints, strict=strict, run=run,
                              on_fallback=functools.partial(events.write, "checkpoint_fallbacks"))
-  checkpoints = opened(folder / "checkpoints")
+  checkpoints = opened(folder / "checkpoints", trunk=bridge.trunk(stage))
   if checkpoints.latest() is not None:
     state = checkpoints.restore(stage.like)
-  elif before:
-    state = stage.make_state(bridge.from_stage(stage, before, workdir, opened))
+    variables = variables_of(state)
   else:
-    drawn = stage.init()
-    if pretrained:
-      drawn = bridge.pretrained(drawn, pretrained, stage.dataset.class_names, reset_head=reset_head)
-    state = stage.make_state(drawn)
+    state, variables = None, bridge.start(stage, before, workdir, opened, reset_head=reset_head)
   if stage.has_constant_features:
-    stage = stage.on_features(variables_of(state), workdir / "features", stops)
+    stage = stage.on_features(variables, workdir / "features", stops)
     if stage is None:
       raise Interrupted
   if len(stage.spec.rates) > 1:
-    stage = with_chosen_rate(stage, state, folder)
+    stage = with_chosen_rate(stage, variables, folder)
+  if state is None:
+    state = stage.make_state(bridge.start_head(stage, variables))
   done = start = int(jax.device_get(state.step))
   journal, timing = (Journal(folder / name, upto=done, logs=checkpoints.logs, on_loss=functools.partial(
       events.write, "log_losses")) for name in ("metrics.jsonl", "timing.jsonl"))
@@ -159,17 +156,19 @@ def variables_of(state: TrainState) -> dict:
   return dict(params=state.params, batch_stats=state.batch_stats)
 
 
-def check_start(stage: Stage, pretrained: str, reset_head: bool) -> None:
-  """Raises if `pretrained` does not fit a first stage; warns if a stage freezes layers that nothing has trained."""
-  if pretrained:
-    bridge.check_features(stage.dataset.made_by, pretrained)
-    bridge.pretrained(stage.shapes, pretrained, stage.dataset.class_names, reset_head=reset_head)
+def check_start(stages: Sequence[Stage], reset_head: bool) -> None:
+  """Raises where pretrained weights or a head's file do not fit; warns of frozen layers that nothing has trained."""
+  stage = stages[0]
+  bridge.check_heads(stages)
+  if stage.pretrained:
+    bridge.check_features(stage.dataset.made_by, stage.pretrained)
+    bridge.pretrained(stage.shapes, stage.pretrained, stage.dataset.class_names, reset_head=reset_head)
   elif None in jax.tree.leaves(stage.optimizer.factors["backbone"], is_leaf=lambda factor: factor is None):
     print(f"{stage.name}: frozen layers of the backbone stay at their random start; give trained weights with "
           "--config.pretrained=FILE", file=sys.stderr)
 
 
-def with_chosen_rate(stage: Stage, state: TrainState, folder: pathlib.Path) -> Stage:
+def with_chosen_rate(stage: Stage, variables: dict, folder: pathlib.Path) -> Stage:
   """`stage` with the best of its learning rates: seconds on features, and asked again it chooses the same.
 
   Each candidate trains the head as the stage does, on four fifths of the training images; the one with the highest
@@ -177,13 +176,14 @@ def with_chosen_rate(stage: Stage, state: TrainState, folder: pathlib.Path) -> S
 
   Args:
     stage: the stage, on features.
-    state: its state at step 0, which stays as it is.
+    variables: {"params", "batch_stats"} that it begins with, but for the start of its head.
     folder: of the stage.
   """
   path, part = folder / RATE, stage.on_part(HELD_OUT)
   found = processes.from_first(lambda: json.loads(path.read_text()) if path.is_file() else None)
   if found is None:
-    scores = {base: held_out_accuracy(part.with_rate(base), state) for base in stage.spec.rates} if part else {}
+    started = part and bridge.start_head(part, variables)
+    scores = {base: held_out_accuracy(part.with_rate(base), started) for base in stage.spec.rates} if part else {}
     middle = sorted(stage.spec.rates)[len(stage.spec.rates) // 2]
     found = dict(chosen=max(scores, key=scores.get, default=middle), candidates=[
         dict(base=base, balanced_accuracy=score) for base, score in scores.items()], held_out_images=len(
@@ -199,9 +199,9 @@ def with_chosen_rate(stage: Stage, state: TrainState, folder: pathlib.Path) -> S
   return stage.with_rate(found["chosen"])
 
 
-def held_out_accuracy(stage: Stage, state: TrainState) -> float:
-  """The balanced accuracy on held-out images after training `stage` from a copy of `state`, in memory."""
-  state, step = jax.tree.map(jax.numpy.copy, state), 0
+def held_out_accuracy(stage: Stage, variables: dict) -> float:
+  """The balanced accuracy on held-out images after training `stage` from `variables`, in memory."""
+  state, step = stage.make_state(jax.tree.map(jax.numpy.copy, variables)), 0  # a step takes its state's memory
   while step < stage.order.steps:
     count = stage.count(step, stage.order.steps)
     state, _ = stage.train_steps[count](state, stage.data, *stage.batches(step, count))

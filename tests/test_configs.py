@@ -105,10 +105,11 @@ def shrunk(name, features):
   if config.dataset.name.startswith("digits") and name != "balanced_softmax_cifar":
     config.augment = digits.augment
   small = dict(ResNet=dict(depth=10, width=4, stem="cifar"), ResNetBBN=dict(depth=14, widths=(4, 4, 8)),
-               ResNetCIFAR=dict(depth=8, widths=(4, 4, 8)))
-  same = {key: value for key, value in config.backbone.to_dict().items() if key in ("name", "insert")}
+               ResNetCIFAR=dict(depth=8, widths=(4, 4, 8)), ViT=dict(width=12, depth=2, heads=3, patch=4))
+  same = {key: value for key, value in config.backbone.to_dict().items() if key in ("name", "insert", "tuning")}
   one = same["name"] == "ResNetCIFAR" and name not in ("ce_digits", "gcl_digits")
   config.backbone = ConfigDict(tiny.ONE_CONV if one else same | small[same["name"]])
+  config.pretrained, config.test_crops = "", ""
   config.log_every_steps, config.eval_every_epochs, config.checkpoint_every_epochs = 1, 1, 1
   for stage in config.stages:
     config[stage].epochs, config[stage].batch_size = 1, images // 3
@@ -136,7 +137,8 @@ def trained(tmp_path_factory):
       workdir = tmp_path_factory.mktemp(name)
       heads = [config.head, *(config[stage].head for stage in config.stages)]
       network = config.backbone.name, *(head.name for head in heads if head)
-      shown = network in seen or name == "frozen"  # features have no image to lay maps on
+      # Features have no image to lay maps on, and a class token has no maps.
+      shown = network in seen or name == "frozen" or network[0] == "ViT"
       pictures = {*(PLOTS if name.endswith("digits") else ()), *(() if shown else ("activation_maps",))}
       seen.add(network)
       with pytest.MonkeyPatch.context() as patch:

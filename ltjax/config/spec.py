@@ -19,7 +19,8 @@ from ltjax.config.keys import check_literals, stage_names
 from ltjax.data import decode, features, photos, samplers, sources
 from ltjax.errors import ConfigError, DataError, nearest
 from ltjax.losses.objective import OFFERED, Objective
-from ltjax.models import heads
+from ltjax.models import head_init, heads, tuning
+from ltjax.models.import_names import NORMALIZATIONS
 from ltjax.schedules import Clock
 
 STAGE_KEYS = tuple(inspect.signature(recipes.stage).parameters)
@@ -34,6 +35,9 @@ SETTINGS = dict(seed=(int, "[0, 4294967295]"), steps_per_call=(int, "[0, inf)"),
                 log_every_steps=(int, "[1, inf)"), eval_batch_size=(int, "[1, inf)"), skip_limit=(int, "[0, inf)"))
 ON_NONFINITE = ("stop", "skip")
 CACHE_FEATURES = ("auto", "never")
+# How images are prepared; "" is the default.
+IMAGES = dict(normalization=("", "dataset", *NORMALIZATIONS), interpolation=("", "bilinear", "bicubic"),
+              test_crops=("", "center", "five"))
 POSTHOC = dict(tau_normalize=posthoc.tau_normalize, nearest_class_mean=posthoc.nearest_class_mean,
                logit_adjustment=posthoc.adjust_logits)
 
@@ -61,6 +65,7 @@ class StageSpec(NamedTuple):
   reset: tuple[str, ...]
   batch_norm: str
   rates: dict[float, Callable[[Clock], float]]  # {base: candidate for `lr`}; the first is there until one is chosen
+  head_init: Call | None
 
   @property
   def join(self) -> Call | None:
@@ -72,8 +77,7 @@ class StageSpec(NamedTuple):
     given = dict(num_classes=2 if class_counts is None else len(class_counts))
     if "class_counts" in self.head.arguments:
       given["class_counts"] = None if class_counts is None else tuple(map(int, class_counts))
-    dtype = dict(dtype=self.dtype) if "dtype" in self.backbone.arguments else {}
-    return models.Classifier(backbone=b.at_path("backbone", self.backbone, **dtype),
+    return models.Classifier(backbone=_backbone(self.backbone, self.dtype, given["num_classes"]),
                              head=b.at_path(self.head_where, self.head, **given))
 
   @property
@@ -118,6 +122,9 @@ class RunSpec(NamedTuple):
   posthoc: tuple[PosthocSpec, ...]
   pretrained: str
   reset_head: bool
+  normalization: str  # "" for that of the pretrained weights or the data set
+  interpolation: str
+  test_crops: str
 
   def read(self, cache: pathlib.Path | None = None, log: pathlib.Path | None = None) -> tuple[
       sources.Dataset, decode.BadImages]:
@@ -158,6 +165,8 @@ def parse(config: ConfigDict) -> RunSpec:
   b.check_kind(config.pretrained, str, "pretrained")
   b.check_kind(config.reset_head, bool, "reset_head")
   b.check_choice(config.precision, tuple(PRECISIONS), "precision")
+  for key, choices in IMAGES.items():
+    b.check_choice(config[key], choices, key)
   source, reading = dataset(config.dataset)
   stages = tuple(_stage(config, name) for name in names)
   if not isinstance(config.posthoc, tuple | list):
@@ -165,7 +174,7 @@ def parse(config: ConfigDict) -> RunSpec:
   blocks = tuple(_posthoc(names, block, f"posthoc[{index}]") for index, block in enumerate(config.posthoc))
   return RunSpec(config, Settings(*(config[key] for key in Settings._fields)), source,
                  reading["pipeline"] == "tf_data", reading["on_bad_image"], stages, blocks,
-                 config.pretrained, config.reset_head)
+                 config.pretrained, config.reset_head, *(config[key] for key in IMAGES))
 
 
 # -- checks of outside parts ------------------------------------------------------------------------------------------
@@ -277,7 +286,7 @@ def _list(value, where: str) -> Sequence:
 
 def _augment(blocks, mixup: float, where: str) -> tuple[Call, ...]:
   choices = b.public(augment)
-  calls = [b.bind(block, choices, f"{where}[{index}]", given=("images", "key", "labels"), may_change=False,
+  calls = [b.bind(block, choices, f"{where}[{index}]", given=("images", "key", "labels", "progress"), may_change=False,
                   check=_lacks("images", "key")) for index, block in enumerate(_list(blocks, where))]
   if mixup:
     calls.append(Call(augment.mixup, dict(alpha=mixup), {}))
@@ -344,15 +353,16 @@ def _stage(config: ConfigDict, name: str) -> StageSpec:
   head, head_where = (config.head, "head") if block.head is None else (block.head, f"{name}.head")
   optimizer, around = _optimizer(block.optimizer, f"{name}.optimizer")
   backbones = {key: value for key, value in b.public(models).items() if value is not models.Classifier}
+  backbone = b.bind(config.backbone, backbones, "backbone", given=("dtype",), may_change=False, check=_backbone_lacks)
   return StageSpec(
       name, block.epochs, block.batch_size, next(iter(rates.values())), objective, weights,
       tuple(sampler(*entry) for entry in ((block.sampler, f"{name}.sampler"), *further)),
       _augment(images, block.mixup, where), transforms, optimizer, around,
-      b.bind(config.backbone, backbones, "backbone", given=("dtype",), may_change=False, check=_backbone_lacks),
-      b.bind(head, b.public(heads), head_where, given=("num_classes", "class_counts"), may_change=False,
-             check=_head_lacks), head_where, PRECISIONS[config.precision], _patterns(block.train, f"{name}.train"),
-      _patterns(block.lr_factors, f"{name}.lr_factors", pairs=True), _patterns(block.reset, f"{name}.reset"),
-      block.batch_norm, rates)
+      backbone, b.bind(head, b.public(heads), head_where, given=("num_classes", "class_counts"), may_change=False,
+             check=_head_lacks), head_where, PRECISIONS[config.precision], *_trained(block, backbone, name),
+      _patterns(block.reset, f"{name}.reset"), block.batch_norm, rates,
+      None if block.head_init is None else b.bind(block.head_init, b.public(head_init), f"{name}.head_init",
+                                                  given=head_init.OFFERED, may_change=False))
 
 
 def _rates(block, where: str) -> dict[float, Callable[[Clock], float]]:
@@ -367,6 +377,24 @@ def _rates(block, where: str) -> dict[float, Callable[[Clock], float]]:
   if len(set(bases)) < 2:
     raise ConfigError(f"{where}: expected a number, or a tuple of several candidates, got {b.show(bases)}")
   return {float(base): b.schedule(block, where, "[0, inf)") for base, block in zip(bases, blocks, strict=True)}
+
+
+def _backbone(call: Call, dtype, num_classes: int):
+  """The backbone, with what its tuning derives from the number of classes."""
+  dtype = dict(dtype=dtype) if "dtype" in call.arguments else {}
+  if own := call.constants.get("tuning"):
+    dtype["tuning"] = own.for_classes(num_classes)
+  call = call._replace(constants={key: value for key, value in call.constants.items() if key not in dtype})
+  return b.at_path("backbone", call, **dtype)
+
+
+def _trained(block, call: Call, where: str) -> tuple[tuple[str, ...], tuple]:
+  """(train, lr_factors) of a stage; train="tuning" is what the backbone's tuning says."""
+  lr_factors = _patterns(block.lr_factors, f"{where}.lr_factors", pairs=True)
+  if block.train != "tuning":
+    return _patterns(block.train, f"{where}.train"), lr_factors
+  train, factors = b.at_path(f"{where}.train", tuning.trainable, _backbone(call, jnp.float32, 2))
+  return train, (*lr_factors, *factors)
 
 
 def _posthoc(stages: tuple[str, ...], block, where: str) -> PosthocSpec:

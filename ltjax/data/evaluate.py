@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ltjax.augment.crops import CORNERS
 from ltjax.data import feed
 from ltjax.data.files import Files
-from ltjax.data.pipeline import CentralCrops, Pipeline
+from ltjax.data.pipeline import CentralCrops, FiveCrops, Pipeline
 from ltjax.distributed import sharding
 
 
@@ -22,10 +23,28 @@ def make_eval_step(model, images_of):
 
   def eval_step(variables, data, batch, valid, confusion):
     images, labels = images_of(data, batch)
-    logits, _ = model.apply(variables, images, train=False)
+    logits = outputs(model, variables, images)["logits"]
+    labels = labels if labels.ndim == 1 else labels[:, 0]  # files come with a label for each view
     return confusion.at[labels, jnp.argmax(logits, axis=-1)].add(valid.astype(jnp.int32))
 
   return eval_step
+
+
+def outputs(model, variables: dict, images: jax.Array, maps: bool = False) -> dict[str, jax.Array]:
+  """A model's "features" [b d], "logits" [b c] and, if asked for, "maps" [b h w d] of normalised images.
+
+  Of several views of each image, [b v h w c], it gives the means.
+  """
+  shape = images.shape
+  if images.ndim == 5:
+    images = images.reshape(-1, *shape[2:])
+  logits, features = model.apply(variables, images, train=False)
+  found = dict(features=features, logits=logits)
+  if maps:
+    found["maps"] = model.apply(variables, images, method="maps")
+  if len(shape) == 5:
+    found = {name: jnp.mean(array.reshape(*shape[:2], *array.shape[1:]), axis=1) for name, array in found.items()}
+  return found
 
 
 class Evaluator:
@@ -39,7 +58,7 @@ class Evaluator:
     self._batch_size = _shared(min(batch_size, self._size), mesh)
     self._rows = sharding.local_rows(mesh, self._batch_size)
     if streamed:
-      self._stream = _in_order(images, np.arange(self._size), self._batch_size, mesh, augmentation.size, labels)
+      self._stream = _in_order(images, np.arange(self._size), self._batch_size, mesh, augmentation, labels)
     constants = feed.statistics(dataset) if streamed else feed.arrays(dataset, split)
     self._data = sharding.replicate(constants, mesh)
     self._zeros = np.zeros((len(dataset.class_counts),) * 2, np.int32)
@@ -67,11 +86,11 @@ class Extractor:
   """A trained model's features and logits of images, in evaluation mode and without augmentation."""
 
   def __init__(self, model, variables: dict, augmentation: feed.Augmentation, *, mean, std, batch_size: int, mesh):
-    self._batch_size, self._mesh, self._size = _shared(batch_size, mesh), mesh, augmentation.size
+    self._batch_size, self._mesh, self._augmentation = _shared(batch_size, mesh), mesh, augmentation
     self._rows = sharding.local_rows(mesh, self._batch_size)
 
     def forward(variables, images, maps):
-      return named_outputs(model, variables, augmentation.evaluate(images, jnp.float32(mean), jnp.float32(std)), maps)
+      return outputs(model, variables, augmentation.evaluate(images, jnp.float32(mean), jnp.float32(std)), maps)
 
     self._forward = functools.partial(
         jax.jit(forward, static_argnums=2, out_shardings=sharding.replicated(mesh)), variables)
@@ -90,32 +109,33 @@ class Extractor:
       tuple[dict[str, jax.Array], np.ndarray]]:
     """({"features", "logits", and "maps" if asked for}, which rows count [b]) of one batch after the other."""
     stream = None if isinstance(images, np.ndarray) else _in_order(images, places, self._batch_size, self._mesh,
-                                                                   self._size)
+                                                                   self._augmentation)
     for number, (indices, valid) in enumerate(_batches(len(places), self._batch_size)):
       # Even a small set gets complete batches, so that all sets use one compiled function.
       batch = stream.batch(number)["images"] if stream else images[places[indices[self._rows]]]
       yield self._forward(sharding.place(batch, self._mesh), maps), valid
 
 
-def named_outputs(model, variables: dict, images: jax.Array, maps: bool = False) -> dict[str, jax.Array]:
-  """A model's "features" [b d], "logits" [b c] and, if asked for, "maps" [b h w d] of normalised images."""
-  logits, features = model.apply(variables, images, train=False)
-  found = dict(features=features, logits=logits)
-  return found | dict(maps=model.apply(variables, images, method="maps")) if maps else found
-
-
-def _in_order(images, places, batch_size: int, mesh, size: int, labels=None) -> Pipeline:
-  crop = None if isinstance(images, np.ndarray) else CentralCrops(size)
+def _in_order(images, places, batch_size: int, mesh, augmentation, labels=None) -> Pipeline:
+  crop, five = None, augmentation.crops == "five" and not isinstance(images, np.ndarray)
+  if not isinstance(images, np.ndarray):
+    crop = (FiveCrops if five else CentralCrops)(augmentation.size)
   labels = np.zeros(len(images), np.int32) if labels is None else labels
-  return Pipeline(images, labels, lambda number: places[in_order(len(places), batch_size, number)],
-                  math.ceil(len(places) / batch_size), crop=crop, rows=sharding.local_rows(mesh, batch_size))
+
+  def order(number):
+    indices = places[in_order(len(places), batch_size, number)]
+    return np.repeat(indices[:, None], len(CORNERS), axis=1) if five else indices
+
+  return Pipeline(images, labels, order, math.ceil(len(places) / batch_size), crop=crop,
+                  rows=sharding.local_rows(mesh, batch_size), interpolation=augmentation.interpolation)
 
 
-def pixels(images: np.ndarray | Files, places: np.ndarray, size: int) -> np.ndarray:
+def pixels(images: np.ndarray | Files, places: np.ndarray, augmentation: feed.Augmentation) -> np.ndarray:
   """uint8 [n h w c]: the images with indices `places`; files are cropped as for a test."""
   if isinstance(images, np.ndarray):
     return images[places]
-  return Pipeline(images, np.zeros(len(images)), lambda _: places, 1, crop=CentralCrops(size)).batch(0)["images"]
+  return Pipeline(images, np.zeros(len(images)), lambda _: places, 1, crop=CentralCrops(augmentation.size),
+                  interpolation=augmentation.interpolation).batch(0)["images"]
 
 
 def _shared(batch_size: int, mesh) -> int:

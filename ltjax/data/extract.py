@@ -52,7 +52,7 @@ def describe(stage, variables: dict, *, views: int = 0, float16: bool = False, m
       weights_sha256=manifest.fingerprint(own), file_sha256=file_sha256,
       backbone=_block(backbone), precision=np.dtype(stage.spec.dtype).name,
       preprocessing=dict(size=cut.size, mean=list(map(float, dataset.mean)), std=list(map(float, dataset.std)),
-                         crop="central", background=dataset.background),
+                         crop=cut.crops or "center", interpolation=cut.interpolation, background=dataset.background),
       views=views, augmentation=[_block(call) for call in stage.spec.augment] if views else [],
       seed=stage.settings.seed if views else None, maps=maps, dtype="float16" if float16 else "float32",
       software=dict(python=platform.python_version()) | {name: _version(name) for name in _SOFTWARE},
@@ -178,7 +178,7 @@ def _augmented(stage, variables, batch_size: int, maps: bool) -> Callable:
   def forward(variables, data, batch, key):
     images, labels = read(data, batch)
     images, _ = augmentation.apply(images, key, labels, data["mean"], data["std"])
-    return evaluate.named_outputs(stage.model, variables, images, maps)["maps" if maps else "features"]
+    return evaluate.outputs(stage.model, variables, images, maps)["maps" if maps else "features"]
 
   def run(view: int, first: int) -> Iterator:
     name = f"view {view + 1}"
@@ -199,7 +199,7 @@ def _arrays(stage, variables: dict, made_by: Mapping) -> dict[str, np.ndarray | 
   numbers = [np.full(len(part), features.SPLITS.index(split), np.uint8)
              for split, part in zip(dataset.splits, labels, strict=True)]
   image = jax.ShapeDtypeStruct(stage.image_shape, np.float32)
-  one = jax.eval_shape(lambda given, image: evaluate.named_outputs(stage.model, given, image, maps), variables, image)
+  one = jax.eval_shape(lambda given, image: evaluate.outputs(stage.model, given, image, maps), variables, image)
   shape, kind = one["maps" if maps else "features"].shape[1:], np.dtype(made_by["dtype"])
   found = dict(labels=np.concatenate(labels).astype(np.int64), selected=np.asarray(dataset.selected, np.int64),
                features=(kind, (sum(map(len, labels)), *shape)))

@@ -1,5 +1,6 @@
 """How examples reach the devices, on either data path: indices or images on the host, a `Batch` inside jit."""
 
+import inspect
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 
 from ltjax.augment import compose
 from ltjax.augment.batches import Batch, Term
+from ltjax.augment.crops import CORNERS, MARGIN
 from ltjax.augment.images import normalize, resize
 from ltjax.data.order import Order
 from ltjax.data.pipeline import CentralCrops, Pipeline, RandomCrops
@@ -26,13 +28,26 @@ class Augmentation(NamedTuple):
     size: the side of the images that the network sees; 0 where they keep theirs.
     boxes: the random boxes of files, (sizes [b 2], draws [b d]) -> [b 4]; None for those of a test, and for arrays.
     apply: (images, key, labels, mean, std) -> (normalised images, ((labels, weight), ...)).
-    evaluate: (images, mean, std) -> normalised images of the same size, without randomness.
+    evaluate: (images, mean, std) -> normalised images, without randomness: [b h w c], or five crops [b 5 h w c].
+    interpolation: of files, "bilinear" or "bicubic".
+    crops: of a test image: "center", "five", or "" for the one in the middle of a file and arrays as they are.
+    resized: the side that arrays are brought to inside jit; 0 where they keep theirs, and for files.
   """
 
   size: int
   boxes: Callable | None
   apply: Callable
   evaluate: Callable
+  interpolation: str = "bilinear"
+  crops: str = ""
+  resized: int = 0
+
+  @property
+  def one_view(self) -> "Augmentation":
+    """The same with one crop of a test image in the place of five."""
+    if self.crops != "five":
+      return self
+    return self._replace(crops="center", evaluate=evaluation(self.resized, "center", self.interpolation))
 
 
 class Feed(NamedTuple):
@@ -72,19 +87,16 @@ def make(dataset, order: Order, augmentation: Augmentation, mesh, *, streamed: b
     return Feed(lambda step: order.batch(step)[rows], gather, arrays(dataset, "train"))
   (images, labels), crop = dataset.train, None
   if not isinstance(images, np.ndarray):
-    crop = CentralCrops(augmentation.size)
-    if augmentation.boxes:
-      crop = RandomCrops(augmentation.size, seed, stage, order.batch(0).size, augmentation.boxes)
-  batches = Pipeline(images, labels, order.batch, order.steps, crop=crop, rows=rows)
+    crop, boxes = CentralCrops(augmentation.size), augmentation.boxes
+    if boxes:
+      moves = "progress" in inspect.signature(boxes).parameters
+      crop = RandomCrops(augmentation.size, seed, stage, order.batch(0).size, boxes, steps=order.steps if moves else 0)
+  batches = Pipeline(images, labels, order.batch, order.steps, crop=crop, rows=rows,
+                     interpolation=augmentation.interpolation)
   return Feed(batches.batch, received, statistics(dataset))
 
 
-def test_crop(images, size: int) -> CentralCrops | None:
-  """The crop of test images: none for arrays."""
-  return None if isinstance(images, np.ndarray) else CentralCrops(size)
-
-
-def make_transform(read: Callable, augmentation: Augmentation, calls, join=None) -> Callable:
+def make_transform(read: Callable, augmentation: Augmentation, calls, join=None, steps: int = 0) -> Callable:
   """transform(data, batch, key, scalars) -> `Batch`, to be called inside jit.
 
   Args:
@@ -92,20 +104,21 @@ def make_transform(read: Callable, augmentation: Augmentation, calls, join=None)
     augmentation: of the images.
     calls: the stage's transforms, each a `config.bind.Call`.
     join: the transform among them that joins several streams, if any. A batch then is [b streams].
+    steps: of the stage, for augmentation that changes in its course; 0 for its start.
   """
 
-  def load(data, batch, key) -> Batch:
+  def load(data, batch, key, **progress) -> Batch:
     images, labels = read(data, batch)
-    images, pairs = augmentation.apply(images, key, labels, data["mean"], data["std"])
+    images, pairs = augmentation.apply(images, key, labels, data["mean"], data["std"], **progress)
     return Batch(images, tuple(Term(labels, weight) for labels, weight in pairs))
 
   def transform(data, batch, key, scalars) -> Batch:
-    key_load = jax.random.fold_in(key, 0)
+    key_load, progress = jax.random.fold_in(key, 0), dict(progress=scalars["step"] / max(steps - 1, 1)) if steps else {}
     if join is None:
-      found = load(data, batch, key_load)
+      found = load(data, batch, key_load, **progress)
     else:
       found = tuple(load(data, jax.tree.map(lambda column, number=number: column[:, number], batch),
-                         jax.random.fold_in(key_load, number)) for number in range(join.function.streams))
+                         jax.random.fold_in(key_load, number), **progress) for number in range(join.function.streams))
     for call, scheduled in zip(calls, scalars["transforms"], strict=True):
       if scheduled is not None:
         number = _STREAMS.get(call.name, zlib.crc32(call.name.encode()))
@@ -146,6 +159,17 @@ def plain(images, mean, std):
   return normalize(images, jnp.float32(mean), jnp.float32(std))
 
 
-def resized(images, mean, std, *, size: int):
-  """The evaluation of arrays that the augmentation brings to `size`."""
-  return normalize(resize(images, size=size), jnp.float32(mean), jnp.float32(std))
+def evaluation(size: int, crops: str, interpolation: str) -> Callable:
+  """The evaluation of arrays that the augmentation brings to `size`, with such `crops`; `plain` for a size of 0."""
+  if not size:
+    return plain
+  side = {"": size, "center": size * 8 // 7, "five": size + MARGIN}[crops]
+  places = dict(five=CORNERS).get(crops, CORNERS[-1:]) * (side - size)
+
+  def evaluate(images, mean, std):
+    images = resize(images, size=side, interpolation=interpolation)
+    views = [images[:, top:top + size, left:left + size] for top, left in np.rint(places).astype(int)]
+    images = jnp.stack(views, axis=1) if crops == "five" else views[0]
+    return normalize(images, jnp.float32(mean), jnp.float32(std))
+
+  return evaluate

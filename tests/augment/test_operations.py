@@ -322,12 +322,33 @@ def test_a_crop_of_everything_to_the_same_size_changes_nothing():
   np.testing.assert_array_equal(crop(SHARP, KEY), SHARP)
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [12, 24, 32, 50, 224])
-def test_resize_is_that_of_pillow(size):
-  found = images.resize(SHARP, size=size)
-  wanted = np.stack([np.asarray(Image.fromarray(image).resize((size, size), Image.BILINEAR)) for image in SHARP])
+def test_resize_is_that_of_pillow(size, interpolation):
+  found = images.resize(SHARP, size=size, interpolation=interpolation)
+  filter = Image.Resampling[interpolation.upper()]
+  wanted = np.stack([np.asarray(Image.fromarray(image).resize((size, size), filter)) for image in SHARP])
   assert found.shape == wanted.shape
   assert np.abs(np.asarray(found) - wanted).max() <= 1
+
+
+def test_the_least_area_of_a_crop_can_rise():
+  sizes, draws = np.full((1000, 2), 100), np.random.default_rng(0).random((1000, crops.DRAWS))
+  drawn = functools.partial(crops.random_resized, sizes, draws, area=(0.1, 1.0), ratio=(1.0, 1.0), final_area=0.9)
+  for progress, least in ((0.0, 0.1), (0.5, 0.5), (1.0, 0.9)):
+    shares = drawn(progress=progress)[:, 2:].prod(axis=1) / 1e4
+    assert least * 0.98 < shares.min() < least * 1.05 and shares.max() > 0.98
+  np.testing.assert_array_equal(drawn(progress=0.0), crops.random_resized(
+      sizes, draws, area=(0.1, 1.0), ratio=(1.0, 1.0)))
+  whole = augment.random_resized_crop(SHARP, KEY, size=32, ratio=(1.0, 1.0), final_area=1.0, progress=jnp.float32(1))
+  np.testing.assert_array_equal(whole, SHARP)
+
+
+def test_a_crop_can_be_bicubic():
+  crop = jax.jit(functools.partial(augment.random_resized_crop, size=50, area=(1.0, 1.0), ratio=(1.0, 1.0),
+                                   interpolation="bicubic"))
+  wanted = np.stack([np.asarray(Image.fromarray(image).resize((50, 50), Image.BICUBIC), int) for image in SHARP])
+  assert np.abs(np.asarray(crop(SHARP, KEY)) - wanted).mean() < 0.5  # Pillow also rounds between the two directions
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------
