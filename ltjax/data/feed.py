@@ -143,13 +143,13 @@ def of_features(operations=()) -> Augmentation:
   """The augmentation of features [b v ...]: one of the augmented views of each example, if any; then mixup, if any."""
   mix = compose.compose(operations, normalize=lambda features, mean, std: features)
 
-  def apply(features, key, labels, mean, std):
+  def apply(features, key, labels, mean, std, progress=0.0):
     views = features.shape[1]
     chosen = features[:, 0]
     if views > 1:
       view = jax.random.randint(compose.stream(key, "view"), (len(features),), 1, views)
       chosen = features[jnp.arange(len(features)), view]
-    return mix(chosen.astype(jnp.float32), key, labels, mean, std)
+    return mix(chosen.astype(jnp.float32), key, labels, mean, std, progress)
 
   return Augmentation(0, None, apply, lambda features, mean, std: features[:, 0].astype(jnp.float32))
 
