@@ -127,7 +127,7 @@ RUN_KEYS = tuple(_run(dataset={}, augment=(), backbone={}))
 
 def stage(*, epochs: int, batch_size: int, lr, loss: dict, optimizer: dict, adjust: dict | None = None,
           sampler: dict | None = None, mixup: float = 0.0, augment: tuple | None = None, transforms: tuple = (),
-          class_weights: dict | None = None, train: tuple = (".*",), lr_factors: tuple = (), head: dict | None = None,
+          class_weights: dict | None = None, train: tuple | str = (".*",), lr_factors: tuple = (), head: dict | None = None,
           reset: tuple = (), batch_norm: str = "", reduce: str = "weighted_mean") -> ConfigDict:
   """The block of one stage, which starts with a new optimiser.
 
@@ -146,7 +146,8 @@ def stage(*, epochs: int, batch_size: int, lr, loss: dict, optimizer: dict, adju
     transforms: transforms of the batch, by name in `ltjax.augment.batches`: two_branches (BBN), generate_features
       (AFA).
     class_weights: weights from class counts; see `reduce`.
-    train: regular expressions of parameter paths; parameters that match none are frozen.
+    train: regular expressions of parameter paths; parameters that match none are frozen. "tuning" means what the
+      backbone's `tuning` trains, and the head; a `full` tuning then also gives its factors on the learning rate.
     lr_factors: (regular expression, factor on the learning rate) pairs.
     head: the head of this stage, instead of the config's; it takes the parameters that it shares with the stage before
       from there and initialises the others.

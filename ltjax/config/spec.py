@@ -19,7 +19,7 @@ from ltjax.config.keys import check_literals, stage_names
 from ltjax.data import decode, photos, samplers, sources
 from ltjax.errors import ConfigError, DataError, nearest
 from ltjax.losses.objective import OFFERED, Objective
-from ltjax.models import heads
+from ltjax.models import heads, tuning
 from ltjax.schedules import Clock
 
 STAGE_KEYS = tuple(inspect.signature(recipes.stage).parameters)
@@ -70,8 +70,7 @@ class StageSpec(NamedTuple):
     given = dict(num_classes=2 if class_counts is None else len(class_counts))
     if "class_counts" in self.head.arguments:
       given["class_counts"] = None if class_counts is None else tuple(map(int, class_counts))
-    dtype = dict(dtype=self.dtype) if "dtype" in self.backbone.arguments else {}
-    return models.Classifier(backbone=b.at_path("backbone", self.backbone, **dtype),
+    return models.Classifier(backbone=_backbone(self.backbone, self.dtype, given["num_classes"]),
                              head=b.at_path(self.head_where, self.head, **given))
 
   @property
@@ -335,15 +334,32 @@ def _stage(config: ConfigDict, name: str) -> StageSpec:
   head, head_where = (config.head, "head") if block.head is None else (block.head, f"{name}.head")
   optimizer, around = _optimizer(block.optimizer, f"{name}.optimizer")
   backbones = {key: value for key, value in b.public(models).items() if value is not models.Classifier}
+  backbone = b.bind(config.backbone, backbones, "backbone", given=("dtype",), may_change=False, check=_backbone_lacks)
   return StageSpec(
       name, block.epochs, block.batch_size, b.schedule(block.lr, f"{name}.lr", "[0, inf)"), objective, weights,
       tuple(sampler(*entry) for entry in ((block.sampler, f"{name}.sampler"), *further)),
       _augment(images, block.mixup, where), transforms, optimizer, around,
-      b.bind(config.backbone, backbones, "backbone", given=("dtype",), may_change=False, check=_backbone_lacks),
-      b.bind(head, b.public(heads), head_where, given=("num_classes", "class_counts"), may_change=False,
-             check=_head_lacks), head_where, PRECISIONS[config.precision], _patterns(block.train, f"{name}.train"),
-      _patterns(block.lr_factors, f"{name}.lr_factors", pairs=True), _patterns(block.reset, f"{name}.reset"),
-      block.batch_norm)
+      backbone, b.bind(head, b.public(heads), head_where, given=("num_classes", "class_counts"), may_change=False,
+             check=_head_lacks), head_where, PRECISIONS[config.precision], *_trained(block, backbone, name),
+      _patterns(block.reset, f"{name}.reset"), block.batch_norm)
+
+
+def _backbone(call: Call, dtype, num_classes: int):
+  """The backbone, with what its tuning derives from the number of classes."""
+  dtype = dict(dtype=dtype) if "dtype" in call.arguments else {}
+  if own := call.constants.get("tuning"):
+    dtype["tuning"] = own.for_classes(num_classes)
+  call = call._replace(constants={key: value for key, value in call.constants.items() if key not in dtype})
+  return b.at_path("backbone", call, **dtype)
+
+
+def _trained(block, call: Call, where: str) -> tuple[tuple[str, ...], tuple]:
+  """(train, lr_factors) of a stage; train="tuning" is what the backbone's tuning says."""
+  lr_factors = _patterns(block.lr_factors, f"{where}.lr_factors", pairs=True)
+  if block.train != "tuning":
+    return _patterns(block.train, f"{where}.train"), lr_factors
+  train, factors = b.at_path(f"{where}.train", tuning.trainable, _backbone(call, jnp.float32, 2))
+  return train, (*lr_factors, *factors)
 
 
 def _posthoc(stages: tuple[str, ...], block, where: str) -> PosthocSpec:
