@@ -4,13 +4,14 @@ import itertools
 import json
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ltjax import optim
 from ltjax.config import parse
 from ltjax.data import prng, sources
 from ltjax.data.files import Paths
@@ -20,6 +21,7 @@ from ltjax.models import import_torch
 from ltjax.stage import Stage
 from ltjax.workdir import folder, manifest
 from ltjax.workdir.checkpoint import Checkpoints
+from ltjax.workdir.trunk import Trunk
 
 
 def from_stage(stage: Stage, before: Stage, workdir: pathlib.Path, checkpoints: Callable[..., Checkpoints]) -> dict:
@@ -31,7 +33,7 @@ def from_stage(stage: Stage, before: Stage, workdir: pathlib.Path, checkpoints: 
     workdir: the work folder; `stage` writes its prototypes there.
     checkpoints: opens a folder of checkpoints.
   """
-  with checkpoints(workdir / before.name / "checkpoints") as earlier:
+  with checkpoints(workdir / before.name / "checkpoints", trunk=trunk(before)) as earlier:
     variables = earlier.restore_model(before.on_devices(before.shapes))
   taken = take_over(variables, stage.init, stage.spec.reset)
   if not getattr(stage.model.head, "wants_prototypes", False):
@@ -88,7 +90,8 @@ def pretrained(variables: dict, path: str, class_names: tuple[str, ...], *, rese
     raise WorkdirError(f"pretrained: the head of {source} was trained for other classes ({len(pairs)} of "
                        f"{len(class_names)} differ, the first is {pairs[0][0]!r} there and {pairs[0][1]!r} here); give "
                        "--config.reset_head=True to draw the head afresh for these classes")
-  stored = Checkpoints(_last_stage(source) / "checkpoints", read_only=True).stored_model()
+  stored = Checkpoints(_last_stage(source) / "checkpoints", read_only=True, trunk=_trunk(
+      variables, folder.load(source).get("pretrained", ""))).stored_model()
 
   def taken(tree: dict) -> dict[str, str]:
     return {path: text for path, text in manifest.describe(tree).items()
@@ -102,6 +105,26 @@ def pretrained(variables: dict, path: str, class_names: tuple[str, ...], *, rese
   flat = {place: jnp.asarray(found[place]) if place in places else leaf
           for place, leaf in flax.traverse_util.flatten_dict(variables).items()}
   return {kind: {} for kind in variables} | flax.traverse_util.unflatten_dict(flat)
+
+
+def trunk(stage: Stage) -> Trunk | None:
+  """What the checkpoints of a stage leave out; None for a run that starts from no file of weights."""
+  return _trunk(stage.shapes, stage.pretrained, stage.frozen)
+
+
+def _trunk(variables: dict, pretrained: str, frozen: Collection[str] = ()) -> Trunk | None:
+  if not pretrained or pathlib.Path(pretrained).expanduser().is_dir():
+    return None
+  source = pathlib.Path(pretrained).expanduser()
+  given = import_torch.paths(variables)
+
+  def load(noted: str) -> dict:
+    # A path that is relative to another folder, or a file that has moved with its run.
+    found = import_torch.into(variables, pretrained if source.is_file() or not pathlib.Path(noted).is_file() else noted)
+    return {path: leaf for path, leaf in optim.flat(found).items() if path in given}
+
+  omitted = frozenset(f"params/{path}" for path in frozen) & given
+  return Trunk(omitted, str(source.resolve()) if source.is_file() else pretrained, load)
 
 
 def _last_stage(workdir: pathlib.Path) -> pathlib.Path:
@@ -126,6 +149,7 @@ def finished(workdir: pathlib.Path) -> tuple[Stage, dict]:
     data = json.loads(path.read_text())["data"]
     counts, names = np.array(data["class_counts"], np.int64), tuple(map(str, data["class_names"]))
     mean, std, channels = tuple(data["mean"]), tuple(data["std"]), tuple(data["image_shape"])
+    spec = spec._replace(interpolation=data.get("interpolation", "bilinear"))
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise WorkdirError(f"{path}: not the results of a run ({type(error).__name__}: {error})") from error
   labels = np.repeat(np.arange(len(counts)), counts)
@@ -133,7 +157,7 @@ def finished(workdir: pathlib.Path) -> tuple[Stage, dict]:
   dataset = sources.Dataset((images, labels), (images, labels[:0]), np.arange(len(labels)), names, mean, std,
                             background=spec.dataset.constants.get("background", "white"))
   stage = Stage(spec.stages[-1], spec, dataset, sharding.data_mesh())
-  with Checkpoints(workdir / stage.name / "checkpoints", read_only=True) as checkpoints:
+  with Checkpoints(workdir / stage.name / "checkpoints", read_only=True, trunk=trunk(stage)) as checkpoints:
     return stage, checkpoints.restore_model(stage.on_devices(stage.shapes))
 
 
@@ -155,7 +179,7 @@ def with_prototypes(stage: Stage, before: Stage, variables: dict, earlier: dict,
     earlier: those that `before` ended with.
     folder: of `stage`.
   """
-  head, (images, labels), extract = stage.model.head, stage.dataset.train, before.extractor(earlier)
+  head, (images, labels), extract = stage.model.head, stage.dataset.train, before.extractor(earlier, one_view=True)
   places = {int(c): np.flatnonzero(labels == c) for c in head.tail}
   features = None
   if head.pick == "kmeans":

@@ -51,7 +51,7 @@ def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "", st
   if processes.is_first():
     page.announce(dataset, notes(spec))
   if not known:
-    check_start(stages[0], spec.pretrained, spec.reset_head)
+    check_start(stages, spec.pretrained, spec.reset_head)
   with folder.held(config, workdir, command, dataset) as identity:
     results, before = {}, None
     for each in stages:

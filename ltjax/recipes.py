@@ -117,7 +117,8 @@ def _images(name: str, augment: tuple, backbone: dict, **dataset) -> ConfigDict:
 def _run(*, dataset: dict, augment: tuple, backbone: dict) -> ConfigDict:
   return ConfigDict(dict(
       seed=0, dataset=dataset, augment=augment, backbone=backbone, pretrained="", reset_head=False,
-      head=dict(name="Linear"), precision="float32", stages=(), posthoc=(), eval_every_epochs=1,
+      normalization="", interpolation="", test_crops="", head=dict(name="Linear"), precision="float32", stages=(),
+      posthoc=(), eval_every_epochs=1,
       checkpoint_every_epochs=10, keep_checkpoints=2, log_every_steps=50, eval_batch_size=500, on_nonfinite="stop",
       skip_limit=10, steps_per_call=0))  # 0: one on a CPU, 50 on an accelerator
 
@@ -127,8 +128,9 @@ RUN_KEYS = tuple(_run(dataset={}, augment=(), backbone={}))
 
 def stage(*, epochs: int, batch_size: int, lr, loss: dict, optimizer: dict, adjust: dict | None = None,
           sampler: dict | None = None, mixup: float = 0.0, augment: tuple | None = None, transforms: tuple = (),
-          class_weights: dict | None = None, train: tuple | str = (".*",), lr_factors: tuple = (), head: dict | None = None,
-          reset: tuple = (), batch_norm: str = "", reduce: str = "weighted_mean") -> ConfigDict:
+          class_weights: dict | None = None, train: tuple | str = (".*",), lr_factors: tuple = (),
+          head: dict | None = None, head_init: dict | None = None, reset: tuple = (), batch_norm: str = "",
+          reduce: str = "weighted_mean") -> ConfigDict:
   """The block of one stage, which starts with a new optimiser.
 
   Args:
@@ -151,6 +153,7 @@ def stage(*, epochs: int, batch_size: int, lr, loss: dict, optimizer: dict, adju
     lr_factors: (regular expression, factor on the learning rate) pairs.
     head: the head of this stage, instead of the config's; it takes the parameters that it shares with the stage before
       from there and initialises the others.
+    head_init: how the head starts, by name in `ltjax.head_init`: class_mean, linear_probe, file.
     reset: regular expressions of parameters that are initialised anew instead of taken from the stage before.
     batch_norm: "train" uses the statistics of the batch and updates the running ones; "eval" uses the running ones;
       "shift" is "train" with frozen affine parameters. By default "train" if everything is trained, else "eval".
@@ -160,7 +163,7 @@ def stage(*, epochs: int, batch_size: int, lr, loss: dict, optimizer: dict, adju
   return ConfigDict(dict(
       epochs=epochs, batch_size=batch_size, lr=lr, loss=loss, optimizer=optimizer, adjust=adjust,
       sampler=sampler or dict(name="instance"), mixup=mixup, augment=augment, transforms=transforms,
-      class_weights=class_weights, train=train, lr_factors=lr_factors, head=head, reset=reset,
+      class_weights=class_weights, train=train, lr_factors=lr_factors, head=head, head_init=head_init, reset=reset,
       batch_norm=batch_norm or ("train" if train == (".*",) else "eval"), reduce=reduce))
 
 

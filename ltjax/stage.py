@@ -1,6 +1,7 @@
 """The stages of a run as objects, built once from the config: everything below the loop starts from these."""
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ltjax import config as configs
-from ltjax import optim
+from ltjax import optim, preprocess
 from ltjax import step as steps
 from ltjax.augment import compose
 from ltjax.config import bind, check
@@ -44,8 +45,10 @@ class Stage:
   def __init__(self, spec: StageSpec, run: RunSpec, dataset, mesh: jax.sharding.Mesh):
     self.name, self.spec, self.settings, self.dataset, self.mesh = spec.name, spec, run.settings, dataset, mesh
     self.streamed, self.class_counts, self.objective = run.streamed, dataset.class_counts, spec.objective
+    self.pretrained, self._upto = run.pretrained, run.stages[:[each.name for each in run.stages].index(spec.name) + 1]
     self.posthoc = tuple(block for block in run.posthoc if block.stage == spec.name)
-    self.model, self.augmentation = spec.model(self.class_counts), augmentation(spec, dataset)
+    self.model = spec.model(self.class_counts)
+    self.augmentation = augmentation(spec, dataset, run.interpolation or "bilinear", run.test_crops)
     self.order = Order(dataset.train[1], len(self.class_counts), batch_size=spec.batch_size, epochs=spec.epochs,
                        seed=run.settings.seed, stage=spec.name,
                        samplers=[sampler(call, spec.name, self.class_counts) for call in spec.samplers])
@@ -66,6 +69,13 @@ class Stage:
   def shapes(self) -> dict:
     """{"params", "batch_stats"} as shapes and types."""
     return check.parameter_shapes(self.spec, self.model, self.image_shape)
+
+  @functools.cached_property
+  def frozen(self) -> tuple[str, ...]:
+    """The paths of the backbone's parameters that neither this stage nor one before it changes."""
+    patterns = [pattern for spec in self._upto for pattern in (*spec.train, *spec.reset)]
+    return tuple(path for path in optim.flat(self.shapes["params"]) if path.startswith("backbone/") and not any(
+        re.fullmatch(pattern, path) for pattern in patterns))
 
   @property
   def like(self) -> TrainState:
@@ -188,9 +198,10 @@ class Stage:
                              batch_size=self.settings.eval_batch_size, streamed=self.streamed)
             for split in ("test", "held_out") if getattr(self.dataset, split)}
 
-  def extractor(self, variables: dict, batch_size: int = 0) -> Extractor:
-    """Features and logits of images by this stage's model with `variables`."""
-    return Extractor(self.model, variables, self.augmentation, mean=self.dataset.mean, std=self.dataset.std,
+  def extractor(self, variables: dict, batch_size: int = 0, *, one_view: bool = False) -> Extractor:
+    """Features and logits of images by this stage's model with `variables`; `one_view` makes one crop do for five."""
+    augmentation = self.augmentation.one_view if one_view else self.augmentation
+    return Extractor(self.model, variables, augmentation, mean=self.dataset.mean, std=self.dataset.std,
                      batch_size=batch_size or self.settings.eval_batch_size, mesh=self.mesh)
 
 
@@ -207,20 +218,27 @@ def build(config: ConfigDict | RunSpec, dataset) -> tuple[Stage, ...]:
   spec = config if isinstance(config, RunSpec) else configs.parse(config)
   mesh = sharding.data_mesh()
   check.check_data(spec, dataset, mesh.devices.size)
+  spec, dataset = preprocess.resolve(spec, dataset)
   return tuple(Stage(stage, spec, dataset, mesh) for stage in spec.stages)
 
 
-def augmentation(spec: StageSpec, dataset) -> feed.Augmentation:
+def augmentation(spec: StageSpec, dataset, interpolation: str = "bilinear", crops: str = "") -> feed.Augmentation:
   """The augmentation of a stage, for images such as the data set's: files are cut on the host."""
-  operations, boxes = [(call.name, call.function, call) for call in spec.augment], None
+  calls, boxes = [_interpolated(call, interpolation) for call in spec.augment], None
+  operations = [(call.name, call.function, call) for call in calls]
   if not isinstance(dataset.train[0], np.ndarray):
-    cut = spec.augment[0]
-    options = {key: value for key, value in cut.constants.items() if key != "size"}
-    boxes, operations = functools.partial(cut.function.boxes, **options), operations[1:]
-  evaluate = feed.plain
-  if spec.size and boxes is None:
-    evaluate = functools.partial(feed.resized, size=spec.size)
-  return feed.Augmentation(spec.size, boxes, compose.compose(operations), evaluate)
+    options = {key: value for key, value in calls[0].constants.items() if key not in ("size", "interpolation")}
+    interpolation = calls[0].constants.get("interpolation", interpolation)
+    boxes, operations = functools.partial(calls[0].function.boxes, **options), operations[1:]
+  evaluate = feed.evaluation(spec.size if boxes is None else 0, crops, interpolation)
+  return feed.Augmentation(spec.size, boxes, compose.compose(operations), evaluate, interpolation, crops)
+
+
+def _interpolated(call, interpolation: str):
+  """`call` with the run's interpolation, where it takes one and names none."""
+  if "interpolation" not in call.arguments:
+    return call
+  return call._replace(constants=dict(interpolation=interpolation) | call.constants)
 
 
 def sampler(call, where: str, class_counts: np.ndarray) -> samplers.Cycle | Callable[[Clock], np.ndarray] | None:

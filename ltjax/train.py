@@ -6,14 +6,14 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from ltjax import bridge, metrics, posthoc
+from ltjax import bridge, head_init, metrics, posthoc
 from ltjax.distributed import processes
 from ltjax.errors import TrainingError, writing
 from ltjax.stage import Stage, TrainState
@@ -71,16 +71,14 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
   events = Events(workdir / EVENTS)
   opened = functools.partial(Checkpoints, keep=settings.keep_checkpoints, strict=strict, run=run,
                              on_fallback=functools.partial(events.write, "checkpoint_fallbacks"))
-  checkpoints = opened(folder / "checkpoints")
+  checkpoints = opened(folder / "checkpoints", trunk=bridge.trunk(stage))
   if checkpoints.latest() is not None:
     state = checkpoints.restore(stage.like)
-  elif before:
-    state = stage.make_state(bridge.from_stage(stage, before, workdir, opened))
   else:
-    drawn = stage.init()
-    if pretrained:
-      drawn = bridge.pretrained(drawn, pretrained, stage.dataset.class_names, reset_head=reset_head)
-    state = stage.make_state(drawn)
+    variables = bridge.from_stage(stage, before, workdir, opened) if before else stage.init()
+    if pretrained and not before:
+      variables = bridge.pretrained(variables, pretrained, stage.dataset.class_names, reset_head=reset_head)
+    state = stage.make_state(head_init.start(stage, variables, pretrained))
   done = start = int(jax.device_get(state.step))
   journal, timing = (Journal(folder / name, upto=done, logs=checkpoints.logs, on_loss=functools.partial(
       events.write, "log_losses")) for name in ("metrics.jsonl", "timing.jsonl"))
@@ -152,8 +150,11 @@ def variables_of(state: TrainState) -> dict:
   return dict(params=state.params, batch_stats=state.batch_stats)
 
 
-def check_start(stage: Stage, pretrained: str, reset_head: bool) -> None:
-  """Raises where `pretrained` does not fit a first stage; warns where it freezes layers that nothing has trained."""
+def check_start(stages: Sequence[Stage], pretrained: str, reset_head: bool) -> None:
+  """Raises where `pretrained` or a head's file does not fit; warns of frozen layers that nothing has trained."""
+  stage = stages[0]
+  for each in stages:
+    head_init.check(each, pretrained)
   if pretrained:
     bridge.pretrained(stage.shapes, pretrained, stage.dataset.class_names, reset_head=reset_head)
   elif None in jax.tree.leaves(stage.optimizer.factors["backbone"], is_leaf=lambda factor: factor is None):

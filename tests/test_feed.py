@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from ltjax import main, stage
+from ltjax import main, metrics, stage
 from ltjax.data import pipeline
 from ltjax.errors import ConfigError, DataError
 from ltjax.report import page
@@ -129,6 +129,22 @@ def test_features_of_image_files_are_those_of_their_central_crops(images, variab
   for key in found:
     np.testing.assert_array_equal(found[key], expected[key])
   assert found["logits"].shape == (9, 3)
+
+
+def test_an_ensemble_of_five_crops_averages_logits_and_counts_each_image_once(images, variables):
+  (made,), (one,) = (tiny.stages(config(images, test_crops=crops)).values() for crops in ("five", ""))
+  extract, files = made.extractor(variables, 4), made.dataset.test[0]
+  squares = pipeline.Pipeline(files, np.zeros(9), lambda step: np.repeat(np.arange(9)[:, None], 5, axis=1), 1,
+                              crop=pipeline.FiveCrops(16)).batch(0)["images"]
+  views = one.extractor(variables, 4)(squares.reshape(-1, 16, 16, 3), "features", "logits")
+  found = extract(files, "features", "logits")
+  for key in found:
+    np.testing.assert_allclose(found[key], views[key].reshape(9, 5, -1).mean(axis=1), rtol=1e-4, atol=1e-5)
+  confusion = made.evaluators["test"](variables)
+  np.testing.assert_array_equal(confusion, metrics.confusion_matrix(
+      made.dataset.test[1], found["logits"].argmax(axis=-1), 3))
+  one_view = made.extractor(variables, 4, one_view=True)(files, "features")["features"]
+  np.testing.assert_array_equal(one_view, one.extractor(variables, 4)(files, "features")["features"])
 
 
 # -- images that cannot be decoded ------------------------------------------------------------------------------------

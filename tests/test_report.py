@@ -34,7 +34,8 @@ def test_the_results_identify_the_run(finished):
       held_out_images=len(dataset.held_out[1]), held_out_counts=dataset.held_out_counts.tolist(),
       class_counts=dataset.class_counts.tolist(), class_names=list("0123456789"),
       selected_sha256=hashlib.sha256(np.asarray(dataset.selected, "<i8").tobytes()).hexdigest(),
-      mean=list(dataset.mean), std=list(dataset.std), image_shape=[8, 8, 1], bad_images={})
+      mean=list(dataset.mean), std=list(dataset.std), image_shape=[8, 8, 1], interpolation="bilinear",
+      test_crops="", bad_images={})
   crop, mixup = dict(name="random_crop", padding=1), dict(name="mixup", alpha=1.0)
   assert results["augmentation"] == dict(representation=[crop, mixup], classifier=[crop])
   assert (results["seed"], results["precision"]) == (0, "float32")

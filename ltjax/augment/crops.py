@@ -7,6 +7,8 @@ from ltjax.errors import ConfigError
 
 ATTEMPTS = 10
 DRAWS = 2 * ATTEMPTS + 2  # the numbers that a random crop takes
+MARGIN = 24  # pixels by which an image exceeds the squares of `five`
+CORNERS = np.array([[0, 0], [0, 1], [1, 0], [1, 1], [0.5, 0.5]])  # where they are, (vertical, horizontal) in [0, 1]
 
 
 def random_resized(sizes: Int[np.ndarray, "b 2"], draws: Float[np.ndarray, "b d"], *, area=(0.08, 1.0),
@@ -64,6 +66,25 @@ def central(sizes: Int[np.ndarray, "b 2"], size: int) -> tuple[Float[np.ndarray,
   >>> scales.tolist(), corners.tolist()
   ([[0.5, 0.5]], [[16, 144]])
   """
-  shorter, side = sizes.min(axis=1, keepdims=True), size * 8 // 7
-  resized = np.where(sizes == shorter, side, side * sizes // shorter)
+  resized = _shorter_side(sizes, size * 8 // 7)
   return resized / sizes, np.rint((resized - size) / 2).astype(np.int64)
+
+
+def five(sizes: Int[np.ndarray, "b 2"], size: int, views: Int[np.ndarray, "b"]) -> tuple[
+    Float[np.ndarray, "b 2"], Int[np.ndarray, "b 2"]]:
+  """`central` for an ensemble over crops: the shorter side becomes `size` + `MARGIN`, and `views` choose the square.
+
+  That is torchvision's `Resize` and `FiveCrop`: 0 to 3 are the corners, 4 is the centre.
+
+  >>> five(np.array([[496, 496]]), 224, np.array([4]))[1].tolist()
+  [[12, 12]]
+  """
+  resized = _shorter_side(sizes, size + MARGIN)
+  corners = CORNERS[views] * (resized - size)
+  return resized / sizes, np.rint(corners).astype(np.int64)
+
+
+def _shorter_side(sizes, side: int):
+  """`sizes` after a resize that brings the shorter side to `side`."""
+  shorter = sizes.min(axis=1, keepdims=True)
+  return np.where(sizes == shorter, side, side * sizes // shorter)

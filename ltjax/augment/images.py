@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Real, UInt8
 
+METHODS = dict(bilinear="linear", bicubic="cubic")  # the names of interpolations in jax.image
+
 
 def random_crop(images: UInt8[Array, "b h w c"], key: jax.Array, *,
                 padding: Annotated[int, "[0, inf)"]) -> UInt8[Array, "b h w c"]:
@@ -103,7 +105,15 @@ def mixup(images: Float[Array, "b h w c"], labels: Int[Array, "b"], share: Float
   return mixed, ((labels, share), (labels[order], 1 - share))
 
 
-def resize(images: UInt8[Array, "b h w c"], *, size: int) -> Float[Array, "b size size c"]:
-  """Squares of `size`, for tests: linear, antialiased where it shrinks, rounded to whole values of [0, 255]."""
-  shape = (len(images), size, size, images.shape[-1])
-  return jnp.clip(jnp.round(jax.image.resize(images.astype(jnp.float32), shape, "linear")), 0, 255)
+def resize(images: UInt8[Array, "b h w c"], *, size: int, interpolation: str = "bilinear") -> Float[
+    Array, "b size size c"]:
+  """Squares of `size`, for tests: antialiased where it shrinks, rounded to whole values of [0, 255].
+
+  Bicubic is Pillow's, to a level: rows first, rounded and clipped in between, as a cubic overshoots at edges.
+  """
+  b, h, _, c = images.shape
+  shapes = [(b, size, size, c)] if interpolation == "bilinear" else [(b, h, size, c), (b, size, size, c)]
+  images = images.astype(jnp.float32)
+  for shape in shapes:
+    images = jnp.clip(jnp.round(jax.image.resize(images, shape, METHODS[interpolation])), 0, 255)
+  return images

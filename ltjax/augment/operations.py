@@ -5,7 +5,7 @@ examples of a batch and gives pairs of labels and their weights, which sum to 1.
 """
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -46,10 +46,12 @@ def jitter(images: UInt8[Array, "b h w 3"], key: jax.Array, *,
 def random_resized_crop(
     images: UInt8[Array, "b h w c"], key: jax.Array, *, size: Annotated[int, "[8, inf)"],
     area: Annotated[tuple, "(0, 1]"] = (0.08, 1.0), ratio: Annotated[tuple, "(0, inf)"] = (3 / 4, 4 / 3),
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear",
 ) -> UInt8[Array, "b size size c"]:
   """A random box of each image, resized to a square: `crops.random_resized`, on the device.
 
-  Images from files are cut on the host, before they are decoded. Resizing is linear and antialiased.
+  Images from files are cut on the host, before they are decoded. Resizing is antialiased; the run's `interpolation` is
+  that of an operation that names none.
   """
   b, h, w, _ = images.shape
   draws = jax.random.uniform(key, (b, crops.DRAWS))
@@ -58,7 +60,7 @@ def random_resized_crop(
   def cut(image, box):
     scale = size / box[2:]
     moved = jax.image.scale_and_translate(image.astype(jnp.float32), (size, size, image.shape[-1]), (0, 1), scale,
-                                          -box[:2] * scale, "linear")
+                                          -box[:2] * scale, arithmetic.METHODS[interpolation])
     return jnp.clip(jnp.round(moved), 0, 255).astype(jnp.uint8)
 
   return jax.vmap(cut)(images, boxes.astype(jnp.float32))

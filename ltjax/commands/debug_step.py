@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ltjax import optim, train
+from ltjax import bridge, optim, train
 from ltjax import step as steps
 from ltjax.config import parse
 from ltjax.config.load import EXIT_BAD_INPUT
@@ -65,7 +65,8 @@ def replay(workdir: pathlib.Path, name: str | None = None, step: int | None = No
   stage = stages[name]
   if not 0 <= step < stage.order.steps:
     raise ConfigError(f"--step: expected 0 to {stage.order.steps - 1}, got {step}")
-  state = Checkpoints(workdir / name / "checkpoints", read_only=True).restore(stage.like, upto=step)
+  checkpoints = Checkpoints(workdir / name / "checkpoints", read_only=True, trunk=bridge.trunk(stage))
+  state = checkpoints.restore(stage.like, upto=step)
   start = int(state.step)
   for before in range(start, step):
     state, _ = stage.train_steps[1](state, stage.data, *stage.batches(before, 1))

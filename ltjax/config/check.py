@@ -31,9 +31,16 @@ def check(spec: RunSpec) -> None:
     model = stage.model(None)
     _check_parts(stage, model, names)
     _check_augment(stage)
+    if spec.test_crops and not stage.size:
+      raise ConfigError(f"test_crops: {spec.test_crops!r} cuts squares of the size that {stage.name}.augment gives the "
+                        "images, and it gives them none; write augment=(dict(name='random_resized_crop', size=224), "
+                        "dict(name='flip')), or test_crops=''")
     _check_values(stage)
     b.at_path(stage.name, _trace, stage)
     shapes = parameter_shapes(stage, model)["params"]
+    if stage.head_init and getattr(shapes["head"].get("kernel"), "ndim", 0) != 2:
+      raise ConfigError(f"{stage.name}.head_init: the head {stage.head.name!r} has no class vectors to start, a kernel "
+                        "[d c]; write head=dict(name='Cosine'), or head_init=None")
     check_trained(stage, shapes)
   for index, block in enumerate(spec.posthoc):
     _check_posthoc(spec, block, f"posthoc[{index}]")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ltjax import augment, losses, models, optim, posthoc, recipes
+from ltjax import augment, head_init, losses, models, optim, posthoc, recipes
 from ltjax.augment import batches
 from ltjax.config import bind as b
 from ltjax.config.bind import Call
@@ -20,6 +20,7 @@ from ltjax.data import decode, photos, samplers, sources
 from ltjax.errors import ConfigError, DataError, nearest
 from ltjax.losses.objective import OFFERED, Objective
 from ltjax.models import heads, tuning
+from ltjax.models.import_names import NORMALIZATIONS
 from ltjax.schedules import Clock
 
 STAGE_KEYS = tuple(inspect.signature(recipes.stage).parameters)
@@ -33,6 +34,9 @@ SETTINGS = dict(seed=(int, "[0, 4294967295]"), steps_per_call=(int, "[0, inf)"),
                 checkpoint_every_epochs=(int, "[1, inf)"), keep_checkpoints=(int, "[1, inf)"),
                 log_every_steps=(int, "[1, inf)"), eval_batch_size=(int, "[1, inf)"), skip_limit=(int, "[0, inf)"))
 ON_NONFINITE = ("stop", "skip")
+# How images are prepared; "" is the default.
+IMAGES = dict(normalization=("", "dataset", *NORMALIZATIONS), interpolation=("", "bilinear", "bicubic"),
+              test_crops=("", "center", "five"))
 POSTHOC = dict(tau_normalize=posthoc.tau_normalize, nearest_class_mean=posthoc.nearest_class_mean,
                logit_adjustment=posthoc.adjust_logits)
 
@@ -59,6 +63,7 @@ class StageSpec(NamedTuple):
   lr_factors: tuple
   reset: tuple[str, ...]
   batch_norm: str
+  head_init: Call | None
 
   @property
   def join(self) -> Call | None:
@@ -114,6 +119,9 @@ class RunSpec(NamedTuple):
   posthoc: tuple[PosthocSpec, ...]
   pretrained: str
   reset_head: bool
+  normalization: str  # "" for that of the pretrained weights or the data set
+  interpolation: str
+  test_crops: str
 
   def read(self, cache: pathlib.Path | None = None, log: pathlib.Path | None = None) -> tuple[
       sources.Dataset, decode.BadImages]:
@@ -148,6 +156,8 @@ def parse(config: ConfigDict) -> RunSpec:
   b.check_kind(config.pretrained, str, "pretrained")
   b.check_kind(config.reset_head, bool, "reset_head")
   b.check_choice(config.precision, tuple(PRECISIONS), "precision")
+  for key, choices in IMAGES.items():
+    b.check_choice(config[key], choices, key)
   source, reading = dataset(config.dataset)
   stages = tuple(_stage(config, name) for name in names)
   if not isinstance(config.posthoc, tuple | list):
@@ -155,7 +165,7 @@ def parse(config: ConfigDict) -> RunSpec:
   blocks = tuple(_posthoc(names, block, f"posthoc[{index}]") for index, block in enumerate(config.posthoc))
   return RunSpec(config, Settings(*(config[key] for key in Settings._fields)), source,
                  reading["pipeline"] == "tf_data", reading["on_bad_image"], stages, blocks,
-                 config.pretrained, config.reset_head)
+                 config.pretrained, config.reset_head, *(config[key] for key in IMAGES))
 
 
 # -- what outside parts must have -------------------------------------------------------------------------------------
@@ -341,7 +351,8 @@ def _stage(config: ConfigDict, name: str) -> StageSpec:
       _augment(images, block.mixup, where), transforms, optimizer, around,
       backbone, b.bind(head, b.public(heads), head_where, given=("num_classes", "class_counts"), may_change=False,
              check=_head_lacks), head_where, PRECISIONS[config.precision], *_trained(block, backbone, name),
-      _patterns(block.reset, f"{name}.reset"), block.batch_norm)
+      _patterns(block.reset, f"{name}.reset"), block.batch_norm, block.head_init and b.bind(
+          block.head_init, b.public(head_init), f"{name}.head_init", given=head_init.OFFERED, may_change=False))
 
 
 def _backbone(call: Call, dtype, num_classes: int):

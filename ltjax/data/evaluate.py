@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ltjax.augment.crops import CORNERS
 from ltjax.data import feed
 from ltjax.data.files import Files
-from ltjax.data.pipeline import CentralCrops, Pipeline
+from ltjax.data.pipeline import CentralCrops, FiveCrops, Pipeline
 from ltjax.distributed import sharding
 
 
@@ -22,10 +23,20 @@ def make_eval_step(model, images_of):
 
   def eval_step(variables, data, batch, valid, confusion):
     images, labels = images_of(data, batch)
-    logits, _ = model.apply(variables, images, train=False)
+    logits, _ = outputs(model, variables, images)
+    labels = labels if labels.ndim == 1 else labels[:, 0]  # files come with a label for each view
     return confusion.at[labels, jnp.argmax(logits, axis=-1)].add(valid.astype(jnp.int32))
 
   return eval_step
+
+
+def outputs(model, variables: dict, images):
+  """(logits, features) of images [b h w c], or their means over several views of each image, [b v h w c]."""
+  if images.ndim == 4:
+    return model.apply(variables, images, train=False)
+  b, v = images.shape[:2]
+  found = model.apply(variables, images.reshape(b * v, *images.shape[2:]), train=False)
+  return jax.tree.map(lambda array: jnp.mean(array.reshape(b, v, *array.shape[1:]), axis=1), found)
 
 
 class Evaluator:
@@ -39,7 +50,7 @@ class Evaluator:
     self._batch_size = _shared(min(batch_size, self._size), mesh)
     self._rows = sharding.local_rows(mesh, self._batch_size)
     if streamed:
-      self._stream = _in_order(images, np.arange(self._size), self._batch_size, mesh, augmentation.size, labels)
+      self._stream = _in_order(images, np.arange(self._size), self._batch_size, mesh, augmentation, labels)
     constants = feed.statistics(dataset) if streamed else feed.arrays(dataset, split)
     self._data = sharding.replicate(constants, mesh)
     self._zeros = np.zeros((len(dataset.class_counts),) * 2, np.int32)
@@ -67,12 +78,11 @@ class Extractor:
   """A trained model's features and logits of images, in evaluation mode and without augmentation."""
 
   def __init__(self, model, variables: dict, augmentation: feed.Augmentation, *, mean, std, batch_size: int, mesh):
-    self._batch_size, self._mesh, self._size = _shared(batch_size, mesh), mesh, augmentation.size
+    self._batch_size, self._mesh, self._augmentation = _shared(batch_size, mesh), mesh, augmentation
     self._rows = sharding.local_rows(mesh, self._batch_size)
 
     def forward(variables, images):
-      logits, features = model.apply(variables, augmentation.evaluate(images, jnp.float32(mean), jnp.float32(std)),
-                                     train=False)
+      logits, features = outputs(model, variables, augmentation.evaluate(images, jnp.float32(mean), jnp.float32(std)))
       return dict(features=features, logits=logits)
 
     self._forward = functools.partial(jax.jit(forward, out_shardings=sharding.replicated(mesh)), variables)
@@ -85,7 +95,7 @@ class Extractor:
     """
     parts, places = [], np.arange(len(images)) if places is None else places
     stream = None if isinstance(images, np.ndarray) else _in_order(images, places, self._batch_size, self._mesh,
-                                                                   self._size)
+                                                                   self._augmentation)
     for number, (indices, valid) in enumerate(_batches(len(places), self._batch_size)):
       # Even a small set gets complete batches, so that all sets use one compiled function.
       batch = stream.batch(number)["images"] if stream else images[places[indices[self._rows]]]
@@ -94,18 +104,26 @@ class Extractor:
     return {key: np.concatenate([part[key] for part in parts]) for key in wanted}
 
 
-def _in_order(images, places, batch_size: int, mesh, size: int, labels=None) -> Pipeline:
-  crop = None if isinstance(images, np.ndarray) else CentralCrops(size)
+def _in_order(images, places, batch_size: int, mesh, augmentation, labels=None) -> Pipeline:
+  crop, five = None, augmentation.crops == "five" and not isinstance(images, np.ndarray)
+  if not isinstance(images, np.ndarray):
+    crop = (FiveCrops if five else CentralCrops)(augmentation.size)
   labels = np.zeros(len(images), np.int32) if labels is None else labels
-  return Pipeline(images, labels, lambda number: places[_batch(len(places), batch_size, number)],
-                  math.ceil(len(places) / batch_size), crop=crop, rows=sharding.local_rows(mesh, batch_size))
+
+  def order(number):
+    indices = places[_batch(len(places), batch_size, number)]
+    return np.repeat(indices[:, None], len(CORNERS), axis=1) if five else indices
+
+  return Pipeline(images, labels, order, math.ceil(len(places) / batch_size), crop=crop,
+                  rows=sharding.local_rows(mesh, batch_size), interpolation=augmentation.interpolation)
 
 
-def pixels(images: np.ndarray | Files, places: np.ndarray, size: int) -> np.ndarray:
+def pixels(images: np.ndarray | Files, places: np.ndarray, augmentation: feed.Augmentation) -> np.ndarray:
   """uint8 [n h w c]: the images with indices `places`; files are cropped as for a test."""
   if isinstance(images, np.ndarray):
     return images[places]
-  return Pipeline(images, np.zeros(len(images)), lambda _: places, 1, crop=CentralCrops(size)).batch(0)["images"]
+  return Pipeline(images, np.zeros(len(images)), lambda _: places, 1, crop=CentralCrops(augmentation.size),
+                  interpolation=augmentation.interpolation).batch(0)["images"]
 
 
 def _shared(batch_size: int, mesh) -> int:

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ltjax.augment.batches import Batch, Term
+from ltjax.augment.crops import CORNERS, MARGIN
 from ltjax.augment.images import normalize, resize
 from ltjax.data.order import Order
-from ltjax.data.pipeline import CentralCrops, Pipeline, RandomCrops
+from ltjax.data.pipeline import Pipeline, RandomCrops
 from ltjax.distributed import sharding
 
 # The numbers under which transforms fold their draws into the key of a step; others use a hash of their name.
@@ -25,13 +26,25 @@ class Augmentation(NamedTuple):
     size: the side of the images that the network sees; 0 where they keep theirs.
     boxes: the random boxes of files, (sizes [b 2], draws [b d]) -> [b 4]; None for arrays.
     apply: (images, key, labels, mean, std) -> (normalised images, ((labels, weight), ...)).
-    evaluate: (images, mean, std) -> normalised images of the same size, without randomness.
+    evaluate: (images, mean, std) -> normalised images, without randomness: [b h w c], or five crops [b 5 h w c].
+    interpolation: of files, "bilinear" or "bicubic".
+    crops: of a test image: "center", "five", or "" for the one in the middle of a file and arrays as they are.
   """
 
   size: int
   boxes: Callable | None
   apply: Callable
   evaluate: Callable
+  interpolation: str = "bilinear"
+  crops: str = ""
+
+  @property
+  def one_view(self) -> "Augmentation":
+    """The same with one crop of a test image in the place of five."""
+    if self.crops != "five":
+      return self
+    return self._replace(crops="center", evaluate=evaluation(self.size if self.boxes is None else 0, "center",
+                                                             self.interpolation))
 
 
 class Feed(NamedTuple):
@@ -72,13 +85,9 @@ def make(dataset, order: Order, augmentation: Augmentation, mesh, *, streamed: b
   (images, labels), crop = dataset.train, None
   if not isinstance(images, np.ndarray):
     crop = RandomCrops(augmentation.size, seed, stage, order.batch(0).size, augmentation.boxes)
-  batches = Pipeline(images, labels, order.batch, order.steps, crop=crop, rows=rows)
+  batches = Pipeline(images, labels, order.batch, order.steps, crop=crop, rows=rows,
+                     interpolation=augmentation.interpolation)
   return Feed(batches.batch, received, statistics(dataset))
-
-
-def test_crop(images, size: int) -> CentralCrops | None:
-  """The crop of test images: none for arrays."""
-  return None if isinstance(images, np.ndarray) else CentralCrops(size)
 
 
 def make_transform(read: Callable, augmentation: Augmentation, calls, join=None) -> Callable:
@@ -128,6 +137,17 @@ def plain(images, mean, std):
   return normalize(images, jnp.float32(mean), jnp.float32(std))
 
 
-def resized(images, mean, std, *, size: int):
-  """The evaluation of arrays that the augmentation brings to `size`."""
-  return normalize(resize(images, size=size), jnp.float32(mean), jnp.float32(std))
+def evaluation(size: int, crops: str, interpolation: str) -> Callable:
+  """The evaluation of arrays that the augmentation brings to `size`, with such `crops`; `plain` for a size of 0."""
+  if not size:
+    return plain
+  side = {"": size, "center": size * 8 // 7, "five": size + MARGIN}[crops]
+  places = dict(five=CORNERS).get(crops, CORNERS[-1:]) * (side - size)
+
+  def evaluate(images, mean, std):
+    images = resize(images, size=side, interpolation=interpolation)
+    views = [images[:, top:top + size, left:left + size] for top, left in np.rint(places).astype(int)]
+    images = jnp.stack(views, axis=1) if crops == "five" else views[0]
+    return normalize(images, jnp.float32(mean), jnp.float32(std))
+
+  return evaluate

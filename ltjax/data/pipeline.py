@@ -60,10 +60,21 @@ class CentralCrops:
 
   def __call__(self, step: int, rows: np.ndarray, sizes: np.ndarray) -> Geometry:
     """The crops of images of `sizes` [b 2]."""
-    del step, rows
-    scales, corners = crops.central(sizes, self.size)
+    del step
+    scales, corners = self._squares(rows, sizes)
     whole = np.concatenate((np.zeros_like(sizes), sizes), axis=1)
     return Geometry(whole.astype(np.int32), np.float32(scales), np.float32(corners))
+
+  def _squares(self, rows, sizes):
+    del rows
+    return crops.central(sizes, self.size)
+
+
+class FiveCrops(CentralCrops):
+  """Five crops of each test image, for a batch of which each row has the same image five times."""
+
+  def _squares(self, rows, sizes):
+    return crops.five(sizes, self.size, rows % len(crops.CORNERS))
 
 
 def tensorflow():
@@ -79,7 +90,8 @@ class Pipeline:
   """Batches of images and labels in a given order: `batch(step)` for any step, fast for one step after the other."""
 
   def __init__(self, images: np.ndarray | Files, labels: np.ndarray, order: Callable[[int], np.ndarray], steps: int, *,
-               crop: RandomCrops | CentralCrops | None = None, rows: slice = slice(None), threads: int = 0):
+               crop: RandomCrops | CentralCrops | None = None, rows: slice = slice(None), threads: int = 0,
+               interpolation: str = "bilinear"):
     """Reads nothing yet.
 
     Args:
@@ -90,12 +102,13 @@ class Pipeline:
       crop: which part of each image is taken.
       rows: the part of a global batch that is this process's.
       threads: that decode; one a core where 0.
+      interpolation: "bilinear" or "bicubic", with which the crops are resized.
     """
     arrays = isinstance(images, np.ndarray | decode.Images)
     self._images = images if arrays else decode.Images(images, decode.BadImages())
     self._labels, self._order, self._steps, self._crop, self._rows = labels.astype(np.int32), order, steps, crop, rows
     self.size = len(labels)
-    self._threads = threads or decode.cores()
+    self._threads, self._bicubic = threads or decode.cores(), interpolation == "bicubic"
     self._readers = futures.ThreadPoolExecutor(READERS, "reader")
     self._lock = threading.Lock()  # an order keeps what it last drew, and the reading of left batches may still run
     self._datasets, self._iterator, self._next = {}, None, -1
@@ -146,7 +159,7 @@ class Pipeline:
               for key, part in zip(kinds, parts, strict=True)}
 
     def cut(image):
-      return _cut(tf, image, self._crop.size, self._crop.exact), image["label"]
+      return _cut(tf, image, self._crop.size, self._resized), image["label"]
 
     def regroup(images, labels):
       return tf.reshape(images, (*shape, *images.shape[1:])), tf.reshape(labels, shape)
@@ -189,9 +202,15 @@ class Pipeline:
     (top, left, height, width), size = box, self._crop.size
     part = pixels[top : top + height, left : left + width]
     if height * width > max(_LARGE, size * size):
-      part = _resized(tensorflow(), part[None], box, scale, corner, size, self._crop.exact).numpy()
+      part = self._resized(tensorflow(), part[None], box, scale, corner, size).numpy()
       return part, np.array([0, 0, size, size], np.int32), np.ones(2, np.float32), np.zeros(2, np.float32)
     return part, box, scale, corner
+
+  def _resized(self, tf, pixels, box, scale, corner, size: int):
+    """uint8 [size size 3] of the pixels of a box, [1 h w 3]."""
+    if self._bicubic:
+      return _bicubic(tf, pixels, scale, corner, size)
+    return _bilinear(tf, pixels, box, scale, corner, size, self._crop.exact)
 
   def _leave_to_pillow(self, step: int, error: Exception) -> None:
     """After TensorFlow has failed on batch `step`: the JPEGs that it cannot decode are Pillow's from now on."""
@@ -212,18 +231,29 @@ class Pipeline:
 _SHAPES = dict(box=(4,), scale=(2,), corner=(2,))
 
 
-def _cut(tf, image, size: int, exact: bool):
+def _cut(tf, image, size: int, resized):
   """uint8 [size size 3]: the box of an image, resized; a square is resized to itself."""
   box = image["box"]
   pixels = tf.cond(
       image["jpeg"],
       lambda: tf.io.decode_and_crop_jpeg(image["data"], box, channels=3, dct_method="INTEGER_ACCURATE"),
       lambda: tf.reshape(tf.io.decode_raw(image["data"], tf.uint8), tf.concat((box[2:], [3]), axis=0)))
-  resized = _resized(tf, pixels[None], box, image["scale"], image["corner"], size, exact)
-  return tf.ensure_shape(resized, (size, size, 3))
+  square = resized(tf, pixels[None], box, image["scale"], image["corner"], size)
+  return tf.ensure_shape(square, (size, size, 3))
 
 
-def _resized(tf, pixels, box, scale, corner, size: int, exact: bool):
+def _bicubic(tf, pixels, scale, corner, size: int):
+  """uint8 [size size 3] of [1 h w 3], as Pillow computes it: rows first, with whole pixels in between."""
+  kept = tf.concat(([1.0], scale[1:]), axis=0), tf.concat(([0.0], -corner[1:]), axis=0)
+  rest = tf.concat((scale[:1], [1.0]), axis=0), tf.concat((-corner[:1], [0.0]), axis=0)
+  for (factors, translation), sides in ((kept, (tf.shape(pixels)[1], size)), (rest, (size, size))):
+    moved = tf.raw_ops.ScaleAndTranslate(images=pixels, size=tf.stack(sides), scale=factors, translation=translation,
+                                         kernel_type="keyscubic", antialias=True)
+    pixels = tf.cast(tf.clip_by_value(moved + 0.5, 0, 255), tf.uint8)
+  return pixels[0]
+
+
+def _bilinear(tf, pixels, box, scale, corner, size: int, exact: bool):
   """uint8 [size size 3] of the pixels of a box, [1 h w 3].
 
   Exactly: as Pillow does, with a triangle that is widened where the image shrinks. For training, where that would take

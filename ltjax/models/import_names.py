@@ -12,7 +12,7 @@ import numpy as np
 
 from ltjax.errors import DataError
 
-__all__ = ["Converted", "Preprocessing", "convert", "describe", "preprocessing", "projection"]
+__all__ = ["NORMALIZATIONS", "Converted", "Preprocessing", "convert", "describe", "preprocessing", "projection"]
 
 Place = tuple[str, ...]
 
@@ -47,10 +47,12 @@ class Preprocessing(NamedTuple):
   size: int
 
 
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-_LITE = ((127 / 255,) * 3, (128 / 255,) * 3)
+# (mean, std) by the names that `config.normalization` has for them.
+NORMALIZATIONS = dict(
+    imagenet=((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    clip=((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+    half=((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), lite=((127 / 255,) * 3, (128 / 255,) * 3))
+_IMAGENET, _CLIP, _HALF, _LITE = NORMALIZATIONS.values()
 
 # What a file may hold beside a backbone: classifiers, counters, the half of CLIP that is not asked for.
 _BESIDE = re.compile(r"(.+\.)?(num_batches_tracked|position_ids|mask_token|logit_scale|logit_bias)|proj"

@@ -11,7 +11,7 @@ from ltjax.errors import DataError
 from ltjax.models import import_names, weight_files
 from ltjax.models.vit import resample
 
-__all__ = ["into", "preprocessing", "projection", "summary"]
+__all__ = ["into", "paths", "preprocessing", "projection", "summary"]
 
 # What no file of weights has: a module between blocks, and what a tuning adds.
 _ADDED = re.compile(r"insert|adapter|prompts.*|.*_lora|.*_ssf")
@@ -72,6 +72,18 @@ def preprocessing(path: str) -> import_names.Preprocessing:
 def projection(path: str) -> np.ndarray:
   """A CLIP's matrix from features of images to the space of texts; see `import_names.projection`."""
   return import_names.projection(weight_files.read(weight_files.locate(path)))
+
+
+def paths(variables: Mapping) -> frozenset[str]:
+  """"params/backbone/..." of the parameters that are in a file exactly as they are used.
+
+  That leaves out a ViT's positions, which may be resampled.
+
+  Args:
+    variables: as for `into`.
+  """
+  return frozenset("/".join((place[0], "backbone", *place[1:])) for place in _wanted(variables)
+                   if place[0] == "params" and place != _POSITIONS)
 
 
 def _wanted(variables) -> dict:

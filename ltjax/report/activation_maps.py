@@ -67,5 +67,5 @@ def of_stage(stage, variables: dict, number: int = 6) -> Activations | None:
   images, labels = dataset.test
   order = [c for c in np.argsort(stage.class_counts, kind="stable") if (labels == c).any()][:number]
   places = np.array([np.flatnonzero(labels == c)[0] for c in order])
-  return activations(stage.model, variables, evaluate.pixels(images, places, stage.augmentation.size), labels[places],
-                     stage.augmentation.evaluate, mean=dataset.mean, std=dataset.std)
+  return activations(stage.model, variables, evaluate.pixels(images, places, stage.augmentation), labels[places],
+                     stage.augmentation.one_view.evaluate, mean=dataset.mean, std=dataset.std)

@@ -78,6 +78,7 @@ def summary(spec, stages, results: Mapping, workdir: pathlib.Path, command: str,
                 held_out_counts=dataset.held_out_counts.tolist(), class_counts=counts.tolist(),
                 class_names=list(dataset.class_names), selected_sha256=dataset.selection_sha256,
                 mean=list(dataset.mean), std=list(dataset.std), image_shape=_image_shape(dataset),
+                interpolation=stages[0].augmentation.interpolation, test_crops=spec.test_crops,
                 bad_images=dict(sorted(bad_images.found.items()))),
       counts=dict(
           skipped_steps=sum(row["skipped_steps"] for row in rows.values()),

@@ -23,7 +23,9 @@ import orbax.checkpoint as ocp
 from ltjax.distributed import processes, sharding
 from ltjax.errors import SaveError, WorkdirError
 from ltjax.workdir import durable, log, manifest
+from ltjax.workdir import trunk as trunks
 from ltjax.workdir.durable import PARTIAL
+from ltjax.workdir.trunk import Trunk
 
 DAMAGED = ".damaged"  # ends the name of a checkpoint that was set aside
 _STEP = "(0|[1-9][0-9]*)"  # the only names of checkpoints: 007 and superscripts are somebody else's
@@ -33,7 +35,8 @@ class Checkpoints:
   """The checkpoints of one stage, in `folder`; saves in the background and keeps the last few and the best."""
 
   def __init__(self, folder: pathlib.Path, *, run: str = "", keep: int = 2, strict: bool = False,
-               read_only: bool = False, on_fallback: Callable[[str], None] = lambda message: None):
+               read_only: bool = False, on_fallback: Callable[[str], None] = lambda message: None,
+               trunk: Trunk | None = None):
     """Makes the folder and removes what a crash left half-written, unless `read_only`, as beside a run under way.
 
     Args:
@@ -45,9 +48,11 @@ class Checkpoints:
       strict: a damaged newest checkpoint stops the run, instead of a loud return to the one before.
       read_only: leaves all files as they are.
       on_fallback: called with the message about each such return.
+      trunk: the frozen parameters that a checkpoint leaves out, or where those come from that one left out.
     """
     self._folder, self._keep, self._strict, self._on_fallback = folder.absolute(), keep, strict, on_fallback
     self._run, self._read_only, self._logs, self._inode = run, read_only, {}, None
+    self._trunk, self._note = trunk, {}
     self._writer, self._pending = futures.ThreadPoolExecutor(1, "checkpoint"), None
     if processes.is_first() and not read_only:
       try:
@@ -101,11 +106,20 @@ class Checkpoints:
     step = int(jax.device_get(state.step))
     if step not in self.steps():
       # A copy: on a CPU, device_get may return the device's own memory, which the next step reuses.
-      items = jax.tree.map(np.array, jax.device_get(_items(state)))
+      items = jax.tree.map(np.array, jax.device_get(self._without_trunk(_items(state))))
       marks = {name: mark for each in logs for name, mark in each.mark().items()}
       self._pending = self._writer.submit(self._write, step, items, scores or {}, tuple(logs), marks)
     if wait:
       self._join()
+
+  def _without_trunk(self, items: dict) -> dict:
+    if not self._trunk or not self._trunk.omitted:
+      return items
+    if not self._note:  # they do not change
+      omitted = trunks.only(items["model"], self._trunk.omitted)
+      self._note = dict(trunk=dict(sha256=manifest.fingerprint(jax.device_get(omitted)), source=self._trunk.source,
+                                   paths=list(omitted)))
+    return items | dict(model=trunks.without(items["model"], self._trunk.omitted))
 
   def check(self) -> None:
     """Raises a `SaveError` where the save in the background has failed."""
@@ -125,7 +139,7 @@ class Checkpoints:
       with _orbax() as orbax:
         orbax.save(partial, args=ocp.args.Composite(**{key: ocp.args.StandardSave(item)
                                                        for key, item in items.items()}))
-      manifest.write(partial, items, step=step, run=self._run, logs=marks)
+      manifest.write(partial, items, step=step, run=self._run, logs=marks, **self._note)
       for path in (*partial.rglob("*"), partial):
         durable.sync(path)
       for each in logs:
@@ -190,13 +204,17 @@ class Checkpoints:
   def _restore(self, like: dict, upto: int = sys.maxsize) -> dict:
     leaves, structure = jax.tree.flatten(like)
     found = processes.from_first(lambda: jax.tree.leaves(self._read(like, upto)))
-    assert len(found) == len(leaves)
+    assert len(found) == len(leaves), (len(found), len(leaves))
     return sharding.replicate(jax.tree.unflatten(structure, found), sharding.data_mesh())
 
   def _read(self, like: dict, upto: int) -> dict:
     folder = self._folder / str(self._newest_undamaged(upto))
+    content = manifest.read(folder)
+    left_out = content.get("trunk") if "model" in like else None
+    if left_out:
+      like = like | dict(model=trunks.without(like["model"], left_out["paths"]))
     check_fit(like, folder)
-    self._logs = manifest.read(folder).get("logs", {})
+    self._logs = content.get("logs", {})
     try:
       with _orbax() as orbax:
         found = orbax.restore(folder, args=ocp.args.Composite(**{
@@ -205,12 +223,14 @@ class Checkpoints:
     except Exception as error:
       raise WorkdirError(f"{folder}: the checkpoint could not be read ({_one_line(error)}); "
                          "give another --workdir, or move it away") from error
-    written = manifest.read(folder)["values_sha256"]
     for key in like:
-      if manifest.fingerprint(found[key]) != written[key]:
+      if manifest.fingerprint(found[key]) != content["values_sha256"][key]:
         raise WorkdirError(f"{folder}: the files of {key} are undamaged, but other values were read than were saved; "
                            "install the versions of orbax-checkpoint and tensorstore that the README names")
-    return {key: found[key] for key in like}
+    found = {key: found[key] for key in like}
+    if left_out:
+      found["model"] = trunks.filled(found["model"], left_out, self._trunk, str(folder))
+    return found
 
   def _newest_undamaged(self, upto: int) -> int:
     """The newest step whose files are as they were written; warns where that is not the newest of all."""

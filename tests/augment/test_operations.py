@@ -322,12 +322,21 @@ def test_a_crop_of_everything_to_the_same_size_changes_nothing():
   np.testing.assert_array_equal(crop(SHARP, KEY), SHARP)
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [12, 24, 32, 50, 224])
-def test_resize_is_that_of_pillow(size):
-  found = images.resize(SHARP, size=size)
-  wanted = np.stack([np.asarray(Image.fromarray(image).resize((size, size), Image.BILINEAR)) for image in SHARP])
+def test_resize_is_that_of_pillow(size, interpolation):
+  found = images.resize(SHARP, size=size, interpolation=interpolation)
+  filter = Image.Resampling[interpolation.upper()]
+  wanted = np.stack([np.asarray(Image.fromarray(image).resize((size, size), filter)) for image in SHARP])
   assert found.shape == wanted.shape
   assert np.abs(np.asarray(found) - wanted).max() <= 1
+
+
+def test_a_crop_can_be_bicubic():
+  crop = jax.jit(functools.partial(augment.random_resized_crop, size=50, area=(1.0, 1.0), ratio=(1.0, 1.0),
+                                   interpolation="bicubic"))
+  wanted = np.stack([np.asarray(Image.fromarray(image).resize((50, 50), Image.BICUBIC), int) for image in SHARP])
+  assert np.abs(np.asarray(crop(SHARP, KEY)) - wanted).mean() < 0.5  # Pillow also rounds between the two directions
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------

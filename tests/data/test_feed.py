@@ -192,5 +192,15 @@ def test_evaluation_is_without_randomness():
 
 
 def test_evaluation_brings_arrays_to_the_size_of_training():
-  found = feed.resized(data()["images"][:2], MEAN, STD, size=8)
+  found = feed.evaluation(8, "", "bilinear")(data()["images"][:2], MEAN, STD)
   assert found.shape == (2, 8, 8, 3) and found.dtype == np.float32
+
+
+def test_evaluation_crops_arrays_at_the_centre_or_five_times():
+  images = data()["images"][:2]
+  central, five = (feed.evaluation(7, crops, "bicubic")(images, MEAN, STD) for crops in ("center", "five"))
+  resized = {side: feed.evaluation(side, "", "bicubic")(images, MEAN, STD) for side in (8, 31)}
+  np.testing.assert_array_equal(central, resized[8][:, :7, :7])  # half a pixel rounds to the even one
+  assert five.shape == (2, 5, 7, 7, 3)
+  for view, (top, left) in enumerate(((0, 0), (0, 24), (24, 0), (24, 24), (12, 12))):
+    np.testing.assert_array_equal(five[:, view], resized[31][:, top:top + 7, left:left + 7])

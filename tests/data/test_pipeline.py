@@ -84,6 +84,44 @@ def test_an_image_is_its_box_resized(data, batches):
     assert difference.max() <= (2 if grows else 24) and difference.mean() < (0.6 if grows else 3)
 
 
+def test_bicubic_crops_are_pillow_s(data):
+  images, labels = data.train
+  found, differences = training(data.train, interpolation="bicubic").batch(3)["images"], []
+  draws = pipeline.prng.host_uniform(0, "stage", "crop", counter=3, size=BATCH * crops.DRAWS).reshape(BATCH, -1)
+  for place, index in enumerate(order(labels).batch(3)):
+    shown = Image.open(io.BytesIO(images.read(index)))
+    top, left, height, width = crops.random_resized(np.array([shown.size[::-1]]), draws[place : place + 1])[0]
+    box = shown.crop((left, top, left + width, top + height)).resize((16, 16), Image.BICUBIC)
+    differences.append(np.abs(found[place] - np.asarray(box, int)))
+  # A decoder that starts at the box interpolates its colours at the border otherwise; where it does not, all is equal.
+  assert sum(difference.max() <= 1 for difference in differences) >= BATCH / 2
+  assert max(difference.mean() for difference in differences) < 1
+
+
+def five_crops(files, size, interpolation):
+  count = len(files)
+  return pipeline.Pipeline(files, np.arange(count), lambda step: np.repeat(np.arange(count)[:, None], 5, axis=1), 1,
+                           crop=pipeline.FiveCrops(size), interpolation=interpolation).batch(0)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_five_crops_are_those_of_torchvision(kinds, interpolation):
+  """The shorter side becomes 28 + 24; squares at the corners and in the middle."""
+  found = five_crops(kinds, 28, interpolation)
+  assert found["images"].shape == (len(kinds), 5, 28, 28, 3)
+  np.testing.assert_array_equal(found["labels"], np.repeat(np.arange(len(kinds))[:, None], 5, axis=1))
+  for place in range(len(kinds)):
+    whole = Image.fromarray(decode.pillow(kinds.read(place)))
+    scale = 52 / min(whole.size)
+    width, height = (52 if side == min(whole.size) else int(52 * side / min(whole.size)) for side in whole.size)
+    resized = np.asarray(whole.resize((width, height), Image.Resampling[interpolation.upper()]), int)
+    lefts, tops = (0, width - 28, 0, width - 28, round((width - 28) / 2)), (
+        0, 0, height - 28, height - 28, round((height - 28) / 2))
+    for view, (top, left) in enumerate(zip(tops, lefts, strict=True)):
+      difference = np.abs(found["images"][place, view] - resized[top:top + 28, left:left + 28])
+      assert difference.max() <= 3 and difference.mean() < 0.6, (kinds.name(place), scale)
+
+
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_share_the_same_bytes(data, batches, processes):
   rows = BATCH // processes

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ltjax import models
+from ltjax import bridge, models
 from ltjax.errors import ConfigError, DataError
 from ltjax.models import heads, import_torch
-from ltjax.workdir.checkpoint import Checkpoints
 from tests import tiny
 from tests.models.weights import save
 
@@ -156,13 +155,13 @@ def test_a_run_starts_from_the_file_and_is_refused_before_anything_is_written(tm
   assert not (tmp_path / "run").exists()
   save(tmp_path / "w.safetensors", tensors)
   tiny.run(config, tmp_path / "run")
-  stage = tiny.stages(config)["representation"]
-  with Checkpoints(tmp_path / "run" / "representation" / "checkpoints") as checkpoints:
-    found = state_dict(checkpoints.restore_model(stage.on_devices(stage.shapes)))
+  _, variables = bridge.finished(tmp_path / "run")
+  found = state_dict(variables)
   for name in set(tensors) - {"fc.weight", "bn1.num_batches_tracked"}:
     np.testing.assert_array_equal(found[name], tensors[name], err_msg=name)
   (tmp_path / "w.safetensors").unlink()
-  tiny.run(config, tmp_path / "run")  # a run that is under way no longer needs the file
+  with pytest.raises(DataError, match="pretrained: no file"):
+    tiny.run(config, tmp_path / "run")
 
 
 def test_a_frozen_backbone_that_nothing_has_trained_is_reported(tmp_path, capsys):
