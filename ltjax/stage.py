@@ -128,7 +128,8 @@ class Stage:
   @functools.cached_property
   def parts(self) -> steps.Parts:
     """What the step is made of."""
-    transform = feed.make_transform(self.feed.read, self.augmentation, self.spec.transforms, self.spec.join)
+    transform = feed.make_transform(self.feed.read, self.augmentation, self.spec.transforms, self.spec.join,
+                                    self.order.steps)
     return steps.Parts(self.model, self.optimizer, self.objective, transform, self.spec.batch_norm,
                        self.settings.on_nonfinite)
 

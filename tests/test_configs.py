@@ -100,10 +100,11 @@ def shrunk(name):
   if config.dataset.name.startswith("digits") and name != "balanced_softmax_cifar":
     config.augment = digits.augment
   small = dict(ResNet=dict(depth=10, width=4, stem="cifar"), ResNetBBN=dict(depth=14, widths=(4, 4, 8)),
-               ResNetCIFAR=dict(depth=8, widths=(4, 4, 8)))
-  same = {key: value for key, value in config.backbone.to_dict().items() if key in ("name", "insert")}
+               ResNetCIFAR=dict(depth=8, widths=(4, 4, 8)), ViT=dict(width=12, depth=2, heads=3, patch=4))
+  same = {key: value for key, value in config.backbone.to_dict().items() if key in ("name", "insert", "tuning")}
   one = same["name"] == "ResNetCIFAR" and name not in ("ce_digits", "gcl_digits")
   config.backbone = ConfigDict(tiny.ONE_CONV if one else same | small[same["name"]])
+  config.pretrained, config.test_crops = "", ""
   config.log_every_steps, config.eval_every_epochs, config.checkpoint_every_epochs = 1, 1, 1
   for stage in config.stages:
     config[stage].epochs, config[stage].batch_size = 1, images // 3
@@ -130,7 +131,8 @@ def trained(tmp_path_factory):
       workdir = tmp_path_factory.mktemp(name)
       heads = [config.head, *(config[stage].head for stage in config.stages)]
       network = config.backbone.name, *(head.name for head in heads if head)
-      pictures = {*(PLOTS if name.endswith("digits") else ()), *(() if network in seen else ("activation_maps",))}
+      shown = network in seen or network[0] == "ViT"  # a class token has no maps
+      pictures = {*(PLOTS if name.endswith("digits") else ()), *(() if shown else ("activation_maps",))}
       seen.add(network)
       with pytest.MonkeyPatch.context() as patch:
         for plot in set(PLOTS) - pictures:

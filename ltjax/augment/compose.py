@@ -59,6 +59,8 @@ def check_order(operations: Sequence[tuple[str, Callable]]) -> None:
 def compose(operations: Sequence[tuple[str, Callable, Callable]]) -> Callable:
   """apply(images, key, labels, mean, std) -> (normalised images, ((labels, weight), ...)), to be called inside jit.
 
+  A further argument `progress`, the part of the stage that is over, goes to the operations that take it.
+
   Images are normalised right after the last operation that wants raw pixels. An operation that takes either kind
   works on raw pixels before that place, and on normalised images after it.
 
@@ -72,7 +74,9 @@ def compose(operations: Sequence[tuple[str, Callable, Callable]]) -> Callable:
   names, levels = [name for name, _, _ in operations], [level(function) for _, function, _ in operations]
   pixels = max((place + 1 for place, wanted in enumerate(levels) if wanted == PIXELS), default=0)
 
-  def apply(images, key, labels, mean, std):
+  moving = ["progress" in inspect.signature(function).parameters for _, function, _ in operations]
+
+  def apply(images, key, labels, mean, std, progress=0.0):
     pairs = ((labels, 1.0),)
     for place, (name, _, call) in enumerate(operations):
       if place == pixels:
@@ -83,7 +87,7 @@ def compose(operations: Sequence[tuple[str, Callable, Callable]]) -> Callable:
       if levels[place] == MIXED:
         images, pairs = call(images, own, labels)
       else:
-        images = call(images, own)
+        images = call(images, own, **(dict(progress=progress) if moving[place] else {}))
     return images if pixels < len(operations) else normalize(images, mean, std), pairs
 
   return apply

@@ -12,7 +12,7 @@ CORNERS = np.array([[0, 0], [0, 1], [1, 0], [1, 1], [0.5, 0.5]])  # where they a
 
 
 def random_resized(sizes: Int[np.ndarray, "b 2"], draws: Float[np.ndarray, "b d"], *, area=(0.08, 1.0),
-                   ratio=(3 / 4, 4 / 3), xp=np) -> Int[np.ndarray, "b 4"]:
+                   ratio=(3 / 4, 4 / 3), final_area=None, progress=0.0, xp=np) -> Int[np.ndarray, "b 4"]:
   """Boxes (top, left, height, width) of a uniform share of the area, a log-uniform ratio and a uniform corner.
 
   The first of ten attempts that fits is taken; where none does, the largest centred box whose ratio is allowed.
@@ -22,6 +22,8 @@ def random_resized(sizes: Int[np.ndarray, "b 2"], draws: Float[np.ndarray, "b d"
     draws: U[0, 1), `DRAWS` an image.
     area: range of the share of the area.
     ratio: range of width / height.
+    final_area: the least share at the end of the stage, to which it rises linearly; None leaves it where it is.
+    progress: part of the stage that is over, in [0, 1].
     xp: numpy, or jax.numpy inside jit.
 
   References:
@@ -31,7 +33,8 @@ def random_resized(sizes: Int[np.ndarray, "b 2"], draws: Float[np.ndarray, "b d"
   >>> random_resized(np.array([[100, 100]]), np.zeros((1, DRAWS)), area=(0.25, 1.0), ratio=(1.0, 1.0)).tolist()
   [[0, 0, 50, 50]]
   """
-  boxes, found = random_boxes(sizes, draws, area=area, ratio=ratio, xp=xp)
+  least = area[0] if final_area is None else area[0] + progress * (final_area - area[0])
+  boxes, found = random_boxes(sizes, draws, area=area, ratio=ratio, least=least, xp=xp)
   # Where nothing fits, only one side is too long for the ratio, and it is cut.
   largest = xp.minimum(sizes, xp.rint(sizes[:, ::-1] * xp.asarray((1 / ratio[0], ratio[1]))).astype(sizes.dtype))
   largest = xp.maximum(largest, 1)
@@ -39,13 +42,17 @@ def random_resized(sizes: Int[np.ndarray, "b 2"], draws: Float[np.ndarray, "b d"
   return xp.where(found[:, None], boxes, central)
 
 
-def random_boxes(sizes, draws, *, area, ratio, xp=np):
-  """(boxes [b 4], whether one of the ten attempts fits [b]); the arguments are those of `random_resized`."""
+def random_boxes(sizes, draws, *, area, ratio, least=None, xp=np):
+  """(boxes [b 4], whether one of the ten attempts fits [b]); the arguments are those of `random_resized`.
+
+  `least` replaces the lower end of `area`.
+  """
   for name, limits in dict(area=area, ratio=ratio).items():
     if len(limits) != 2 or not 0 < limits[0] <= limits[1]:
       raise ConfigError(f"{name} must be two positive numbers, the smaller first, got {tuple(limits)!r}")
   shares, ratios, places = draws[:, :ATTEMPTS], draws[:, ATTEMPTS:2 * ATTEMPTS], draws[:, 2 * ATTEMPTS:]
-  areas = sizes.prod(axis=1, keepdims=True) * (area[0] + (area[1] - area[0]) * shares)
+  least = area[0] if least is None else least
+  areas = sizes.prod(axis=1, keepdims=True) * (least + (area[1] - least) * shares)
   ratios = xp.exp(np.log(ratio[0]) + np.log(ratio[1] / ratio[0]) * ratios)
   boxes = xp.rint(xp.sqrt(xp.stack((areas / ratios, areas * ratios), axis=-1))).astype(sizes.dtype)  # [b attempts 2]
   fits = ((boxes > 0) & (boxes <= sizes[:, None])).all(axis=-1)

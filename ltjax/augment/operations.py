@@ -46,16 +46,18 @@ def jitter(images: UInt8[Array, "b h w 3"], key: jax.Array, *,
 def random_resized_crop(
     images: UInt8[Array, "b h w c"], key: jax.Array, *, size: Annotated[int, "[8, inf)"],
     area: Annotated[tuple, "(0, 1]"] = (0.08, 1.0), ratio: Annotated[tuple, "(0, inf)"] = (3 / 4, 4 / 3),
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear", final_area: Annotated[float | None, "(0, 1]"] = None,
+    progress: float | jax.Array = 0.0,
 ) -> UInt8[Array, "b size size c"]:
   """A random box of each image, resized to a square: `crops.random_resized`, on the device.
 
   Images from files are cut on the host, before they are decoded. Resizing is antialiased; the run's `interpolation` is
-  that of an operation that names none.
+  that of an operation that names none. With `final_area` the least area rises to it, as in LIFT+.
   """
   b, h, w, _ = images.shape
   draws = jax.random.uniform(key, (b, crops.DRAWS))
-  boxes = crops.random_resized(jnp.broadcast_to(jnp.array([h, w]), (b, 2)), draws, area=area, ratio=ratio, xp=jnp)
+  boxes = crops.random_resized(jnp.broadcast_to(jnp.array([h, w]), (b, 2)), draws, area=area, ratio=ratio,
+                               final_area=final_area, progress=progress, xp=jnp)
 
   def cut(image, box):
     scale = size / box[2:]

@@ -278,7 +278,7 @@ def _list(value, where: str) -> Sequence:
 
 def _augment(blocks, mixup: float, where: str) -> tuple[Call, ...]:
   choices = b.public(augment)
-  calls = [b.bind(block, choices, f"{where}[{index}]", given=("images", "key", "labels"), may_change=False,
+  calls = [b.bind(block, choices, f"{where}[{index}]", given=("images", "key", "labels", "progress"), may_change=False,
                   check=_lacks("images", "key")) for index, block in enumerate(_list(blocks, where))]
   if mixup:
     calls.append(Call(augment.mixup, dict(alpha=mixup), {}))

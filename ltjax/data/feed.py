@@ -1,5 +1,6 @@
 """How examples reach the devices, on either data path: indices or images on the host, a `Batch` inside jit."""
 
+import inspect
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -84,13 +85,15 @@ def make(dataset, order: Order, augmentation: Augmentation, mesh, *, streamed: b
     return Feed(lambda step: order.batch(step)[rows], gather, arrays(dataset, "train"))
   (images, labels), crop = dataset.train, None
   if not isinstance(images, np.ndarray):
-    crop = RandomCrops(augmentation.size, seed, stage, order.batch(0).size, augmentation.boxes)
+    moves = "progress" in inspect.signature(augmentation.boxes).parameters
+    crop = RandomCrops(augmentation.size, seed, stage, order.batch(0).size, augmentation.boxes,
+                       steps=order.steps if moves else 0)
   batches = Pipeline(images, labels, order.batch, order.steps, crop=crop, rows=rows,
                      interpolation=augmentation.interpolation)
   return Feed(batches.batch, received, statistics(dataset))
 
 
-def make_transform(read: Callable, augmentation: Augmentation, calls, join=None) -> Callable:
+def make_transform(read: Callable, augmentation: Augmentation, calls, join=None, steps: int = 0) -> Callable:
   """transform(data, batch, key, scalars) -> `Batch`, to be called inside jit.
 
   Args:
@@ -98,20 +101,21 @@ def make_transform(read: Callable, augmentation: Augmentation, calls, join=None)
     augmentation: of the images.
     calls: the stage's transforms, each a `config.bind.Call`.
     join: the transform among them that joins several streams, if any. A batch then is [b streams].
+    steps: of the stage, for augmentation that changes in its course; 0 for its start.
   """
 
-  def load(data, batch, key) -> Batch:
+  def load(data, batch, key, **progress) -> Batch:
     images, labels = read(data, batch)
-    images, pairs = augmentation.apply(images, key, labels, data["mean"], data["std"])
+    images, pairs = augmentation.apply(images, key, labels, data["mean"], data["std"], **progress)
     return Batch(images, tuple(Term(labels, weight) for labels, weight in pairs))
 
   def transform(data, batch, key, scalars) -> Batch:
-    key_load = jax.random.fold_in(key, 0)
+    key_load, progress = jax.random.fold_in(key, 0), dict(progress=scalars["step"] / max(steps - 1, 1)) if steps else {}
     if join is None:
-      found = load(data, batch, key_load)
+      found = load(data, batch, key_load, **progress)
     else:
       found = tuple(load(data, jax.tree.map(lambda column, number=number: column[:, number], batch),
-                         jax.random.fold_in(key_load, number)) for number in range(join.function.streams))
+                         jax.random.fold_in(key_load, number), **progress) for number in range(join.function.streams))
     for call, scheduled in zip(calls, scalars["transforms"], strict=True):
       if scheduled is not None:
         number = _STREAMS.get(call.name, zlib.crc32(call.name.encode()))

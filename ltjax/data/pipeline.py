@@ -37,16 +37,18 @@ class RandomCrops:
 
   exact = False
 
-  def __init__(self, size: int, seed: int, stage: str, places: int, boxes: Callable = crops.random_resized):
-    """`places` are the images of a global batch; `boxes` draws where each is cut."""
-    self.size, self._places, self._boxes = size, places, boxes
+  def __init__(self, size: int, seed: int, stage: str, places: int, boxes: Callable = crops.random_resized,
+               steps: int = 0):
+    """`places` are the images of a global batch; `boxes` draws where each is cut, with `steps` by the progress too."""
+    self.size, self._places, self._boxes, self._steps = size, places, boxes, steps
     # An image that is cut on its own asks for the numbers of its batch again.
     self._draws = functools.lru_cache(4)(functools.partial(
         prng.host_uniform, seed, stage, "crop", size=places * crops.DRAWS))
 
   def __call__(self, step: int, rows: np.ndarray, sizes: np.ndarray) -> Geometry:
     """The crops of images of `sizes` [b 2] at places `rows` of batch `step`."""
-    boxes = self._boxes(sizes, self._draws(counter=step).reshape(self._places, -1)[rows])
+    progress = dict(progress=step / max(self._steps - 1, 1)) if self._steps else {}
+    boxes = self._boxes(sizes, self._draws(counter=step).reshape(self._places, -1)[rows], **progress)
     return Geometry(boxes.astype(np.int32), np.float32(self.size / boxes[:, 2:]), np.zeros((len(boxes), 2), np.float32))
 
 

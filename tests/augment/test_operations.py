@@ -332,6 +332,18 @@ def test_resize_is_that_of_pillow(size, interpolation):
   assert np.abs(np.asarray(found) - wanted).max() <= 1
 
 
+def test_the_least_area_of_a_crop_can_rise():
+  sizes, draws = np.full((1000, 2), 100), np.random.default_rng(0).random((1000, crops.DRAWS))
+  drawn = functools.partial(crops.random_resized, sizes, draws, area=(0.1, 1.0), ratio=(1.0, 1.0), final_area=0.9)
+  for progress, least in ((0.0, 0.1), (0.5, 0.5), (1.0, 0.9)):
+    shares = drawn(progress=progress)[:, 2:].prod(axis=1) / 1e4
+    assert least * 0.98 < shares.min() < least * 1.05 and shares.max() > 0.98
+  np.testing.assert_array_equal(drawn(progress=0.0), crops.random_resized(
+      sizes, draws, area=(0.1, 1.0), ratio=(1.0, 1.0)))
+  whole = augment.random_resized_crop(SHARP, KEY, size=32, ratio=(1.0, 1.0), final_area=1.0, progress=jnp.float32(1))
+  np.testing.assert_array_equal(whole, SHARP)
+
+
 def test_a_crop_can_be_bicubic():
   crop = jax.jit(functools.partial(augment.random_resized_crop, size=50, area=(1.0, 1.0), ratio=(1.0, 1.0),
                                    interpolation="bicubic"))

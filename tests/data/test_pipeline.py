@@ -1,4 +1,5 @@
 import contextlib
+import functools
 import io
 import sys
 import tracemalloc
@@ -96,6 +97,14 @@ def test_bicubic_crops_are_pillow_s(data):
   # A decoder that starts at the box interpolates its colours at the border otherwise; where it does not, all is equal.
   assert sum(difference.max() <= 1 for difference in differences) >= BATCH / 2
   assert max(difference.mean() for difference in differences) < 1
+
+
+def test_crops_can_change_in_the_course_of_a_stage(data):
+  draws = functools.partial(crops.random_resized, area=(0.1, 1.0), ratio=(1.0, 1.0), final_area=1.0)
+  crop = pipeline.RandomCrops(16, 0, "stage", BATCH, draws, steps=5)
+  sizes, rows = np.full((BATCH, 2), 50), np.arange(BATCH)
+  least = [crop(step, rows, sizes).boxes[:, 2:].prod(axis=1).min() for step in range(5)]
+  assert least[0] < 1500 and least[-1] == 2500
 
 
 def five_crops(files, size, interpolation):
