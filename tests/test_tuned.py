@@ -23,8 +23,10 @@ def config(loss: str, tuning: str, network: str = "ViT"):
   given = recipes.tuned(f"loss={loss},tuning={tuning},epochs=1,five_crops=false")
   found = recipes.fine_tuned(recipes.digits_lt(imbalance=5), **given)
   with found.unlocked():
-    pool = {key: found.backbone[key] for key in ("pool", "tuning") if key in found.backbone}
-    found.backbone = SMALL[network] | pool
+    same = {key: found.backbone[key] for key in ("pool", "tuning") if key in found.backbone}
+    found.backbone = SMALL[network] | same
+    if tuning == "adaptformer":
+      found.backbone.tuning = dict(name="adaptformer", width=4)  # the width for ten classes is 1, which may be dead
   found.pretrained, found.test_crops, found.augment, found.steps_per_call = "", "", (), 1
   for stage in found.stages:
     found[stage].batch_size = 340
@@ -61,9 +63,7 @@ def test_two_steps_move_what_is_trained_alone(loss, tuning, dataset):
       assert finite
     after, factors = optim.flat(jax.device_get(state.params)), optim.flat(stage.optimizer.factors)
     for path, leaf in before.items():
-      moved = not np.array_equal(leaf, after[path])
-      # The biases of keys change no attention, and nothing reaches the prototypes of a tail class without images.
-      assert moved == (factors[path] is not None), path
+      assert np.array_equal(leaf, after[path]) == (factors[path] is None), path
 
 
 @pytest.mark.parametrize("tuning", ["lora", "bias_only", "norm_only", "last_blocks", "full"])
