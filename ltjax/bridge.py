@@ -17,11 +17,34 @@ from ltjax.data import prng, sources
 from ltjax.data.files import Paths
 from ltjax.distributed import processes, sharding
 from ltjax.errors import WorkdirError
-from ltjax.models import import_torch
+from ltjax.models import head_init, import_torch
 from ltjax.stage import Stage
 from ltjax.workdir import folder, manifest
 from ltjax.workdir.checkpoint import Checkpoints
 from ltjax.workdir.trunk import Trunk
+
+
+def start(stage: Stage, before: Stage | None, workdir: pathlib.Path, checkpoints: Callable[..., Checkpoints], *,
+          reset_head: bool = False) -> dict:
+  """{"params", "batch_stats"} that `stage` starts with: after another, from pretrained weights, or from random ones.
+
+  Args:
+    stage: the stage that begins.
+    before: the stage that ended, if any.
+    workdir: the work folder.
+    checkpoints: opens a folder of checkpoints.
+    reset_head: see `pretrained`.
+  """
+  variables = from_stage(stage, before, workdir, checkpoints) if before else stage.init()
+  if stage.pretrained and not before:
+    variables = pretrained(variables, stage.pretrained, stage.dataset.class_names, reset_head=reset_head)
+  return head_init.start(stage, variables)
+
+
+def check_heads(stages: Collection[Stage]) -> None:
+  """Raises where the head of a stage cannot start from the file that its `head_init` names."""
+  for stage in stages:
+    head_init.check(stage)
 
 
 def from_stage(stage: Stage, before: Stage, workdir: pathlib.Path, checkpoints: Callable[..., Checkpoints]) -> dict:

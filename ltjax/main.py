@@ -51,12 +51,12 @@ def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "", st
   if processes.is_first():
     page.announce(dataset, notes(spec))
   if not known:
-    check_start(stages, spec.pretrained, spec.reset_head)
+    check_start(stages, spec.reset_head)
   with folder.held(config, workdir, command, dataset) as identity:
     results, before = {}, None
     for each in stages:
-      results[each.name] = run_stage(each, workdir, before=before, pretrained=spec.pretrained,
-                                     reset_head=spec.reset_head, stop=stop, strict=strict, run=identity)
+      results[each.name] = run_stage(each, workdir, before=before, reset_head=spec.reset_head,
+                                     stop=stop, strict=strict, run=identity)
       bad_images.gather()
       bad_images.check()
       before = each

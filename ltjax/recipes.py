@@ -153,7 +153,7 @@ def stage(*, epochs: int, batch_size: int, lr, loss: dict, optimizer: dict, adju
     lr_factors: (regular expression, factor on the learning rate) pairs.
     head: the head of this stage, instead of the config's; it takes the parameters that it shares with the stage before
       from there and initialises the others.
-    head_init: how the head starts, by name in `ltjax.head_init`: class_mean, linear_probe, file.
+    head_init: how the head starts, by name in `ltjax.models.head_init`: class_mean, linear_probe, file.
     reset: regular expressions of parameters that are initialised anew instead of taken from the stage before.
     batch_norm: "train" uses the statistics of the batch and updates the running ones; "eval" uses the running ones;
       "shift" is "train" with frozen affine parameters. By default "train" if everything is trained, else "eval".

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ltjax import config as configs
-from ltjax import optim, preprocess
+from ltjax import optim
 from ltjax import step as steps
 from ltjax.augment import compose
 from ltjax.config import bind, check
@@ -21,6 +21,7 @@ from ltjax.data.evaluate import Evaluator, Extractor
 from ltjax.data.order import Order
 from ltjax.distributed import sharding
 from ltjax.errors import ConfigError
+from ltjax.models import preprocess
 from ltjax.schedules import Clock
 from ltjax.step import TrainState
 

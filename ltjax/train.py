@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from ltjax import bridge, head_init, metrics, posthoc
+from ltjax import bridge, metrics, posthoc
 from ltjax.distributed import processes
 from ltjax.errors import TrainingError, writing
 from ltjax.stage import Stage, TrainState
@@ -44,8 +44,8 @@ class StageResult(NamedTuple):
   dropped: int
 
 
-def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = None, pretrained: str = "",
-              reset_head: bool = False, stop: Callable[[], bool] = lambda: False, strict: bool = False,
+def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = None, reset_head: bool = False,
+              stop: Callable[[], bool] = lambda: False, strict: bool = False,
               run: str = "") -> StageResult:
   """Trains `stage` to its end: from its newest checkpoint, from the model of `before`, or from the start.
 
@@ -53,8 +53,7 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
     stage: the stage.
     workdir: the run's folder; the stage writes to `workdir/name`.
     before: the stage whose model this one continues.
-    pretrained: weights that a first stage starts from, see `bridge.pretrained`.
-    reset_head: leaves those of the head out.
+    reset_head: draws the head of a first stage that starts from another run.
     stop: whether this process has been asked to stop.
     strict: a damaged checkpoint is an error, instead of a loud return to the one before it.
     run: the identity of the run, to which its checkpoints are bound.
@@ -75,10 +74,7 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
   if checkpoints.latest() is not None:
     state = checkpoints.restore(stage.like)
   else:
-    variables = bridge.from_stage(stage, before, workdir, opened) if before else stage.init()
-    if pretrained and not before:
-      variables = bridge.pretrained(variables, pretrained, stage.dataset.class_names, reset_head=reset_head)
-    state = stage.make_state(head_init.start(stage, variables, pretrained))
+    state = stage.make_state(bridge.start(stage, before, workdir, opened, reset_head=reset_head))
   done = start = int(jax.device_get(state.step))
   journal, timing = (Journal(folder / name, upto=done, logs=checkpoints.logs, on_loss=functools.partial(
       events.write, "log_losses")) for name in ("metrics.jsonl", "timing.jsonl"))
@@ -150,13 +146,12 @@ def variables_of(state: TrainState) -> dict:
   return dict(params=state.params, batch_stats=state.batch_stats)
 
 
-def check_start(stages: Sequence[Stage], pretrained: str, reset_head: bool) -> None:
-  """Raises where `pretrained` or a head's file does not fit; warns of frozen layers that nothing has trained."""
+def check_start(stages: Sequence[Stage], reset_head: bool) -> None:
+  """Raises where pretrained weights or a head's file do not fit; warns of frozen layers that nothing has trained."""
   stage = stages[0]
-  for each in stages:
-    head_init.check(each, pretrained)
-  if pretrained:
-    bridge.pretrained(stage.shapes, pretrained, stage.dataset.class_names, reset_head=reset_head)
+  bridge.check_heads(stages)
+  if stage.pretrained:
+    bridge.pretrained(stage.shapes, stage.pretrained, stage.dataset.class_names, reset_head=reset_head)
   elif None in jax.tree.leaves(stage.optimizer.factors["backbone"], is_leaf=lambda factor: factor is None):
     print(f"{stage.name}: frozen layers of the backbone keep their random start; give trained weights with "
           "--config.pretrained=FILE", file=sys.stderr)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from ltjax import bridge, head_init, optim, posthoc, recipes
+from ltjax import bridge, optim, posthoc, recipes
 from ltjax.errors import ConfigError, DataError, WorkdirError
-from ltjax.models import import_torch
+from ltjax.models import head_init, import_torch
 from ltjax.train import Interrupted
 from ltjax.workdir import manifest
 from tests import photos, tiny
@@ -154,7 +154,7 @@ def stage_of(files, **overrides):
 def started(stage) -> dict:
   """The variables at step 0."""
   variables = bridge.pretrained(stage.init(), stage.pretrained, stage.dataset.class_names)
-  return head_init.start(stage, variables, stage.pretrained)
+  return head_init.start(stage, variables)
 
 
 def features(stage, variables, split="train") -> np.ndarray:

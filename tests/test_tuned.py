@@ -19,8 +19,8 @@ SMALL = dict(ViT=dict(name="ViT", width=12, depth=1, heads=2, patch=4),
 
 
 def config(loss: str, tuning: str, network: str = "ViT"):
-  """The recipe of lift_cifar on digits, with a network of a few hundred parameters, for two steps a stage."""
-  given = recipes.tuned(f"loss={loss},tuning={tuning},epochs=1,five_crops=false")
+  """The recipe of lift_cifar on digits, with a network of a few hundred parameters, for a few steps a stage."""
+  given = recipes.tuned(f"loss={loss},tuning={tuning},epochs=2,five_crops=false")
   found = recipes.fine_tuned(recipes.digits_lt(imbalance=5), **given)
   with found.unlocked():
     same = {key: found.backbone[key] for key in ("pool", "tuning") if key in found.backbone}

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ltjax import augment, head_init, losses, models, optim, posthoc, recipes
+from ltjax import augment, losses, models, optim, posthoc, recipes
 from ltjax.augment import batches
 from ltjax.config import bind as b
 from ltjax.config.bind import Call
@@ -19,7 +19,7 @@ from ltjax.config.keys import check_literals, stage_names
 from ltjax.data import decode, photos, samplers, sources
 from ltjax.errors import ConfigError, DataError, nearest
 from ltjax.losses.objective import OFFERED, Objective
-from ltjax.models import heads, tuning
+from ltjax.models import head_init, heads, tuning
 from ltjax.models.import_names import NORMALIZATIONS
 from ltjax.schedules import Clock
 

@@ -3,18 +3,20 @@
 import json
 import pathlib
 
-from ltjax.config.spec import RunSpec
-from ltjax.data.sources import Dataset
 from ltjax.errors import ConfigError
 from ltjax.models import import_torch
 from ltjax.models.import_names import NORMALIZATIONS
 
 
-def resolve(spec: RunSpec, dataset: Dataset) -> tuple[RunSpec, Dataset]:
+def resolve(spec, dataset) -> tuple:
   """`spec` and `dataset` with the interpolation, mean and standard deviation that the run uses.
 
   What the config leaves open comes from the weights that the run starts with: a file, as far as the names in it tell,
   or the results of another run. Without any, the statistics are the data set's and the interpolation is bilinear.
+
+  Args:
+    spec: a `config.spec.RunSpec`.
+    dataset: a `data.sources.Dataset`.
 
   Raises:
     ConfigError: a normalisation of three channels for images with another number.

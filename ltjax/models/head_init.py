@@ -119,19 +119,18 @@ def _projection(pretrained: str) -> np.ndarray | None:
     return None
 
 
-def start(stage, variables: dict, pretrained: str = "") -> dict:
+def start(stage, variables: dict) -> dict:
   """`variables` of a stage with the head that its `head_init` asks for.
 
   Args:
     stage: a `stage.Stage`.
     variables: {"params", "batch_stats"} that it begins with.
-    pretrained: the weights that the run starts with.
   """
   call = stage.spec.head_init
   if call is None:
     return variables
   (images, labels), head = stage.dataset.train, variables["params"]["head"]
-  offered = _offered(stage, pretrained)
+  offered = _offered(stage)
   if "features" in call.arguments:
     extract = stage.extractor(sharding.replicate(variables, stage.mesh), one_view=True)
     offered |= dict(features=extract(images, "features")["features"], labels=labels)
@@ -147,13 +146,13 @@ def start(stage, variables: dict, pretrained: str = "") -> dict:
   return variables | dict(params=variables["params"] | dict(head=head | new))
 
 
-def check(stage, pretrained: str = "") -> None:
+def check(stage) -> None:
   """Raises where the head of a stage cannot start from a file."""
   call = stage.spec.head_init
   if call is not None and "features" not in call.arguments:
-    call(**{name: value for name, value in _offered(stage, pretrained).items() if name in call.arguments})
+    call(**{name: value for name, value in _offered(stage).items() if name in call.arguments})
 
 
-def _offered(stage, pretrained: str) -> dict:
+def _offered(stage) -> dict:
   return dict(class_names=stage.dataset.class_names, dim=stage.shapes["params"]["head"]["kernel"].shape[0],
-              unit=not getattr(stage.model.head, "keeps_norm", True), pretrained=pretrained)
+              unit=not getattr(stage.model.head, "keeps_norm", True), pretrained=stage.pretrained)
