@@ -351,7 +351,7 @@ def _stage(config: ConfigDict, name: str) -> StageSpec:
       _augment(images, block.mixup, where), transforms, optimizer, around,
       backbone, b.bind(head, b.public(heads), head_where, given=("num_classes", "class_counts"), may_change=False,
              check=_head_lacks), head_where, PRECISIONS[config.precision], *_trained(block, backbone, name),
-      _patterns(block.reset, f"{name}.reset"), block.batch_norm, block.head_init and b.bind(
+      _patterns(block.reset, f"{name}.reset"), block.batch_norm, None if block.head_init is None else b.bind(
           block.head_init, b.public(head_init), f"{name}.head_init", given=head_init.OFFERED, may_change=False))
 
 
