@@ -14,7 +14,7 @@ from ltjax.augment.batches import Batch, Term
 from ltjax.augment.crops import CORNERS, MARGIN
 from ltjax.augment.images import normalize, resize
 from ltjax.data.order import Order
-from ltjax.data.pipeline import CentralCrops, Pipeline, RandomCrops
+from ltjax.data.pipeline import Pipeline, RandomCrops
 from ltjax.distributed import sharding
 
 # The numbers under which transforms fold their draws into the key of a step; others use a hash of their name.
