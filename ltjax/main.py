@@ -49,7 +49,7 @@ def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "", st
   dataset, bad_images = spec.read(workdir.absolute().parent / CACHE, workdir / "bad_images.jsonl")
   stages = stage.build(spec, dataset)
   if processes.is_first():
-    page.announce(dataset, notes(spec))
+    page.announce(dataset, stages, notes(spec), starts=not known)
   if not known:
     check_start(stages[0], spec.pretrained, spec.reset_head)
   with folder.held(config, workdir, command, dataset) as identity:
@@ -103,4 +103,4 @@ def main(arguments: list[str] | None = None, stop=_STOP) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  signals.leave(main())

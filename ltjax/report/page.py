@@ -18,7 +18,7 @@ from ltjax.data import longtail
 from ltjax.distributed import processes
 from ltjax.errors import writing
 from ltjax.report import activation_maps as cams
-from ltjax.report import plots
+from ltjax.report import forecast, plots
 from ltjax.report.names import one_warning, printable, shown
 from ltjax.workdir import log
 
@@ -30,9 +30,10 @@ Where the last stage's model sees the class of an image, for a test image of eac
 """
 
 
-def announce(dataset, notes: list[str]) -> None:
-  """Prints what a run is about to train on, and what its user should know before it does."""
-  print(printable("\n".join((f"data: {dataset.summary()}", *notes)), sys.stderr), file=sys.stderr)
+def announce(dataset, stages, notes: list[str], *, starts: bool) -> None:
+  """Prints what a run is about to train on, and what its user should know before it does, or `starts` to."""
+  notes = [*notes, *(forecast.notes(stages) if starts else ())]
+  print(printable("\n".join((f"data: {dataset.summary()}", *notes)), sys.stderr), file=sys.stderr, flush=True)
 
 
 def of_run(spec, stages, results: Mapping, workdir: pathlib.Path, command: str, bad_images) -> dict:

@@ -1,0 +1,44 @@
+import io
+
+import pytest
+
+from ltjax.report import progress
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+def shown(stream, monkeypatch, **options) -> str:
+  """What a stage of 4 steps prints."""
+  monkeypatch.setattr("sys.stderr", stream)
+  clock = iter((0.0, 7200.0, 7200.0))
+  monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
+  with progress.Progress("first", steps=4, epochs=2, batch_size=8, **options) as made:
+    made.advance(1)
+    made.trained(0.51, 0.9)
+    made.advance(1)
+    made.evaluated("test", 0.25)
+    made.advance(2)
+    made.evaluated("held_out", 0.5)
+  return stream.getvalue()
+
+
+def test_a_pipe_gets_a_line_for_each_evaluation(monkeypatch):
+  assert shown(io.StringIO(), monkeypatch, done=0).splitlines() == [
+      "first: 4 steps in 2 epochs",
+      "first: epoch 1 of 2, loss 0.510, accuracy 90.0%, test 25.0%, 0.00111 images/s, 4 h left",
+      "first: epoch 2 of 2, loss 0.510, accuracy 90.0%, test 25.0%, held out 50.0%"]
+
+
+def test_a_terminal_gets_a_bar_with_the_same_numbers(monkeypatch):
+  text = shown(Terminal(), monkeypatch, done=0)
+  assert "\r" in text and "first: 4 steps" not in text
+  for part in ("loss=0.510", "accuracy=90.0%", "test=25.0%", "held_out=50.0%", "100%"):
+    assert part in text
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_other_processes_say_nothing(monkeypatch, stream):
+  assert shown(stream(), monkeypatch, done=0, shown=False) == ""
