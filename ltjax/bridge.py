@@ -104,6 +104,15 @@ def pretrained(variables: dict, path: str, class_names: tuple[str, ...], *, rese
   return {kind: {} for kind in variables} | flax.traverse_util.unflatten_dict(flat)
 
 
+def loaded(variables: dict, path: str, *, reset_head: bool = False) -> str:
+  """A sentence on what `pretrained` takes from `path`, after it has: how many parameters, and from where."""
+  source = pathlib.Path(path).expanduser()
+  if not source.is_dir():
+    return f"pretrained: {import_torch.summary(variables, str(source))}"
+  part, tree = ("backbone", variables["params"]["backbone"]) if reset_head else ("network", variables["params"])
+  return f"pretrained: {part}: {sum(leaf.size for leaf in jax.tree.leaves(tree)):,} parameters from the run {source}"
+
+
 def _last_stage(workdir: pathlib.Path) -> pathlib.Path:
   try:
     return workdir / json.loads((workdir / "config.json").read_text())["stages"][-1]

@@ -156,9 +156,11 @@ def variables_of(state: TrainState) -> dict:
 
 
 def check_start(stage: Stage, pretrained: str, reset_head: bool) -> None:
-  """Raises where `pretrained` does not fit a first stage; warns where it freezes layers that nothing has trained."""
+  """Raises where `pretrained` does not fit a first stage, and says what fits; warns of layers frozen as drawn."""
   if pretrained:
     bridge.pretrained(stage.shapes, pretrained, stage.dataset.class_names, reset_head=reset_head)
+    if processes.is_first():
+      print(bridge.loaded(stage.shapes, pretrained, reset_head=reset_head), file=sys.stderr)
   elif None in jax.tree.leaves(stage.optimizer.factors["backbone"], is_leaf=lambda factor: factor is None):
     print(f"{stage.name}: frozen layers of the backbone keep their random start; give trained weights with "
           "--config.pretrained=FILE", file=sys.stderr)

@@ -87,11 +87,14 @@ def test_reset_head_without_weights_is_refused(tmp_path):
     tiny.run(tiny.config(reset_head=True), tmp_path / "run")
 
 
-def test_a_run_starts_from_another_and_leaves_it_unchanged(trained, tmp_path):
+def test_a_run_starts_from_another_and_leaves_it_unchanged(trained, tmp_path, capsys):
   workdir, model = trained
   before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
   tiny.run(tiny.config(epochs=1, backbone=tiny.ONE_CONV, pretrained=str(workdir), representation__mixup=0.0,
                        representation__lr=dict(name="constant", value=0.0)), tmp_path / "fine")
+  said = capsys.readouterr().err
+  count = sum(leaf.size for leaf in jax.tree.leaves(model["params"]))
+  assert f"pretrained: network: {count:,} parameters from the run {workdir}" in said
   found = Checkpoints(tmp_path / "fine" / "representation" / "checkpoints", read_only=True).stored_model()
   tiny.assert_trees_equal(found["params"], model["params"])
   assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before

@@ -70,6 +70,21 @@ def test_what_changes_no_number_may_differ(tmp_path, key):
   assert folder.check(other, tmp_path)
 
 
+def test_a_key_that_is_left_out_is_its_default(tmp_path):
+  start(CONFIG, tmp_path)
+  other = CONFIG.copy_and_resolve_references()
+  with other.dataset.unlocked(), other.classifier.loss.unlocked():
+    other.dataset.pipeline = "resident"
+    other.classifier.loss.label_smoothing = 0.0
+    del other.dataset.subset_seed
+  defaults = {"dataset.pipeline": "resident", "dataset.subset_seed": 0, "classifier.loss.label_smoothing": 0.1}
+  with pytest.raises(WorkdirError) as caught:
+    folder.check(other, tmp_path, defaults)
+  assert "config: classifier.loss.label_smoothing was 'absent', is 0.0. Give" in str(caught.value)
+  defaults["classifier.loss.label_smoothing"] = 0.0
+  assert folder.check(other, tmp_path, defaults)
+
+
 def test_a_folder_of_ltjax_0_1_is_refused_by_that_name(tmp_path):
   start(CONFIG, tmp_path)
   old = json.loads(CONFIG.to_json()) | dict(augment=dict(crop_padding=4, flip=True))

@@ -13,7 +13,7 @@ class Terminal(io.StringIO):
 def shown(stream, monkeypatch, **options) -> str:
   """What a stage of 4 steps prints."""
   monkeypatch.setattr("sys.stderr", stream)
-  clock = iter((0.0, 7200.0, 7200.0))
+  clock = iter((0.0, 12.0, 7212.0, 7212.0))
   monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
   with progress.Progress("first", steps=4, epochs=2, batch_size=8, **options) as made:
     made.advance(1)
@@ -27,16 +27,23 @@ def shown(stream, monkeypatch, **options) -> str:
 
 def test_a_pipe_gets_a_line_for_each_evaluation(monkeypatch):
   assert shown(io.StringIO(), monkeypatch, done=0).splitlines() == [
-      "first: 4 steps in 2 epochs",
-      "first: epoch 1 of 2, loss 0.510, accuracy 90.0%, test 25.0%, 0.00111 images/s, 4 h left",
-      "first: epoch 2 of 2, loss 0.510, accuracy 90.0%, test 25.0%, held out 50.0%"]
+      "first:  25%|██▌       | step 1 of 4 after 12 s",
+      "first:  50%|█████     | epoch 1 of 2, loss 0.510, accuracy 90.0%, test 25.0%, 0.00111 images/s, 4 h left",
+      "first: 100%|██████████| epoch 2 of 2, loss 0.510, accuracy 90.0%, test 25.0%, held out 50.0%"]
 
 
 def test_a_terminal_gets_a_bar_with_the_same_numbers(monkeypatch):
   text = shown(Terminal(), monkeypatch, done=0)
-  assert "\r" in text and "first: 4 steps" not in text
+  assert "\r" in text and "step 1 of 4" not in text
   for part in ("loss=0.510", "accuracy=90.0%", "test=25.0%", "held_out=50.0%", "100%"):
     assert part in text
+
+
+def test_an_output_whose_encoding_has_no_blocks_gets_numbers(monkeypatch):
+  class Ascii(io.StringIO):
+    encoding = "ascii"
+
+  assert shown(Ascii(), monkeypatch, done=0).startswith("first:  25% step 1 of 4 after 12 s\n")
 
 
 @pytest.mark.parametrize("stream", [io.StringIO, Terminal])

@@ -152,7 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(EXIT_BAD_INPUT)
   if bad:
-    print(f"{len(bad)} images cannot be decoded and have no prediction:", *(
+    count = "1 image cannot be decoded and has" if len(bad) == 1 else f"{len(bad)} images cannot be decoded and have"
+    print(f"{count} no prediction:", *(
         f"  {shown(name, 'terminal')}: {reason}" for name, reason in bad.items()), sep="\n", file=sys.stderr)
     sys.exit(1)
 

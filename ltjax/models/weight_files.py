@@ -92,13 +92,14 @@ def _read_safetensors(path):
     if length > min(_HEADER, len(content) - 8):
       raise ValueError(f"a header of {length} bytes")
     header, data = json.loads(bytes(content[8:8 + length])), content[8 + length:]
-    tensors = {}
-    for name, entry in header.items():
-      if name != "__metadata__":
-        kind, (start, stop) = np.dtype(_SAFETENSORS[entry["dtype"]]), entry["data_offsets"]
-        if not 0 <= start <= stop <= len(data) or stop - start != math.prod(entry["shape"]) * kind.itemsize:
-          raise ValueError(f"{name} from byte {start} to {stop} of {len(data)}")
-        tensors[name] = np.frombuffer(bytes(data[start:stop]), kind).reshape(entry["shape"])
+    header.pop("__metadata__", None)
+    tensors, end = {}, 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+      kind, (start, stop) = np.dtype(_SAFETENSORS[entry["dtype"]]), entry["data_offsets"]
+      # The format has no tensor inside of another: a small file could claim any amount of memory so.
+      if not end <= start <= stop <= len(data) or stop - start != math.prod(entry["shape"]) * kind.itemsize:
+        raise ValueError(f"{name} from byte {start} to {stop} of {len(data)}, after one that ends at {end}")
+      tensors[name], end = np.frombuffer(bytes(data[start:stop]), kind).reshape(entry["shape"]), stop
     return tensors
   except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
     raise DataError(f"pretrained: {path} is not a complete .safetensors file ({type(error).__name__}: {error})"

@@ -154,7 +154,9 @@ def counts(results: dict) -> list[str]:
 def bad_images(results: dict) -> list[str]:
   """Lines that count the images that were replaced and name the first few; none where there were none."""
   found = results["data"]["bad_images"]
-  heading = f"{len(found)} images could not be decoded and were replaced by black ones; all are in results.json:"
+  were = "1 image could not be decoded and was replaced by a black one" if len(found) == 1 else (
+      f"{len(found)} images could not be decoded and were replaced by black ones")
+  heading = f"{were}; all are in results.json:"
   lines = [f"  {shown(name, 'terminal')}: {reason}" for name, reason in list(found.items())[:5]]
   return [heading, *lines] if found else []
 

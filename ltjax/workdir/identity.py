@@ -36,7 +36,7 @@ def differences(old: Mapping, new: Mapping) -> list[str]:
     return []
   before, after = ({split: _Examples(_unpacked(part)) for split, part in identity["examples"].items()}
                    for identity in (old, new))
-  renamed = _renamed(old, new, before.get("train"), after.get("train"))
+  renamed = _renamed(old, new, [*before.values()], [*after.values()])
   lines = _of_classes(old["class_names"], new["class_names"], renamed)
   before = {split: part.called(renamed) for split, part in before.items()}
   moved = _moved(before, after)
@@ -66,8 +66,8 @@ class _Examples:
     self.found = {path: (size, name) for path, size, name in rows}
 
   def of_class(self, name: str) -> list[tuple[str, str]]:
-    """(path below the class folder, length) of the images of a class, sorted."""
-    return sorted((path.partition("/")[2] or path, size) for path, (size, c) in self.found.items() if c == name)
+    """(path below the class folder, length) of the images of a class."""
+    return [(path.partition("/")[2] or path, size) for path, (size, c) in self.found.items() if c == name]
 
   def called(self, renamed: Mapping[str, str]) -> "_Examples":
     """The same examples where classes, and the folders that are called like them, have new names."""
@@ -83,16 +83,24 @@ class _Examples:
     return other
 
 
-def _renamed(old: Mapping, new: Mapping, before: _Examples | None, after: _Examples | None) -> dict[str, str]:
-  """{old name: new name} of classes with the very same images under another name, each the only one that fits."""
+def _renamed(old: Mapping, new: Mapping, before: list[_Examples], after: list[_Examples]) -> dict[str, str]:
+  """{old name: new name} of classes with the very same images under another name, each the only one that fits.
+
+  The images of all splits count together, because a split that is drawn changes with the names.
+  """
   gone = [name for name in old["class_names"] if name not in set(new["class_names"])]
   fresh = [name for name in new["class_names"] if name not in set(old["class_names"])]
   if not (gone and fresh and before and after) or max(len(gone), len(fresh)) > 100:
     return {}
-  images = {name: after.of_class(_line(name)) for name in fresh}
+
+  def images_of(name: str, parts: list[_Examples]) -> list[tuple[str, str]]:
+    return sorted(image for part in parts for image in part.of_class(_line(name)))
+
+  images = {name: images_of(name, after) for name in fresh}
   found = {}
   for name in gone:
-    alike = [other for other in fresh if images[other] == before.of_class(_line(name))]
+    own = images_of(name, before)
+    alike = [other for other in fresh if images[other] == own]
     if len(alike) == 1 and alike[0] not in found.values():
       found[name] = alike[0]
   return found
