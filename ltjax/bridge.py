@@ -1,6 +1,5 @@
 """Where a stage's parameters come from: a checkpoint of the stage before, another run, a weights file, prototypes."""
 
-import itertools
 import json
 import pathlib
 import re
@@ -18,7 +17,7 @@ from ltjax.distributed import processes, sharding
 from ltjax.errors import WorkdirError
 from ltjax.models import import_torch
 from ltjax.stage import Stage
-from ltjax.workdir import folder, manifest
+from ltjax.workdir import folder, identity, manifest
 from ltjax.workdir.checkpoint import Checkpoints
 
 
@@ -84,9 +83,8 @@ def pretrained(variables: dict, path: str, class_names: tuple[str, ...], *, rese
     return import_torch.into(variables, str(source))
   known = folder.read_identity(source)
   if known and not reset_head and list(known["class_names"]) != list(class_names):
-    pairs = [pair for pair in itertools.zip_longest(known["class_names"], class_names) if pair[0] != pair[1]]
-    raise WorkdirError(f"pretrained: the head of {source} was trained for other classes ({len(pairs)} of "
-                       f"{len(class_names)} differ, the first is {pairs[0][0]!r} there and {pairs[0][1]!r} here); give "
+    different = "; ".join(identity.of_classes(known["class_names"], list(class_names)))
+    raise WorkdirError(f"pretrained: the head of {source} was trained for other classes ({different}); give "
                        "--config.reset_head=True to draw the head afresh for these classes")
   stored = Checkpoints(_last_stage(source) / "checkpoints", read_only=True).stored_model()
 

@@ -53,9 +53,9 @@ def test_another_number_of_classes_is_refused_with_the_arrays_that_differ(traine
 
 
 @pytest.mark.parametrize(("names", "different"), [
-    (DIGITS[::-1], "10 of 10 differ, the first is '0' there and '9' here"),
-    ((*DIGITS[:8], "9", "8"), "2 of 10 differ, the first is '8' there and '9' here"),
-    (DIGITS[:7], "3 of 7 differ, the first is '7' there and None here")])
+    (DIGITS[::-1], "the classes are in another order: class 0 was '0' and is '9'"),
+    (("ten", *DIGITS[1:]), "1 class is gone: '0'; 1 class is new: 'ten'"),
+    (DIGITS[:7], "3 classes are gone: '7', '8', '9'")])
 def test_other_classes_are_refused(trained, names, different):
   with pytest.raises(WorkdirError, match=f"was trained for other classes .{different}.; give --config.reset_head=True"):
     bridge.pretrained(drawn(len(names)), str(trained[0]), names)

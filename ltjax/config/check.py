@@ -261,7 +261,7 @@ def check_data(spec: RunSpec, dataset, devices: int) -> None:
 def nothing_held_out(where: str) -> ConfigError:
   """The error for a choice without images to make it on."""
   return ConfigError(f"{where}: candidates are chosen on held-out training images, but dataset.holdout is 0; "
-                     "set --config.dataset.holdout=0.1, or give one value")
+                     "set --config.dataset.holdout=0.1, which takes a --workdir of its own, or give one value")
 
 
 def check_batch(stage: StageSpec, devices: int, examples: int) -> None:

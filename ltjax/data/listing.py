@@ -253,7 +253,11 @@ def class_folders(root: epath.Path, key: str, cache: pathlib.Path | None = None)
 
 def _check_classes(root: epath.Path, key: str, names: Sequence[str], labels: np.ndarray) -> None:
   if not names:
-    raise DataError(f"dataset.{key}: no folder in {root}, expected one for each class")
+    raise DataError(f"dataset.{key}: no folder in {root}, expected one for each class; for images with a table of "
+                    "their classes there is configs/csv.py")
+  if len(names) == 1 and is_local(root) and _has_folders(root / names[0]) and not has_images(root / names[0]):
+    raise DataError(f"dataset.{key}: {root} holds one folder, {names[0]!r}, with folders in it; if those are the "
+                    f"classes, give --config.dataset.{key}={root / names[0]}")
   first = {}
   for name in names:
     if first.setdefault(same_name(name), name) != name:

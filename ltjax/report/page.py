@@ -201,7 +201,8 @@ def _page(last_stage: str, results: dict, pictured: bool) -> str:
       f"| {shown(name, 'markdown')} | {count} | {'-' if accuracy is None else f'{100 * accuracy:.1f}'} |"
       for name, count, accuracy in zip(data["class_names"], data["class_counts"], last["per_class"], strict=True))
   stages = "\n".join(
-      f"- `{name}`: {stage['epochs']} epochs of batch {stage['batch_size']}, {stage['seconds']:.0f} s, "
+      f"- `{name}`: {'1 epoch' if stage['epochs'] == 1 else str(stage['epochs']) + ' epochs'} "
+      f"of batch {stage['batch_size']}, {stage['seconds']:.0f} s, "
       f"{stage['images_per_second']:.0f} images/s; best epoch {stage['best_selected_on_test']['epoch']:.4g} with "
       f"{100 * stage['best_selected_on_test']['overall']:.2f} (selected on the test set, not the result)"
       for name, stage in results["stages"].items())

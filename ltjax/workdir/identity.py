@@ -3,6 +3,7 @@
 import base64
 import zlib
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def differences(old: Mapping, new: Mapping) -> list[str]:
   before, after = ({split: _Examples(_unpacked(part)) for split, part in identity["examples"].items()}
                    for identity in (old, new))
   renamed = _renamed(old, new, [*before.values()], [*after.values()])
-  lines = _of_classes(old["class_names"], new["class_names"], renamed)
+  lines = of_classes(old["class_names"], new["class_names"], renamed)
   before = {split: part.called(renamed) for split, part in before.items()}
   moved = _moved(before, after)
   for split, title in _SPLITS.items():
@@ -111,7 +112,8 @@ def _line(name: str) -> str:
   return name.replace("\\", r"\\").replace("\t", r"\t").replace("\n", r"\n").replace("\r", r"\r")
 
 
-def _of_classes(old: list[str], new: list[str], renamed: Mapping[str, str]) -> list[str]:
+def of_classes(old: list[str], new: list[str], renamed: Mapping[str, str] = MappingProxyType({})) -> list[str]:
+  """A line for each kind of difference of two lists of classes; `renamed` are those that only have another name."""
   lines = [f"class {name!r} is now called {other!r}" for name, other in list(renamed.items())[:_NAMED]]
   if len(renamed) > _NAMED:
     lines.append(f"and {len(renamed) - _NAMED} more classes have another name")

@@ -103,6 +103,11 @@ def test_a_test_set_that_lies_elsewhere(tmp_path):
     photos.folder(root=str(tmp_path / "here"), test_root=str(tmp_path / "nowhere"))
 
 
+def test_classes_that_differ_in_capitals_alone_are_said(tmp_path):
+  write_tree(tmp_path, dict(cat=2, Cat=2, dog=2))
+  assert "classes that differ in capitals alone: 'Cat' and 'cat'" in photos.folder(root=str(tmp_path)).notes
+
+
 def test_what_is_wrong_with_a_folder_is_named(tmp_path):
   write_tree(tmp_path / "train", COUNTS)
   write_tree(tmp_path / "test", dict(dog=1, zebra=1, ant=1))
@@ -111,6 +116,9 @@ def test_what_is_wrong_with_a_folder_is_named(tmp_path):
   write_tree(tmp_path / "one", dict(cat=3))
   with pytest.raises(DataError, match="there is one class, 'cat'"):
     photos.folder(root=str(tmp_path / "one"))
+  write_tree(tmp_path / "wrapped/photos", dict(cat=1, dog=1))
+  with pytest.raises(DataError, match=rf"one folder, 'photos', .*; .* give --config.dataset.root={tmp_path}/wrapped/p"):
+    photos.folder(root=str(tmp_path / "wrapped"))
   write_tree(tmp_path / "singles", dict(cat=1, dog=1))
   with pytest.raises(DataError, match="no test set, and no class has the two images"):
     photos.folder(root=str(tmp_path / "singles"))
