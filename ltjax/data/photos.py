@@ -331,7 +331,9 @@ def _untested(train: np.ndarray, test: np.ndarray, names: Sequence[str], is_spli
   if is_split:
     singles = np.bincount(train, minlength=len(names))[without].max() == 1
     why = f"{have} one image and {get} no test image" if singles else f"{get} no test image"
-    way_out = f"add a second image to each, or give a test set that has them with --config.dataset.{key}"
+    way_out = (f"add a second image to each, or give a test set that has them with --config.dataset.{key}; where "
+               "classes have few images, the mean over other splits, too, says more than one "
+               "(--config.dataset.subset_seed=1 with a --workdir of its own)")
   else:
     why, way_out = f"{have} no test image", "add test images of them"
   its = "its" if len(without) == 1 else "their"

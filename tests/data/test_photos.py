@@ -182,7 +182,9 @@ def test_the_summary_says_what_is_left_out_and_what_cannot_be_measured(tmp_path)
       "3 classes, 10 training images, 2 test images; 5 files left out: 1 hidden, 3 not images (.txt, .csv), 1 image in "
       "no class folder; 1 hidden folder left out",
       "note: 2 of 3 classes have one image and get no test image ('b', 'c'), so their accuracy cannot be measured; "
-      "add a second image to each, or give a test set that has them with --config.dataset.test_root=DIR"]
+      "add a second image to each, or give a test set that has them with --config.dataset.test_root=DIR; where "
+      "classes have few images, the mean over other splits, too, says more than one (--config.dataset.subset_seed=1 "
+      "with a --workdir of its own)"]
   lines = photos.folder(root=str(tmp_path), holdout=0.2).summary().splitlines()
   assert "2 of 3 classes have too few images for a held-out one" in lines[2]
 

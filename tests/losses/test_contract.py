@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import checkify
 
 from ltjax import losses
 from ltjax.errors import DataError
@@ -281,6 +282,24 @@ def test_a_traced_count_of_zero_is_harmless_where_no_label_is_of_that_class(row)
     assert all(np.isfinite(leaf).all() for leaf in found)
     for ours, theirs in zip(found, expected, strict=True):
       np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["logit_adjustment", "ldam", "label_aware_smoothing"])
+def test_debug_mode_names_a_label_of_a_class_without_images(name):
+  row = next(row for row in ROWS if row.function == name)
+  arrays = examples(row) | {"labels": jnp.arange(B) % C}
+
+  def loss(counts):
+    return jnp.sum(call(row, arrays | {"class_counts": counts}))
+
+  checked = jax.jit(checkify.checkify(loss, errors=checkify.float_checks))
+  counts = jnp.asarray(arrays["class_counts"], jnp.float32)
+  assert np.isfinite(jax.jit(loss)(counts.at[C - 1].set(0)))
+  with jax.debug_nans(True):
+    error, value = checked(counts)
+    assert error.get() is None and np.isfinite(value)
+    error, _ = checked(counts.at[C - 1].set(0))
+    assert "division by zero" in error.get() and "arguments.py" in error.get()
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if kinds(row).get("labels") == "labels"],
