@@ -1,8 +1,14 @@
+"""What a user sees of the time that a run takes: its progress, and a forecast on a CPU."""
+
 import io
 
+import jax
+import numpy as np
 import pytest
 
-from ltjax.report import progress
+from ltjax import train
+from ltjax.report import forecast, progress
+from tests import tiny
 
 
 class Terminal(io.StringIO):
@@ -49,3 +55,27 @@ def test_an_output_whose_encoding_has_no_blocks_gets_numbers(monkeypatch):
 @pytest.mark.parametrize("stream", [io.StringIO, Terminal])
 def test_other_processes_say_nothing(monkeypatch, stream):
   assert shown(stream(), monkeypatch, done=0, shown=False) == ""
+
+
+@pytest.mark.parametrize(("seconds", "ahead"), [(0.01, 2), (2.6, 1), (5.1, 0), (60.0, 0)])
+def test_slow_calls_are_not_given_in_advance(monkeypatch, seconds, ahead):
+  """A stop waits for all calls that the devices have."""
+  clock = iter((0.0, seconds))
+  monkeypatch.setattr(train.time, "perf_counter", lambda: next(clock))
+  flight = train.Flight(None, None, None)
+  flight.start(0, np.array([True]))
+  flight.collect(None, None)
+  assert flight.ahead == ahead
+
+
+def test_a_run_of_hours_on_a_cpu_is_announced(monkeypatch):
+  stages = tuple(tiny.stages(tiny.config(backbone=tiny.ONE_CONV)).values())
+  assert forecast.notes(stages) == []
+  for stage in stages:
+    assert 0 < forecast._seconds(stage) <= forecast._at_most(stage)
+  total = sum(map(forecast._seconds, stages))
+  monkeypatch.setattr(forecast, "RATE", forecast.RATE * total / 36000)
+  (note,) = forecast.notes(stages)
+  assert note.startswith("note: on these ") and " representation takes about " in note and " hours, as far as " in note
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert forecast.notes(stages) == []

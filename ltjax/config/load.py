@@ -212,8 +212,9 @@ def override(config: ConfigDict, key: str, text: str) -> None:
   value = _value(text, before, key)
   if isinstance(before, ConfigDict) and isinstance(value, str):
     inside = next(iter(flat(before, f"{key}.")))
+    block = f", or the complete block, --config.{key}=\"dict(name='{text}')\"" if "name" in before else ""
     raise ConfigError(f"--config.{key}: expected a dict or a number, got {text!r}; its values can be set one by one, "
-                      f"as in --config.{inside}=...")
+                      f"as in --config.{inside}=...{block}")
   with block.unlocked(), block.ignore_type():
     if isinstance(value, Mapping) and last in block:
       del block[last]  # a new dict replaces the old one; assignment would merge the two

@@ -200,6 +200,12 @@ def test_a_tuple_or_dict_that_lost_its_quotes_is_refused_with_them(text):
   assert given(message[message.index("as in ") + 6:].replace('"', "")).stages == ("representation",)
 
 
+def test_a_name_in_the_place_of_its_block_gets_the_block():
+  message = refused(GCL, "--config.classifier.sampler=instance")
+  advice = message[message.index("complete block, ") + 16:].replace('"', "")
+  assert given(advice).classifier.sampler.to_dict() == dict(name="instance")
+
+
 def test_a_block_at_another_place_is_found():
   assert "(did you mean 'representation.lr'?)" in refused(GCL, "--config.lr=0.1")
 
