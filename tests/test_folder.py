@@ -101,6 +101,28 @@ def test_other_data_are_refused(tmp_path):
     pass
 
 
+def test_a_config_without_keys_that_came_later_is_taken(tmp_path):
+  start(CONFIG, tmp_path)
+  old = json.loads(CONFIG.to_json())
+  for key in ("skip_limit", "on_nonfinite", "steps_per_call"):
+    del old[key]
+  (tmp_path / "config.json").write_text(json.dumps(old))
+  assert folder.check(CONFIG, tmp_path) and folder.load(tmp_path).to_dict() == CONFIG.to_dict()
+
+
+@pytest.mark.parametrize("change", [
+    lambda found: "{", lambda found: "[]", lambda found: "{}", lambda found: json.dumps(found | dict(examples=3)),
+    lambda found: json.dumps(found | dict(examples=dict(train="x"))),
+    lambda found: json.dumps(found | dict(examples=dict(train=None))),
+    lambda found: json.dumps(found | dict(class_names=None))])
+def test_a_damaged_identity_is_refused(tmp_path, change):
+  start(CONFIG, tmp_path)
+  path = tmp_path / "identity.json"
+  path.write_text(change(json.loads(path.read_text())))
+  with pytest.raises(WorkdirError, match="identity.json is not the identity of a run"):
+    start(CONFIG, tmp_path)
+
+
 @pytest.mark.parametrize("content", ["{", "", "\x00\xff", "[1]", "3", "null"])
 def test_a_damaged_config_json_is_refused(tmp_path, content):
   (tmp_path / "config.json").write_bytes(content.encode("latin-1"))

@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from ml_collections import ConfigDict
 
+from ltjax import recipes
 from ltjax.distributed import processes
 from ltjax.errors import LtjaxError, WorkdirError
 from ltjax.workdir import durable, identity, lock
@@ -80,7 +81,8 @@ def load(workdir: pathlib.Path) -> ConfigDict:
     found = json.loads(path.read_text())
     if not isinstance(found, Mapping):
       raise ValueError(f"expected a dict, got {type(found).__name__}")
-    return ConfigDict(_tuples(found))
+    later = {key: value for key, value in recipes.RUN_DEFAULTS.items() if key not in found}
+    return ConfigDict(_tuples(dict(found) | later))
   except OSError as error:
     raise WorkdirError(f"{workdir} is not a run of ltjax: {path} cannot be read ({error.strerror or error}); give the "
                        "--workdir of a run") from error
@@ -120,8 +122,8 @@ def read_identity(workdir: pathlib.Path) -> dict | None:
   """What data the run in `workdir` was started with; None before it has started."""
   path = workdir / "identity.json"
   try:
-    return json.loads(path.read_text()) if path.exists() else None
-  except (OSError, ValueError) as error:
+    return identity.checked(json.loads(path.read_text())) if path.exists() else None
+  except (OSError, ValueError, RecursionError) as error:
     raise WorkdirError(f"{path} is not the identity of a run ({error}); restore it, or give another folder") from error
 
 
@@ -154,7 +156,7 @@ def _unusable(workdir: pathlib.Path, error: OSError) -> WorkdirError:
 def _compare(before, now: Mapping, workdir: pathlib.Path, defaults: Mapping) -> None:
   if not isinstance(before, Mapping):
     raise WorkdirError(f"--workdir: {workdir / 'config.json'} is not the config of a run; give another folder")
-  before, now, missing = _flat(before), _flat(now), object()
+  before, now, missing = _flat(recipes.RUN_DEFAULTS | dict(before)), _flat(now), object()
   if isinstance(before.get("augment.flip", None), bool) or "augment.crop_padding" in before:
     raise WorkdirError(f"--workdir: {workdir} was written by ltjax 0.1, whose configs had other keys; finish that run "
                        "with ltjax 0.1, or give another folder")

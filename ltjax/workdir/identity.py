@@ -26,6 +26,19 @@ def describe(dataset) -> dict:
                         if not isinstance(getattr(dataset, split)[0], np.ndarray)})
 
 
+def checked(found) -> dict:
+  """`found`, which was read from a file; raises a `ValueError` unless it is an identity."""
+  kinds = dict(class_names=list, class_counts=list, fingerprint=str, examples=dict)
+  if not isinstance(found, dict) or not all(isinstance(found.get(key), kind) for key, kind in kinds.items()):
+    raise ValueError(f"expected {', '.join(kinds)}")
+  try:
+    if not all(line.count("\t") == 2 for part in found["examples"].values() for line in _unpacked(part)):
+      raise ValueError("its example lines are not as ltjax writes them")
+  except (TypeError, AttributeError, zlib.error) as error:
+    raise ValueError(f"its examples cannot be unpacked: {error}") from error
+  return found
+
+
 def differences(old: Mapping, new: Mapping) -> list[str]:
   """What `new` has otherwise than `old`, two identities: a line for each kind of difference; none where they are equal.
 
