@@ -51,6 +51,8 @@ def program() -> NoReturn:
     main()
   except SystemExit as end:
     code = end.code or 0
+  except BrokenPipeError:  # the reader of the output has seen enough
+    pass
   signals.leave(code)
 
 

@@ -11,6 +11,7 @@ Ctrl-C pressed again after `AGAIN_BY_HAND` seconds.
 Imports nothing that takes time, so that the program can listen before it imports all else.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -38,8 +39,9 @@ def leave(code: int) -> NoReturn:
   On the usual way out Python stops its threads first, and TensorFlow, which is decoding the next batch, reports that as
   an error behind the program's last words.
   """
-  sys.stdout.flush()
-  sys.stderr.flush()
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # its reader has gone; it is closed; there is none
+      stream.flush()
   os._exit(code)
 
 
