@@ -5,7 +5,8 @@ Shapes and types are always checked, values only where they are known: Python nu
 A class without images is an error where the counts are known. Traced counts may hold a zero, for instance when each
 client of a federated run has its own. As long as no label is of that class, losses and gradients stay finite: its
 prior is 0, and every other rule treats it as the rarest class that has images. In JAX's debug mode, `jax_debug_nans`,
-an example with such a label is NaN, which JAX reports, and `checkify.float_checks` with this file and line.
+an example with such a label is NaN: JAX then runs the function without `jit`, where the class is named, and
+`checkify.nan_checks` reports it.
 """
 
 import functools
