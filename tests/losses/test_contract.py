@@ -284,7 +284,7 @@ def test_a_traced_count_of_zero_is_harmless_where_no_label_is_of_that_class(row)
       np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["logit_adjustment", "ldam", "label_aware_smoothing"])
+@pytest.mark.parametrize("name", ["ldam", "label_aware_smoothing"])
 def test_debug_mode_names_a_label_of_a_class_without_images(name):
   row = next(row for row in ROWS if row.function == name)
   arrays = examples(row) | {"labels": jnp.arange(B) % C}
