@@ -5,8 +5,10 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
+from typing import NoReturn
 
 from ltjax import commands
+from ltjax.distributed import signals
 
 _NOT_COMMANDS = ("moved",)  # modules of the folder that are not commands
 
@@ -42,5 +44,17 @@ def main(arguments: list[str] | None = None) -> None:
   importlib.import_module(f"ltjax.commands.{name}").main(rest)
 
 
+def program() -> NoReturn:
+  """`main` as a program: it ends with the command's exit code."""
+  code = 0
+  try:
+    main()
+  except SystemExit as end:
+    code = end.code or 0
+  except BrokenPipeError:  # the reader of the output has seen enough
+    pass
+  signals.leave(code)
+
+
 if __name__ == "__main__":
-  main()
+  program()

@@ -1,6 +1,5 @@
 """A stage's first parameters: from a checkpoint of the stage before, another run, a weights file, or prototypes."""
 
-import itertools
 import json
 import pathlib
 import re
@@ -19,7 +18,7 @@ from ltjax.distributed import processes, sharding
 from ltjax.errors import WorkdirError
 from ltjax.models import head_init, import_torch
 from ltjax.stage import Stage
-from ltjax.workdir import folder, manifest
+from ltjax.workdir import folder, identity, manifest
 from ltjax.workdir.checkpoint import Checkpoints
 from ltjax.workdir.trunk import Trunk
 
@@ -117,9 +116,8 @@ def pretrained(variables: dict, path: str, class_names: tuple[str, ...], *, rese
     return import_torch.into(variables, str(source))
   known = folder.read_identity(source)
   if known and not reset_head and list(known["class_names"]) != list(class_names):
-    pairs = [pair for pair in itertools.zip_longest(known["class_names"], class_names) if pair[0] != pair[1]]
-    raise WorkdirError(f"pretrained: the head of {source} was trained for other classes ({len(pairs)} of "
-                       f"{len(class_names)} differ, the first is {pairs[0][0]!r} there and {pairs[0][1]!r} here); give "
+    different = "; ".join(identity.of_classes(known["class_names"], list(class_names)))
+    raise WorkdirError(f"pretrained: the head of {source} was trained for other classes ({different}); give "
                        "--config.reset_head=True to draw the head afresh for these classes")
   stored = Checkpoints(_last_stage(source) / "checkpoints", read_only=True, trunk=_trunk(
       variables, folder.load(source).get("pretrained", ""))).stored_model()
@@ -168,6 +166,15 @@ def _trunk(variables: dict, pretrained: str, frozen: Collection[str] = ()) -> Tr
 
   omitted = frozenset(f"params/{path}" for path in frozen) & given
   return Trunk(omitted, str(source.resolve()) if source.is_file() else pretrained, load)
+
+
+def loaded(variables: dict, path: str, *, reset_head: bool = False) -> str:
+  """A sentence on what `pretrained` takes from `path`, after it has: how many parameters, and from where."""
+  source = pathlib.Path(path).expanduser()
+  if not source.is_dir():
+    return f"pretrained: {import_torch.summary(variables, str(source))}"
+  part, tree = ("backbone", variables["params"]["backbone"]) if reset_head else ("network", variables["params"])
+  return f"pretrained: {part}: {sum(leaf.size for leaf in jax.tree.leaves(tree)):,} parameters from the run {source}"
 
 
 def _last_stage(workdir: pathlib.Path) -> pathlib.Path:

@@ -46,14 +46,14 @@ def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "", st
     Interrupted: `stop()` became true; everything is saved.
   """
   spec, workdir = parse(config), workdir.expanduser()
-  known = folder.check_before_data(config, workdir)
+  known = folder.check_before_data(config, workdir, spec.defaults)
   dataset, bad_images = spec.read(workdir.absolute().parent / CACHE, workdir / "bad_images.jsonl")
   stages = stage.build(spec, dataset)
   if processes.is_first():
-    page.announce(dataset, notes(spec))
+    page.announce(dataset, stages, notes(spec), starts=not known)
   if not known:
     check_start(stages, spec.reset_head)
-  with folder.held(config, workdir, command, dataset) as identity:
+  with folder.held(config, workdir, command, dataset, spec.defaults) as identity:
     results, before = {}, None
     for each in stages:
       results[each.name] = run_stage(each, workdir, before=before, reset_head=spec.reset_head,
@@ -104,4 +104,4 @@ def main(arguments: list[str] | None = None, stop=_STOP) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  signals.leave(main())

@@ -135,6 +135,9 @@ def _run(*, dataset: dict, augment: tuple, backbone: dict) -> ConfigDict:
 
 
 RUN_KEYS = tuple(_run(dataset={}, augment=(), backbone={}))
+# What a key means that config.json lacks, because the ltjax that wrote it had no such key yet.
+RUN_DEFAULTS = {key: value for key, value in _run(dataset={}, augment=(), backbone={}).items()
+                if isinstance(value, bool | int | str)}
 
 
 def stage(*, epochs: int, batch_size: int, lr, loss: dict, optimizer: dict, adjust: dict | None = None,

@@ -21,10 +21,11 @@ from ltjax.config.spec import RunSpec, StageSpec
 from ltjax.data import extract, feed, prng, samplers, sources
 from ltjax.data.evaluate import Evaluator, Extractor
 from ltjax.data.order import Order
-from ltjax.distributed import sharding
+from ltjax.distributed import processes, sharding
 from ltjax.errors import ConfigError
 from ltjax.models import preprocess
 from ltjax.models.identity import Identity
+from ltjax.report.progress import Progress
 from ltjax.schedules import Clock
 from ltjax.step import TrainState
 
@@ -204,6 +205,11 @@ class Stage:
     else:
       batches, scalars = (jax.tree.map(lambda *values: np.stack(values), *part) for part in (batches, scalars))
     return sharding.place(batches, self.mesh, axis=int(count > 1)), sharding.replicate(scalars, self.mesh)
+
+  def progress(self, done: int) -> Progress:
+    """What shows how far this stage is, which begins or goes on at step `done`."""
+    return Progress(self.name, steps=self.order.steps, done=done, epochs=self.order.epochs,
+                    batch_size=self.order.batch_size, shown=processes.is_first())
 
   # -- features that are computed once --------------------------------------------------------------------------------
 

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from ltjax import bridge, metrics, posthoc
 from ltjax.distributed import processes
@@ -22,6 +21,7 @@ from ltjax.workdir.log import Events, Journal, write_durably
 
 EVENTS, NOT_FINITE = "events.jsonl", "not_finite.json"  # in the work folder
 RATE, HELD_OUT = "learning_rate.json", 0.2  # the chosen learning rate, in a stage's folder; what it is chosen on
+AHEAD = 5.0  # seconds that the calls take at most which the devices have before they need them
 
 
 class Interrupted(Exception):
@@ -94,9 +94,8 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
   log_every, evaluate_every, save_every = (
       settings.log_every_steps, settings.eval_every_epochs * epoch, settings.checkpoint_every_epochs * epoch)
   evaluators, data, flight = stage.evaluators, stage.data, Flight(stage, workdir, journal)
-  bar = tqdm(total=order.steps * order.batch_size, initial=done * order.batch_size, unit="img", unit_scale=True,
-             desc=stage.name, dynamic_ncols=True, disable=not processes.is_first())
-  with checkpoints, bar, jax.transfer_guard("disallow"):
+  progress = stage.progress(done)
+  with checkpoints, progress, jax.transfer_guard("disallow"):
     while True:
       processes.report_progress(f"{stage.name} step {done}")
       last, now = done == order.steps, dict(step=done, epoch=done / epoch)
@@ -107,18 +106,22 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
       if log and not journal.has(done, "loss") and (means := mean_since_log(state)):
         loss, accuracy = means
         journal.write(**now, loss=loss, accuracy=accuracy, lr=float(stage.spec.lr(order.clock(done - 1))))
-        bar.set_postfix(loss=f"{loss:.3f}", acc=f"{accuracy:.1%}")
+        progress.trained(loss, accuracy)
         state = stage.with_new_window(state)
       if evaluate and not stopping and not journal.has(done, "test"):
         confusion = evaluators["test"](variables_of(state), stops)
         stopping = confusion is None
         if not stopping:
-          journal.write(**now, test=metrics.scores(confusion, stage.class_counts))
+          scores = metrics.scores(confusion, stage.class_counts)
+          journal.write(**now, test=scores)
+          progress.evaluated("test", scores["overall"])
       if save and "held_out" in evaluators and not stopping and not journal.has(done, "held_out"):
         held_out = evaluators["held_out"](variables_of(state), stops)
         stopping = held_out is None
         if not stopping:
-          journal.write(**now, held_out=metrics.balanced_accuracy(held_out))
+          score = metrics.balanced_accuracy(held_out)
+          journal.write(**now, held_out=score)
+          progress.evaluated("held_out", score)
       if (save or stopping) and done > start:
         timing.write(step=done, start=start, seconds=time.perf_counter() - began)
         checkpoints.save(state, scores=journal.values("held_out"), logs=(journal, timing),
@@ -132,10 +135,10 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
       count = stage.count(done, boundary)
       state, finite = stage.train_steps[count](state, data, *stage.batches(done, count))
       flight.start(done, finite)
-      flight.collect(state, checkpoints, but=2)
+      flight.collect(state, checkpoints, but=flight.ahead)
       checkpoints.check()
       done += count
-      bar.update(count * order.batch_size)
+      progress.advance(count)
       stopping = stops(finite)
   journal.flush()
   return result(stage, state, confusion)
@@ -157,12 +160,14 @@ def variables_of(state: TrainState) -> dict:
 
 
 def check_start(stages: Sequence[Stage], reset_head: bool) -> None:
-  """Raises where pretrained weights or a head's file do not fit; warns of frozen layers that nothing has trained."""
+  """Raises if pretrained weights or a head's file do not fit, prints what fits, warns of untrained frozen layers."""
   stage = stages[0]
   bridge.check_heads(stages)
   if stage.pretrained:
     bridge.check_features(stage.dataset.made_by, stage.pretrained)
     bridge.pretrained(stage.shapes, stage.pretrained, stage.dataset.class_names, reset_head=reset_head)
+    if processes.is_first():
+      print(bridge.loaded(stage.shapes, stage.pretrained, reset_head=reset_head), file=sys.stderr)
   elif None in jax.tree.leaves(stage.optimizer.factors["backbone"], is_leaf=lambda factor: factor is None):
     print(f"{stage.name}: frozen layers of the backbone stay at their random start; give trained weights with "
           "--config.pretrained=FILE", file=sys.stderr)
@@ -214,6 +219,7 @@ class Flight:
 
   def __init__(self, stage: Stage, workdir: pathlib.Path, journal: Journal):
     self._stage, self._workdir, self._journal, self._calls = stage, workdir, journal, collections.deque()
+    self.ahead = 2  # calls that may be under way while the host prepares the next one
 
   def start(self, first: int, finite: jax.Array) -> None:
     """Remembers a call that began with step `first`; `finite` is its result, one per step."""
@@ -222,8 +228,11 @@ class Flight:
   def collect(self, state: TrainState, checkpoints: Checkpoints, but: int = 0) -> None:
     """Waits for all calls but the newest `but`; where a step was not finite, reports it and stops or skips."""
     while len(self._calls) > but:
-      first, finite = self._calls.popleft()
-      for index in np.flatnonzero(~np.atleast_1d(jax.device_get(finite))):
+      (first, finite), began = self._calls.popleft(), time.perf_counter()
+      finite = np.atleast_1d(jax.device_get(finite))
+      # A stop waits for all calls under way, so slow ones are not given in advance.
+      self.ahead = min(2, int(AHEAD / max(time.perf_counter() - began, 1e-3)))
+      for index in np.flatnonzero(~finite):
         self._not_finite(first + int(index), state, checkpoints)
 
   def _not_finite(self, step: int, state: TrainState, checkpoints: Checkpoints) -> None:

@@ -53,9 +53,9 @@ def test_another_number_of_classes_is_refused_with_the_arrays_that_differ(traine
 
 
 @pytest.mark.parametrize(("names", "different"), [
-    (DIGITS[::-1], "10 of 10 differ, the first is '0' there and '9' here"),
-    ((*DIGITS[:8], "9", "8"), "2 of 10 differ, the first is '8' there and '9' here"),
-    (DIGITS[:7], "3 of 7 differ, the first is '7' there and None here")])
+    (DIGITS[::-1], "the classes are in another order: class 0 was '0' and is '9'"),
+    (("ten", *DIGITS[1:]), "1 class is gone: '0'; 1 class is new: 'ten'"),
+    (DIGITS[:7], "3 classes are gone: '7', '8', '9'")])
 def test_other_classes_are_refused(trained, names, different):
   with pytest.raises(WorkdirError, match=f"was trained for other classes .{different}.; give --config.reset_head=True"):
     bridge.pretrained(drawn(len(names)), str(trained[0]), names)
@@ -87,11 +87,14 @@ def test_reset_head_without_weights_is_refused(tmp_path):
     tiny.run(tiny.config(reset_head=True), tmp_path / "run")
 
 
-def test_a_run_starts_from_another_and_leaves_it_unchanged(trained, tmp_path):
+def test_a_run_starts_from_another_and_leaves_it_unchanged(trained, tmp_path, capsys):
   workdir, model = trained
   before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
   tiny.run(tiny.config(epochs=1, backbone=tiny.ONE_CONV, pretrained=str(workdir), representation__mixup=0.0,
                        representation__lr=dict(name="constant", value=0.0)), tmp_path / "fine")
+  said = capsys.readouterr().err
+  count = sum(leaf.size for leaf in jax.tree.leaves(model["params"]))
+  assert f"pretrained: network: {count:,} parameters from the run {workdir}" in said
   found = Checkpoints(tmp_path / "fine" / "representation" / "checkpoints", read_only=True).stored_model()
   tiny.assert_trees_equal(found["params"], model["params"])
   assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before

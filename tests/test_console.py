@@ -65,3 +65,10 @@ def test_a_lossy_stream_is_the_stream_otherwise(capsys):
   print("a", file=made)
   made.writelines(["b", "c"])
   assert made.encoding == sys.stdout.encoding and capsys.readouterr().out == "a\nbc"
+
+
+def test_a_command_whose_reader_has_seen_enough_ends_in_silence():
+  stream = closed_pipe()
+  found = subprocess.run([sys.executable, "-m", "ltjax", "--help"], cwd=ROOT, stdout=stream, stderr=subprocess.PIPE)
+  os.close(stream)
+  assert (found.returncode, found.stderr) == (0, b"")

@@ -70,6 +70,21 @@ def test_keys_that_change_no_number_may_differ(tmp_path, key):
   assert folder.check(other, tmp_path)
 
 
+def test_a_key_that_is_left_out_is_its_default(tmp_path):
+  start(CONFIG, tmp_path)
+  other = CONFIG.copy_and_resolve_references()
+  with other.dataset.unlocked(), other.classifier.loss.unlocked():
+    other.dataset.pipeline = "resident"
+    other.classifier.loss.label_smoothing = 0.0
+    del other.dataset.subset_seed
+  defaults = {"dataset.pipeline": "resident", "dataset.subset_seed": 0, "classifier.loss.label_smoothing": 0.1}
+  with pytest.raises(WorkdirError) as caught:
+    folder.check(other, tmp_path, defaults)
+  assert "config: classifier.loss.label_smoothing was 'absent', is 0.0. Give" in str(caught.value)
+  defaults["classifier.loss.label_smoothing"] = 0.0
+  assert folder.check(other, tmp_path, defaults)
+
+
 def test_a_folder_of_ltjax_0_1_is_refused_by_that_name(tmp_path):
   start(CONFIG, tmp_path)
   old = json.loads(CONFIG.to_json()) | dict(augment=dict(crop_padding=4, flip=True))
@@ -84,6 +99,28 @@ def test_other_data_are_refused(tmp_path):
   with pytest.raises(WorkdirError, match="was started with other data: .* give another --workdir to start afresh"), (
       folder.held(CONFIG, tmp_path, "command", other)):
     pass
+
+
+def test_a_config_without_keys_that_came_later_is_taken(tmp_path):
+  start(CONFIG, tmp_path)
+  old = json.loads(CONFIG.to_json())
+  for key in ("skip_limit", "on_nonfinite", "steps_per_call"):
+    del old[key]
+  (tmp_path / "config.json").write_text(json.dumps(old))
+  assert folder.check(CONFIG, tmp_path) and folder.load(tmp_path).to_dict() == CONFIG.to_dict()
+
+
+@pytest.mark.parametrize("change", [
+    lambda found: "{", lambda found: "[]", lambda found: "{}", lambda found: json.dumps(found | dict(examples=3)),
+    lambda found: json.dumps(found | dict(examples=dict(train="x"))),
+    lambda found: json.dumps(found | dict(examples=dict(train=None))),
+    lambda found: json.dumps(found | dict(class_names=None))])
+def test_a_damaged_identity_is_refused(tmp_path, change):
+  start(CONFIG, tmp_path)
+  path = tmp_path / "identity.json"
+  path.write_text(change(json.loads(path.read_text())))
+  with pytest.raises(WorkdirError, match="identity.json is not the identity of a run"):
+    start(CONFIG, tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{", "", "\x00\xff", "[1]", "3", "null"])

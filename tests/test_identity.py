@@ -70,6 +70,14 @@ def test_a_renamed_class_is_named_by_both_names(tree):
   assert identity.differences(before, described(tree)) == ["class 'apple' is now called 'apples'"]
 
 
+def test_a_class_is_recognised_although_its_name_changes_the_split(tmp_path):
+  write_tree(tmp_path, dict(apple=8, fig=6, pear=5))
+  before = described(tmp_path)
+  (tmp_path / "apple").rename(tmp_path / "quince")
+  first, *rest = identity.differences(before, described(tmp_path))
+  assert first == "class 'apple' is now called 'quince'" and not any("removed" in line for line in rest)
+
+
 def test_swapped_class_folders_are_noticed_by_the_lengths(tree):
   before = described(tree)
   for one, other in (("apple", "x"), ("fig", "apple"), ("x", "fig")):

@@ -2,12 +2,15 @@
 
 import ast
 import graphlib
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from ltjax.commands import moved
 
 ROOT = Path(__file__).parents[1]
 SOURCES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
@@ -183,3 +186,9 @@ def test_heavy_imports_stay_in_their_modules(name):
       assert path.is_relative_to(ROOT / "ltjax" / "data"), f"TensorFlow outside data: {module}"
     if module.split(".")[0] == "orbax":
       assert path == ROOT / "ltjax" / "workdir" / "checkpoint.py", f"Orbax outside checkpoint.py: {module}"
+
+
+@pytest.mark.parametrize("old", moved.MODULES)
+def test_an_old_path_is_the_module_that_moved(old):
+  found = importlib.import_module(old)
+  assert found is importlib.import_module(f"ltjax.{moved.MODULES[old]}") and found.__spec__.name == found.__name__

@@ -3,6 +3,7 @@
 import csv
 import importlib
 import io
+import os
 import pathlib
 import shutil
 
@@ -153,24 +154,41 @@ def test_the_command_writes_a_table(run, tmp_path, command):
   assert output.read_text() == out
 
 
+def test_an_output_that_is_no_file_is_written_to_and_not_replaced(run, tmp_path, command):
+  workdir, config, _ = run
+  fifo = tmp_path / "fifo"
+  os.mkfifo(fifo)
+  reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+  image = f"{config.dataset.root}/dog/000.jpg"
+  assert command(f"--workdir={workdir}", image, "--top=1", f"--output={fifo}")[0] == 0
+  assert os.read(reading, 10**4).decode().startswith("path,rank,class,probability\n") and not fifo.is_file()
+  os.close(reading)
+
+
+def test_where_no_image_can_be_decoded_the_table_is_empty(run, tmp_path, command):
+  (tmp_path / "bad.jpg").write_bytes(b"")
+  code, out, _ = command(f"--workdir={run[0]}", tmp_path / "bad.jpg")
+  assert (code, out) == (1, "path,rank,class,probability\n")
+
+
 def test_the_command_lists_bad_images_and_exits_with_1(run, tmp_path, command):
   workdir, config, _ = run
   (tmp_path / "bad.jpg").write_bytes(b"")
   code, out, err = command(f"--workdir={workdir}", tmp_path / "bad.jpg", f"{config.dataset.root}/dog", "--top=1")
   assert code == 1 and len(out.splitlines()) == 5
-  assert err.startswith("1 images cannot be decoded") and "bad.jpg: the file is empty" in err
+  assert err.startswith("1 image cannot be decoded and has no prediction:") and "bad.jpg: the file is empty" in err
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (("--workdir={workdir}", "{bad}", "--on-bad-image=error", "--output={tmp}/no.csv"), "the file is empty"),
     (("--workdir={workdir}", "{dogs}", "--top=0"), "--top: expected at least 1, got 0"),
     (("--workdir={tmp}", "{dogs}"), "is not a run of ltjax"),
-    (("--workdir={workdir}", "{dogs}", "--output={tmp}/x/y.csv"), "No such file")])
+    (("--workdir={workdir}", "{dogs}", "--output={tmp}/x/y.csv"), "--output: no folder '{tmp}/x'; make it")])
 def test_the_command_exits_with_2_after_one_line(run, tmp_path, command, arguments, message):
   workdir, config, _ = run
   bad = tmp_path / "bad.jpg"
   bad.write_bytes(b"")
   code, _, err = command(*(argument.format(workdir=workdir, tmp=tmp_path, bad=bad, dogs=f"{config.dataset.root}/dog")
                            for argument in arguments))
-  assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message in err, err
+  assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message.format(tmp=tmp_path) in err, err
   assert not (tmp_path / "no.csv").exists()

@@ -98,3 +98,16 @@ def test_a_run_under_nohup_survives_its_terminal():
 
 def test_other_signals_are_left_alone():
   assert told("steps", signal.SIGUSR2)[0] == -signal.SIGUSR2
+
+
+def test_a_program_ends_at_its_last_line_whatever_its_threads_do():
+  program = """
+import atexit, sys
+from ltjax.distributed import signals
+atexit.register(print, "an error of a thread that was stopped")
+print("words", end="")
+print("last words", end="", file=sys.stderr)
+signals.leave(74)
+"""
+  found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+  assert (found.returncode, found.stdout, found.stderr) == (74, "words", "last words")

@@ -1,4 +1,4 @@
-"""Tells in one line where a command went that used to be a module of another name."""
+"""Old module paths: what moved is found under its old name, and what cannot be run tells in one line where it went."""
 
 import importlib.abc
 import importlib.machinery
@@ -7,24 +7,34 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {"ltjax.predict": "predict", "ltjax.debug_step": "debug_step", "ltjax.data.verify": "verify"}
-# These modules stay; only their command lines moved.
+# Modules by their paths in 0.1, and where they are now; importing an old path gives the same module.
+MODULES = {
+    "ltjax.cams": "report.activation_maps", "ltjax.checkpoint": "workdir.checkpoint", "ltjax.evaluate": "data.evaluate",
+    "ltjax.feed": "data.feed", "ltjax.journal": "workdir.log", "ltjax.lock": "workdir.lock",
+    "ltjax.manifest": "workdir.manifest", "ltjax.plots": "report.plots", "ltjax.prng": "data.prng",
+    "ltjax.processes": "distributed.processes", "ltjax.sharding": "distributed.sharding",
+    "ltjax.signals": "distributed.signals", "ltjax.watchdog": "distributed.watchdog"}
+# Modules that stay, whose command lines moved.
 _PROGRAMS_MOVED = {"ltjax.data.archives": "unpack", "ltjax.data.records": "convert"}
 _PROGRAMS = ("ltjax", "ltjax.main", "ltjax.__main__")
 
 
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-  """Finds the old paths of commands: `python -m` with one runs the command, importing one raises an `ImportError`."""
+  """Finds old paths: `python -m` with that of a command runs it, importing it raises an `ImportError`."""
 
   def find_spec(self, name, path=None, target=None):
     """The spec of an old path; None for every other name."""
-    return importlib.machinery.ModuleSpec(name, self, origin=__file__) if name in COMMANDS else None
+    known = name in COMMANDS or name in MODULES
+    return importlib.machinery.ModuleSpec(name, self, origin=__file__) if known else None
 
   def create_module(self, spec):
-    """Raises: an old path cannot be imported."""
-    raise ImportError(_sentence(spec.name), name=spec.name)
+    """None for a module; raises for the old path of a command, which cannot be imported."""
+    if spec.name in COMMANDS:
+      raise ImportError(_sentence(spec.name), name=spec.name)
 
   def exec_module(self, module):
-    """Never reached."""
+    """Puts the module that moved in the place of the empty one."""
+    sys.modules[module.__name__] = importlib.import_module(f"ltjax.{MODULES[module.__name__]}")
 
   def get_code(self, name):
     """The code that `python -m` runs instead of an old path."""

@@ -11,6 +11,7 @@ it. Images that cannot be decoded are listed at the end, the others are predicte
 import argparse
 import csv
 import inspect
+import itertools
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -117,11 +118,10 @@ def logit_scale(stage) -> float:
 
 def write(predictions: Iterator[Prediction], file) -> None:
   """Writes a CSV of predictions; the header comes with the first, so that an early failure writes nothing."""
-  writer = None
-  for row in predictions:
-    if writer is None:
-      writer = csv.writer(file, lineterminator="\n")
-      writer.writerow(COLUMNS)
+  writer = csv.writer(file, lineterminator="\n")
+  first = next(predictions, None)
+  writer.writerow(COLUMNS)
+  for row in itertools.chain([first] if first else [], predictions):
     writer.writerow((shown(row.path, "csv"), row.rank, shown(row.class_name, "csv"), f"{row.probability:.6f}"))
 
 
@@ -140,6 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
   try:
     if given.top < 1:
       raise ConfigError(f"--top: expected at least 1, got {given.top}")
+    if given.output is not None and not given.output.expanduser().parent.is_dir():
+      raise ConfigError(f"--output: no folder {str(given.output.expanduser().parent)!r}; make it, or give another")
     predictions = predict(given.workdir.expanduser(), images(given.images), given.top, bad)
     if given.output is None:
       write(predictions, sys.stdout)
@@ -152,19 +154,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(EXIT_BAD_INPUT)
   if bad:
-    print(f"{len(bad)} images cannot be decoded and have no prediction:", *(
+    count = "1 image cannot be decoded and has" if len(bad) == 1 else f"{len(bad)} images cannot be decoded and have"
+    print(f"{count} no prediction:", *(
         f"  {shown(name, 'terminal')}: {reason}" for name, reason in bad.items()), sep="\n", file=sys.stderr)
     sys.exit(1)
 
 
 def _write_file(predictions: Iterator[Prediction], path: pathlib.Path) -> None:
-  partial = path.with_name(f"{path.name}.partial")
+  # A device or a pipe is written to; to replace it by a file would take it away from everybody else.
+  special = path.exists() and not path.is_file()
+  partial = path if special else path.with_name(f"{path.name}.partial")
   try:
     with open(partial, "w", newline="", encoding="utf-8") as file:
       write(predictions, file)
-    partial.replace(path)
+    if not special:
+      partial.replace(path)
   finally:
-    partial.unlink(missing_ok=True)
+    if not special:
+      partial.unlink(missing_ok=True)
   print(f"written: {path}")
 
 

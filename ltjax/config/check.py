@@ -302,7 +302,7 @@ def _check_features(stage: StageSpec, model, dataset, name: str) -> None:
 def nothing_held_out(where: str) -> ConfigError:
   """The error for a choice of hyper-parameters without held-out images."""
   return ConfigError(f"{where}: candidates are chosen on held-out training images, but dataset.holdout is 0; "
-                     "set --config.dataset.holdout=0.1, or give one value")
+                     "set --config.dataset.holdout=0.1, which takes a --workdir of its own, or give one value")
 
 
 def check_batch(stage: StageSpec, devices: int, examples: int) -> None:

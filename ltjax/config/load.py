@@ -89,7 +89,7 @@ def _boolean(name: str, no: str | None, value: str | None) -> bool:
 def _unknown_option(name: str, given: Mapping, config: str) -> ConfigError:
   known = list(dict.fromkeys(["config", *given]))
   inside = [key for key in _keys(read(config)) if key.split(".")[-1] == name] if config else []
-  hint = f"; did you mean --config.{inside[0]}?" if inside else nearest(name, known)
+  hint = f" (did you mean --config.{inside[0]}?)" if inside else nearest(name, known)
   return ConfigError(f"--{name}: no such option{hint}; there are {', '.join(f'--{name}' for name in known)}, and "
                      "--config.KEY for every key of the config")
 
@@ -174,11 +174,15 @@ def literal(text: str):
     raise ValueError(str(error)) from error
 
 
-def _value(text: str, before):
-  """`text` as a value in the place of `before`."""
+def _value(text: str, before, key: str):
+  """`text` as a value of `key` in the place of `before`; raises where it begins like a tuple or a dict but is none."""
   try:
     found = literal(text)
-  except ValueError:
+  except ValueError as error:
+    if re.match(r"\s*([(\[{]|dict\()", text) and not isinstance(before, str):
+      raise ConfigError(f"--config.{key}: {text!r} is no Python literal; strings in it need quotes, and the shell "
+                        "takes quotes away that have no others around them, as in "
+                        "--config.stages=\"('representation',)\"") from error
     found = text
   if isinstance(before, bool) and text.lower() in ("true", "false"):
     return text.lower() == "true"
@@ -207,11 +211,12 @@ def override(config: ConfigDict, key: str, text: str) -> None:
   if last not in block and "name" not in block:
     raise _no_key(config, key)
   before = block.get(last)
-  value = _value(text, before)
+  value = _value(text, before, key)
   if isinstance(before, ConfigDict) and isinstance(value, str):
     inside = next(iter(flat(before, f"{key}.")))
+    block = f", or the complete block, --config.{key}=\"dict(name='{text}')\"" if "name" in before else ""
     raise ConfigError(f"--config.{key}: expected a dict or a number, got {text!r}; its values can be set one by one, "
-                      f"as in --config.{inside}=...")
+                      f"as in --config.{inside}=...{block}")
   with block.unlocked(), block.ignore_type():
     if isinstance(value, Mapping) and last in block:
       del block[last]  # a new dict replaces the old one; assignment would merge the two
@@ -230,7 +235,8 @@ def _keys(config: ConfigDict) -> list[str]:
 
 def _no_key(config: ConfigDict, key: str) -> ConfigError:
   keys = _keys(config)
-  ends = [known for known in keys if known.split(".")[-1] == key.split(".")[-1]]
+  blocks = dict.fromkeys(known[:dot.start()] for known in keys for dot in re.finditer(r"\.", known))
+  ends = [known for known in (*keys, *blocks) if known.split(".")[-1] == key.split(".")[-1]]
   near = difflib.get_close_matches(key, keys, n=1, cutoff=0.8) or ends[:1]
   hint = f" (did you mean {near[0]!r}?)" if near else nearest(key, keys)
   return ConfigError(f"--config.{key}: the config has no such key{hint}")
@@ -248,11 +254,11 @@ def _in_list(blocks: Sequence, module, where: str, path: Sequence[str], text: st
                       f"{', '.join(sorted(choices))}")
   block = dict(name=name) if index is None else blocks[index]
   if len(inner) == 1:
-    block[inner[0]] = _value(text, block.get(inner[0]))
+    block[inner[0]] = _value(text, block.get(inner[0]), f"{where}.{'.'.join(path)}")
   elif inner:
     raise ConfigError(f"--config.{where}.{'.'.join(path)}: expected {where}.{name}.ARGUMENT")
   else:
-    value = _value(text, None)
+    value = _value(text, None, f"{where}.{name}")
     if value is None or value is False or value == 0:
       return [other for number, other in enumerate(blocks) if number != index]
     if isinstance(value, Mapping):

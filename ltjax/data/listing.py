@@ -101,6 +101,14 @@ def has_images(folder: epath.Path) -> bool:
   return any(is_image(path.name) for path in folder.iterdir())
 
 
+def _is_folder(entry: os.DirEntry) -> bool:
+  """Whether an entry is a folder, or a link to one; a link that leads in a circle is none."""
+  try:
+    return entry.is_dir()
+  except OSError:
+    return False
+
+
 class _Left(collections.Counter):
   """Files and folders that are left out, by their kind."""
 
@@ -146,7 +154,7 @@ def images_below(folder: str | os.PathLike) -> Listing:
     paths = [str(path) for path in top.glob("*") if is_image(path.name)]
   else:
     with os.scandir(top) as entries:
-      inside = [(entry.name, entry.is_dir()) for entry in entries]
+      inside = [(entry.name, _is_folder(entry)) for entry in entries]
     paths = [os.path.join(top, name) for name, is_folder in inside if not is_folder and is_image(name)]
     for name, is_folder in inside:
       if is_folder and not is_hidden(name):
@@ -253,7 +261,11 @@ def class_folders(root: epath.Path, key: str, cache: pathlib.Path | None = None)
 
 def _check_classes(root: epath.Path, key: str, names: Sequence[str], labels: np.ndarray) -> None:
   if not names:
-    raise DataError(f"dataset.{key}: no folder in {root}, expected one for each class")
+    raise DataError(f"dataset.{key}: no folder in {root}, expected one for each class; for images with a table of "
+                    "their classes there is configs/csv.py")
+  if len(names) == 1 and is_local(root) and _has_folders(root / names[0]) and not has_images(root / names[0]):
+    raise DataError(f"dataset.{key}: {root} holds one folder, {names[0]!r}, with folders in it; if those are the "
+                    f"classes, give --config.dataset.{key}={root / names[0]}")
   first = {}
   for name in names:
     if first.setdefault(same_name(name), name) != name:
@@ -269,7 +281,7 @@ def _local_folders(root: epath.Path) -> dict:
   left, names, top = _Left(), [], str(root)
   with os.scandir(root) as entries:
     for entry in entries:
-      if not entry.is_dir():
+      if not _is_folder(entry):
         left.file(entry.name)
       elif is_hidden(entry.name):
         left[HIDDEN_FOLDERS] += 1

@@ -307,12 +307,22 @@ def _dataset(train: _Images, test: _Images | None, held_out: _Images | None, nam
   if holdout:
     kept, held = sources.hold_out(train.labels[places], holdout, seed)
     places, held_out = places[kept], train.take(places[held])
-  notes = [*notes, *_untested(train.labels, test.labels, names, is_split, test_key)]
+  notes = [*notes, *_alike(names), *_untested(train.labels, test.labels, names, is_split, test_key)]
   if holdout and (unseen := len(names) - len(np.unique(held_out.labels))):
     notes.append(f"{unseen:,} of {len(names):,} classes have too few images for a held-out one; what is chosen on "
                  "held-out images does not depend on them")
   return sources.Dataset(tuple(train.take(places)), tuple(test), places, tuple(names), mean, std,
                          held_out and tuple(held_out), dict(left_out), tuple(notes), background)
+
+
+def _alike(names: Sequence[str]) -> list[str]:
+  """A note of classes that are one for a reader, though not for a computer."""
+  first, pairs = {}, []
+  for name in names:
+    if (other := first.setdefault(name.casefold(), name)) != name:
+      pairs.append(f"{other!r} and {name!r}")
+  are = ", ".join(pairs[:3]) + (", ..." if len(pairs) > 3 else "")
+  return [f"classes that differ in capitals alone: {are}"] if pairs else []
 
 
 def _untested(train: np.ndarray, test: np.ndarray, names: Sequence[str], is_split: bool, key: str) -> list[str]:
@@ -325,10 +335,13 @@ def _untested(train: np.ndarray, test: np.ndarray, names: Sequence[str], is_spli
   if is_split:
     singles = np.bincount(train, minlength=len(names))[without].max() == 1
     why = f"{have} one image and {get} no test image" if singles else f"{get} no test image"
-    way_out = f"add a second image to each, or give a test set that has them with --config.dataset.{key}"
+    way_out = (f"add a second image to each, or give a test set that has them with --config.dataset.{key}; where "
+               "classes have few images, the mean over other splits, too, says more than one "
+               "(--config.dataset.subset_seed=1 with a --workdir of its own)")
   else:
     why, way_out = f"{have} no test image", "add test images of them"
-  return [f"{len(without):,} of {len(names):,} classes {why} ({shown}), so their accuracy cannot be measured; "
+  its = "its" if len(without) == 1 else "their"
+  return [f"{len(without):,} of {len(names):,} classes {why} ({shown}), so {its} accuracy cannot be measured; "
           f"{way_out}"]
 
 

@@ -21,6 +21,7 @@ from ltjax.errors import DataError, nearest
 _LIST_BYTES = 2**28  # ten times the longest list of the field: an .xz that unpacks to more is not one
 _DELIMITERS = ",;\t"
 _SNIFFED = 50  # rows
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")  # of Windows
 # Headings in lower case without blanks, "_" and "-"; the first that a table has is taken.
 _IMAGE = ("filepath", "imagepath", "imgpath", "path", "filename", "imagename", "imagefile", "file", "image", "img")
 _NAME_BOTH = "--config.dataset.image_column=NAME and --config.dataset.label_column=NAME"
@@ -62,13 +63,14 @@ def _text(path: str, key: str) -> str:
   try:
     return data.decode("utf-8-sig")
   except UnicodeDecodeError as error:
-    raise DataError(f"dataset.{key}: {path} is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    raise DataError(f"dataset.{key}: {path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as "
+                    "UTF-8") from error
 
 
 def _lines(path: str, key: str) -> list[str]:
   """The lines of a text; str.splitlines would also split at characters that file names may hold."""
-  text = _text(path, key)
-  return text.removesuffix("\n").split("\n") if text.strip() else []
+  text = _text(path, key).rstrip()  # editors leave blank lines at the end
+  return text.split("\n") if text else []
 
 
 def class_names(path: str) -> tuple[str, ...]:
@@ -114,11 +116,14 @@ def split_list(path: str, key: str, *, classes: int | None = None, root: str = "
 
 
 def _listing(path: str, rows: list[tuple], kind, root: str, notes: tuple[str, ...] = ()) -> Listing:
-  """The rows (line number, image, label), after a check that each image is inside the root and there once."""
+  """The rows (line number, image, label), after a check that each image is inside the root and there once.
+
+  Whether all files are there is noticed where they are read; but paths that begin with the root's own folder are named.
+  """
   first, paths = {}, []
   for number, name, _ in rows:
     inside = _inside(name, root)
-    if inside.startswith(("/", "../")) or inside == ".." or "://" in name:
+    if inside.startswith(("/", "../")) or inside == ".." or "://" in name or _DRIVE.match(name):
       raise DataError(f"{path}:{number}: {name!r} is outside the root{f' {root}' if root else ''}; paths are relative "
                       "to it and stay inside")
     if first.setdefault(inside, number) != number:
@@ -126,6 +131,11 @@ def _listing(path: str, rows: list[tuple], kind, root: str, notes: tuple[str, ..
     paths.append(inside)
   if not rows:
     raise DataError(f"{path}: no image is listed")
+  if root and is_local(root) and not _is_file(paths[0], root):
+    above = str(epath.Path(root).expanduser().absolute().parent)
+    if _is_file(paths[0], above):
+      raise DataError(f"{path}: {paths[0]!r} is not below the root {root}, but below {above}; give "
+                      f"--config.dataset.root={above}")
   return Listing(paths, np.array([label for *_, label in rows], kind), notes=notes)
 
 
@@ -180,6 +190,8 @@ def table(path: str, key: str, *, root: str = "", image_column: str = "", label_
   """
   text = _text(path, key)
   rows = _rows(path, text, _delimiter(text))
+  while rows and not any(rows[-1][1]):  # editors leave blank lines at the end
+    rows.pop()
   if not rows:
     raise DataError(f"{path}: no image is listed")
   columns, listed = _columns(path, rows, root, image_column, label_column), []
@@ -228,11 +240,12 @@ def _delimiter(text: str) -> str:
 def _columns(path: str, rows: Sequence, root: str, image: str, label: str) -> _Columns:
   number, first = rows[0]
   if len(first) < 2:
-    raise DataError(f"{path}:{number}: expected two columns, path and class name, got {','.join(first)[:100]!r}")
+    raise DataError(f"{path}:{number}: expected two columns, path and class name, separated by a comma, semicolon or "
+                    f"tab, got {','.join(first)[:100]!r}")
   in_data = _image_cell(first, root)
   if in_data is None or image or label:
     second = _image_cell(rows[1][1], root) if len(rows) > 1 else None
-    hint = next(filter(None, (_with_suffix(cell, root) for cell in first)), "")
+    hint = next(filter(None, (_with_suffix(cell, root) for _, row in rows[:2] for cell in row)), "")
     return _headed(f"{path}:{number}", first, second, image, label, hint)
   after = in_data + 1 if in_data + 1 < len(first) else in_data - 1
   return _Columns(in_data, after, False, "" if len(first) == 2 and in_data == 0 else (

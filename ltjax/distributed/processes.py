@@ -8,7 +8,6 @@ import collections
 import math
 import os
 import re
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -172,19 +171,13 @@ def leave(code: int, words: str) -> None:
   well = code in (0, 75)
   if _watch.leave(words if well else FAILED + words):
     # No other process waits for this one any more, so JAX's own shutdown must not delay it for long.
-    timer = threading.Timer(20.0, _exit, (code,))
+    timer = threading.Timer(20.0, signals.leave, (code,))
     timer.daemon = True
     timer.start()
     jax.distributed.shutdown()
     timer.cancel()
   else:
-    _exit(code)
-
-
-def _exit(code: int) -> None:
-  sys.stdout.flush()
-  sys.stderr.flush()
-  os._exit(code)
+    signals.leave(code)
 
 
 # -- from process 0 to all --------------------------------------------------------------------------------------------

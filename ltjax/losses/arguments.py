@@ -4,7 +4,9 @@ Shapes and types are always checked, values only where they are known: Python nu
 
 A class without images is an error where the counts are known. Traced counts may hold a zero, for instance when each
 client of a federated run has its own. As long as no label is of that class, losses and gradients stay finite: its
-prior is 0, and every other rule treats it as the rarest class that has images.
+prior is 0, and every other rule treats it as the rarest class that has images. In JAX's debug mode, `jax_debug_nans`,
+an example with such a label is NaN: JAX then runs the function without `jit`, where the class is named, and
+`checkify.nan_checks` reports it.
 """
 
 import functools
@@ -47,16 +49,32 @@ def intervals(function: Callable) -> dict[str, str]:
 
 
 def ranged(function: Callable) -> Callable:
-  """Makes a function check its keyword arguments against their declared ranges; traced values pass."""
-  limits, name = intervals(function), function.__name__
+  """Makes a function check its keyword arguments against their declared ranges; traced values pass.
+
+  In debug mode it also makes the examples NaN whose class has a traced count of 0.
+  """
+  limits, name, signature = intervals(function), function.__name__, inspect.signature(function)
 
   @functools.wraps(function)
   def checked(*args, **kwargs):
     for key in limits.keys() & kwargs.keys():
       in_range(f"{name}: {key}", kwargs[key], limits[key])
-    return function(*args, **kwargs)
+    result = function(*args, **kwargs)
+    if not jax.config.jax_debug_nans:
+      return result
+    given = signature.bind(*args, **kwargs).arguments
+    return _nan_without_images(result, given.get("labels"), given.get("class_counts"))
 
   return checked
+
+
+def _nan_without_images(result, labels, class_counts):
+  """`result`, [b] or [b c], with NaN for labels of classes whose traced count is 0."""
+  if labels is None or not isinstance(class_counts, jax.core.Tracer):
+    return result
+  has_images = jnp.asarray(class_counts)[jnp.asarray(labels)] > 0
+  one = jnp.expand_dims(has_images.astype(result.dtype), tuple(range(has_images.ndim, result.ndim)))
+  return result * (one / one)  # 0 / 0 where the class has no image
 
 
 def check_fields(module) -> None:

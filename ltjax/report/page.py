@@ -18,7 +18,7 @@ from ltjax.data import longtail
 from ltjax.distributed import processes
 from ltjax.errors import writing
 from ltjax.report import activation_maps as cams
-from ltjax.report import baselines, plots
+from ltjax.report import baselines, forecast, plots
 from ltjax.report.names import one_warning, printable, shown
 from ltjax.workdir import log
 
@@ -30,9 +30,10 @@ Where the last stage's model sees the class of an image, for a test image of eac
 """
 
 
-def announce(dataset, notes: list[str]) -> None:
-  """Prints what a run is about to train on, and what its user should know before it does."""
-  print(printable("\n".join((f"data: {dataset.summary()}", *notes)), sys.stderr), file=sys.stderr)
+def announce(dataset, stages, notes: list[str], *, starts: bool) -> None:
+  """Prints what a run is about to train on, and what its user should know before it does, or `starts` to."""
+  notes = [*notes, *(forecast.notes(stages) if starts else ())]
+  print(printable("\n".join((f"data: {dataset.summary()}", *notes)), sys.stderr), file=sys.stderr, flush=True)
 
 
 def of_run(spec, stages, results: Mapping, workdir: pathlib.Path, command: str, bad_images) -> dict:
@@ -171,7 +172,9 @@ def counts(results: dict) -> list[str]:
 def bad_images(results: dict) -> list[str]:
   """Lines that count the images that were replaced and name the first few; none where there were none."""
   found = results["data"]["bad_images"]
-  heading = f"{len(found)} images could not be decoded and were replaced by black ones; all are in results.json:"
+  were = "1 image could not be decoded and was replaced by a black one" if len(found) == 1 else (
+      f"{len(found)} images could not be decoded and were replaced by black ones")
+  heading = f"{were}; all are in results.json:"
   lines = [f"  {shown(name, 'terminal')}: {reason}" for name, reason in list(found.items())[:5]]
   return [heading, *lines] if found else []
 
@@ -222,7 +225,8 @@ def _page(last_stage: str, results: dict, pictured: bool) -> str:
       f"| {shown(name, 'markdown')} | {count} | {'-' if accuracy is None else f'{100 * accuracy:.1f}'} |"
       for name, count, accuracy in zip(data["class_names"], data["class_counts"], last["per_class"], strict=True))
   stages = "\n".join(
-      f"- `{name}`: {stage['epochs']} epochs of batch {stage['batch_size']}, {stage['seconds']:.0f} s, "
+      f"- `{name}`: {'1 epoch' if stage['epochs'] == 1 else str(stage['epochs']) + ' epochs'} "
+      f"of batch {stage['batch_size']}, {stage['seconds']:.0f} s, "
       f"{stage['images_per_second']:.0f} images/s; best epoch {stage['best_selected_on_test']['epoch']:.4g} with "
       f"{100 * stage['best_selected_on_test']['overall']:.2f} (selected on the test set, not the result)"
       for name, stage in results["stages"].items())

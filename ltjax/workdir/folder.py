@@ -7,9 +7,11 @@ import pathlib
 import re
 import secrets
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from ml_collections import ConfigDict
 
+from ltjax import recipes
 from ltjax.distributed import processes
 from ltjax.errors import LtjaxError, WorkdirError
 from ltjax.workdir import durable, identity, lock
@@ -22,7 +24,7 @@ PATHS = ("root", "test_root", "dir", "lists", "tfds_dir", "train_csv", "test_csv
          "val_list", "class_names")
 
 
-def check_before_data(config: ConfigDict, workdir: pathlib.Path) -> bool:
+def check_before_data(config: ConfigDict, workdir: pathlib.Path, defaults: Mapping = MappingProxyType({})) -> bool:
   """`check`, on every process; run it before reading the data, which may be a long download."""
   check_local(workdir)
   for key in ("root", "test_root"):
@@ -32,7 +34,7 @@ def check_before_data(config: ConfigDict, workdir: pathlib.Path) -> bool:
       if workdir.resolve().is_relative_to(inside):
         raise WorkdirError(f"--workdir: {workdir} lies inside dataset.{key}={root!r}, where its files would count as "
                            "data; give a folder outside it")
-  return processes.from_first(lambda: check(config, workdir))
+  return processes.from_first(lambda: check(config, workdir, defaults))
 
 
 def check_local(workdir: pathlib.Path | str) -> None:
@@ -45,8 +47,11 @@ def check_local(workdir: pathlib.Path | str) -> None:
                        "set PYTHONUTF8=1")
 
 
-def check(config: ConfigDict, workdir: pathlib.Path) -> bool:
-  """Whether the work folder already belongs to this config; raises where it cannot become or stay its folder."""
+def check(config: ConfigDict, workdir: pathlib.Path, defaults: Mapping = MappingProxyType({})) -> bool:
+  """Whether the work folder already belongs to this config; raises where it cannot become or stay its folder.
+
+  `defaults` are the values of keys that a config may leave out, by their path.
+  """
   path = workdir / "config.json"
   try:
     above = next(folder for folder in (workdir, *workdir.absolute().parents) if folder.exists())
@@ -55,7 +60,7 @@ def check(config: ConfigDict, workdir: pathlib.Path) -> bool:
     if not os.access(above, os.R_OK | os.W_OK | os.X_OK):
       raise WorkdirError(f"--workdir: {above} may not be read and written; give another --workdir, or change its mode")
     if path.exists():
-      _compare(json.loads(path.read_text()), json.loads(config.to_json()), workdir)
+      _compare(json.loads(path.read_text()), json.loads(config.to_json()), workdir, defaults)
       return True
     if workdir.exists() and any(entry.name not in (*PARTIALS, lock.NAME) for entry in workdir.iterdir()):
       raise WorkdirError(f"--workdir: {workdir} is not empty and has no config.json, so it is not a run of ltjax; "
@@ -76,7 +81,8 @@ def load(workdir: pathlib.Path) -> ConfigDict:
     stored = json.loads(path.read_text())
     if not isinstance(stored, Mapping):
       raise ValueError(f"expected a dict, got {type(stored).__name__}")
-    return ConfigDict(_tuples(stored))
+    later = {key: value for key, value in recipes.RUN_DEFAULTS.items() if key not in stored}
+    return ConfigDict(_tuples(dict(stored) | later))
   except OSError as error:
     raise WorkdirError(f"{workdir} is not a run of ltjax: {path} cannot be read ({error.strerror or error}); give the "
                        "--workdir of a run") from error
@@ -92,7 +98,7 @@ def _tuples(value):
 
 
 @contextlib.contextmanager
-def held(config: ConfigDict, workdir: pathlib.Path, command: str, dataset):
+def held(config: ConfigDict, workdir: pathlib.Path, command: str, dataset, defaults: Mapping = MappingProxyType({})):
   """Locks the work folder for this run and writes its config.json and identity.json; yields the run's name.
 
   The name is random, drawn at the first start; it is "" for a run that began before runs had names.
@@ -104,7 +110,7 @@ def held(config: ConfigDict, workdir: pathlib.Path, command: str, dataset):
 
     def take():
       stack.enter_context(lock.WorkdirLock(workdir, command))
-      check(config, workdir)
+      check(config, workdir, defaults)
       run = _check_identity(identity.describe(dataset), workdir)
       _write(config.to_json(indent=1), workdir / "config.json")
       return run
@@ -116,8 +122,8 @@ def read_identity(workdir: pathlib.Path) -> dict | None:
   """The identity of the data that the run in `workdir` was started with; None before it has started."""
   path = workdir / "identity.json"
   try:
-    return json.loads(path.read_text()) if path.exists() else None
-  except (OSError, ValueError) as error:
+    return identity.checked(json.loads(path.read_text())) if path.exists() else None
+  except (OSError, ValueError, RecursionError) as error:
     raise WorkdirError(f"{path} is not the identity of a run ({error}); restore it, or give another folder") from error
 
 
@@ -147,16 +153,17 @@ def _unusable(workdir: pathlib.Path, error: OSError) -> WorkdirError:
                       "give a folder that can be read and written")
 
 
-def _compare(before, now: Mapping, workdir: pathlib.Path) -> None:
+def _compare(before, now: Mapping, workdir: pathlib.Path, defaults: Mapping) -> None:
   if not isinstance(before, Mapping):
     raise WorkdirError(f"--workdir: {workdir / 'config.json'} is not the config of a run; give another folder")
-  before, now, missing = _flat(before), _flat(now), object()
+  before, now, missing = _flat(recipes.RUN_DEFAULTS | dict(before)), _flat(now), object()
   if isinstance(before.get("augment.flip", None), bool) or "augment.crop_padding" in before:
     raise WorkdirError(f"--workdir: {workdir} was written by ltjax 0.1, whose configs had other keys; finish that run "
                        "with ltjax 0.1, or give another folder")
+  implied = {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}
   different = [f"{key} was {before.get(key, 'absent')!r}, is {now.get(key, 'absent')!r}"
-               for key in sorted({*before, *now})
-               if before.get(key, missing) != now.get(key, missing) and not free(key)]
+               for key in sorted({*before, *now}) if not free(key)
+               and before.get(key, implied.get(key, missing)) != now.get(key, implied.get(key, missing))]
   if different:
     raise WorkdirError(f"--workdir: {workdir} was written by another config: {'; '.join(different)}. "
                        "Give another folder, or the values it was started with")

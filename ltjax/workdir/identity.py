@@ -3,6 +3,7 @@
 import base64
 import zlib
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 import numpy as np
 
@@ -25,6 +26,19 @@ def describe(dataset) -> dict:
                         if not isinstance(getattr(dataset, split)[0], np.ndarray)})
 
 
+def checked(found) -> dict:
+  """`found`, which was read from a file; raises a `ValueError` unless it is an identity."""
+  kinds = dict(class_names=list, class_counts=list, fingerprint=str, examples=dict)
+  if not isinstance(found, dict) or not all(isinstance(found.get(key), kind) for key, kind in kinds.items()):
+    raise ValueError(f"expected {', '.join(kinds)}")
+  try:
+    if not all(line.count("\t") == 2 for part in found["examples"].values() for line in _unpacked(part)):
+      raise ValueError("its example lines are not as ltjax writes them")
+  except (TypeError, AttributeError, zlib.error) as error:
+    raise ValueError(f"its examples cannot be unpacked: {error}") from error
+  return found
+
+
 def differences(old: Mapping, new: Mapping) -> list[str]:
   """How the identity `new` differs from `old`: one line for each kind of difference, none if they are equal.
 
@@ -36,8 +50,8 @@ def differences(old: Mapping, new: Mapping) -> list[str]:
     return []
   before, after = ({split: _Examples(_unpacked(part)) for split, part in identity["examples"].items()}
                    for identity in (old, new))
-  renamed = _renamed(old, new, before.get("train"), after.get("train"))
-  lines = _of_classes(old["class_names"], new["class_names"], renamed)
+  renamed = _renamed(old, new, [*before.values()], [*after.values()])
+  lines = of_classes(old["class_names"], new["class_names"], renamed)
   before = {split: part.called(renamed) for split, part in before.items()}
   moved = _moved(before, after)
   for split, title in _SPLITS.items():
@@ -66,8 +80,8 @@ class _Examples:
     self.found = {path: (size, name) for path, size, name in rows}
 
   def of_class(self, name: str) -> list[tuple[str, str]]:
-    """(path below the class folder, length) of the images of a class, sorted."""
-    return sorted((path.partition("/")[2] or path, size) for path, (size, c) in self.found.items() if c == name)
+    """(path below the class folder, length) of the images of a class."""
+    return [(path.partition("/")[2] or path, size) for path, (size, c) in self.found.items() if c == name]
 
   def called(self, renamed: Mapping[str, str]) -> "_Examples":
     """The same examples, with new names for classes and for the folders named after them."""
@@ -83,16 +97,24 @@ class _Examples:
     return other
 
 
-def _renamed(old: Mapping, new: Mapping, before: _Examples | None, after: _Examples | None) -> dict[str, str]:
-  """{old name: new name} of classes with the very same images under another name, each the only one that fits."""
+def _renamed(old: Mapping, new: Mapping, before: list[_Examples], after: list[_Examples]) -> dict[str, str]:
+  """{old name: new name} of classes with the very same images under another name, each the only one that fits.
+
+  The images of all splits count together, because a split that is drawn changes with the names.
+  """
   gone = [name for name in old["class_names"] if name not in set(new["class_names"])]
   fresh = [name for name in new["class_names"] if name not in set(old["class_names"])]
   if not (gone and fresh and before and after) or max(len(gone), len(fresh)) > 100:
     return {}
-  images = {name: after.of_class(_line(name)) for name in fresh}
+
+  def images_of(name: str, parts: list[_Examples]) -> list[tuple[str, str]]:
+    return sorted(image for part in parts for image in part.of_class(_line(name)))
+
+  images = {name: images_of(name, after) for name in fresh}
   found = {}
   for name in gone:
-    alike = [other for other in fresh if images[other] == before.of_class(_line(name))]
+    own = images_of(name, before)
+    alike = [other for other in fresh if images[other] == own]
     if len(alike) == 1 and alike[0] not in found.values():
       found[name] = alike[0]
   return found
@@ -103,7 +125,8 @@ def _line(name: str) -> str:
   return name.replace("\\", r"\\").replace("\t", r"\t").replace("\n", r"\n").replace("\r", r"\r")
 
 
-def _of_classes(old: list[str], new: list[str], renamed: Mapping[str, str]) -> list[str]:
+def of_classes(old: list[str], new: list[str], renamed: Mapping[str, str] = MappingProxyType({})) -> list[str]:
+  """A line for each kind of difference of two lists of classes; `renamed` are those that only have another name."""
   lines = [f"class {name!r} is now called {other!r}" for name, other in list(renamed.items())[:_NAMED]]
   if len(renamed) > _NAMED:
     lines.append(f"and {len(renamed) - _NAMED} more classes have another name")

@@ -44,12 +44,14 @@ def read(path: pathlib.Path) -> File:
     length = int(content[:8].view("<u8")[0])
     if length > min(_HEADER, len(content) - 8):
       raise ValueError(f"a header of {length} bytes")
-    header, data, tensors = json.loads(bytes(content[8:8 + length])), content[8 + length:], {}
+    header, data, tensors, end = json.loads(bytes(content[8:8 + length])), content[8 + length:], {}, 0
     metadata = header.pop("__metadata__", {})
-    for name, entry in header.items():
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
       kind, (start, stop) = np.dtype(_TYPES[entry["dtype"]]), entry["data_offsets"]
-      if not 0 <= start <= stop <= len(data) or stop - start != math.prod(entry["shape"]) * kind.itemsize:
-        raise ValueError(f"{name} from byte {start} to {stop} of {len(data)}")
+      # The format allows no overlap: with it, a small file could claim any amount of memory.
+      if not end <= start <= stop <= len(data) or stop - start != math.prod(entry["shape"]) * kind.itemsize:
+        raise ValueError(f"{name} from byte {start} to {stop} of {len(data)}, after one that ends at {end}")
+      end = stop
       # Not a view of the map: an array may begin at any byte, which `view` does not take.
       tensors[name] = np.frombuffer(data[start:stop], kind).reshape(entry["shape"])
     return File(tensors, dict(metadata), 8 + length)

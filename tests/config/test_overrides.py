@@ -193,11 +193,28 @@ def test_text_that_is_not_a_literal_is_a_string_and_never_run(text):
   assert given(f"--config.precision={text}").precision == text
 
 
+@pytest.mark.parametrize("text", ["(representation,)", "dict(name=linear)", "[1,", "{a: 1}"])
+def test_a_tuple_or_dict_that_lost_its_quotes_is_refused_with_them(text):
+  message = refused(GCL, f"--config.stages={text}")
+  assert f"--config.stages: {text!r} is no Python literal" in message
+  assert given(message[message.index("as in ") + 6:].replace('"', "")).stages == ("representation",)
+
+
+def test_a_name_in_the_place_of_its_block_gets_the_block():
+  message = refused(GCL, "--config.classifier.sampler=instance")
+  advice = message[message.index("complete block, ") + 16:].replace('"', "")
+  assert given(advice).classifier.sampler.to_dict() == dict(name="instance")
+
+
+def test_a_block_at_another_place_is_found():
+  assert "(did you mean 'representation.lr'?)" in refused(GCL, "--config.lr=0.1")
+
+
 # -- options ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("arguments", "parts"), [
-    (("--epochs=3",), "--epochs: no such option; did you mean --config.representation.epochs? | --workdir, --strict"),
+    (("--epochs=3",), "--epochs: no such option (did you mean --config.representation.epochs?) | --workdir, --strict"),
     (("--workdr=x",), "--workdr: no such option (did you mean 'workdir'?)"),
     (("--workdir",), "--workdir needs a value, --workdir=..."),
     (("--strict=maybe",), "--strict: expected true or false, got 'maybe'"),

@@ -262,3 +262,14 @@ def test_a_test_set_inside_of_the_training_set_is_named(tmp_path):
   for root, test in (("root", "root/test"), ("root", "root"), ("split", "split/train")):
     with pytest.raises(DataError, match=r"dataset\.test_root: .* is inside of .*, so its images would be trained on"):
       listing.roots(epath.Path(tmp_path / root), epath.Path(tmp_path / test))
+
+
+def test_links_that_lead_nowhere_are_files_among_others(tmp_path):
+  write_tree(tmp_path, dict(cat=2, dog=1))
+  for folder in (tmp_path, tmp_path / "cat"):
+    (folder / "circle.jpg").symlink_to("circle.jpg")
+    (folder / "gone.jpg").symlink_to("nowhere.jpg")
+  found, names = listing.class_folders(epath.Path(tmp_path), "root")
+  assert names == ("cat", "dog") and found.left_out == {listing.OUTSIDE: 2}
+  assert found.paths == ["cat/000.jpg", "cat/001.jpg", "cat/circle.jpg", "cat/gone.jpg", "dog/000.jpg"]
+  assert len(listing.images_below(tmp_path).paths) == 7

@@ -103,6 +103,11 @@ def test_a_test_set_in_another_folder(tmp_path):
     photos.folder(root=str(tmp_path / "here"), test_root=str(tmp_path / "nowhere"))
 
 
+def test_classes_that_differ_in_capitals_alone_are_reported(tmp_path):
+  write_tree(tmp_path, dict(cat=2, Cat=2, dog=2))
+  assert "classes that differ in capitals alone: 'Cat' and 'cat'" in photos.folder(root=str(tmp_path)).notes
+
+
 def test_faults_in_a_folder_are_named(tmp_path):
   write_tree(tmp_path / "train", COUNTS)
   write_tree(tmp_path / "test", dict(dog=1, zebra=1, ant=1))
@@ -111,6 +116,9 @@ def test_faults_in_a_folder_are_named(tmp_path):
   write_tree(tmp_path / "one", dict(cat=3))
   with pytest.raises(DataError, match="there is one class, 'cat'"):
     photos.folder(root=str(tmp_path / "one"))
+  write_tree(tmp_path / "wrapped/photos", dict(cat=1, dog=1))
+  with pytest.raises(DataError, match=rf"one folder, 'photos', .*; .* give --config.dataset.root={tmp_path}/wrapped/p"):
+    photos.folder(root=str(tmp_path / "wrapped"))
   write_tree(tmp_path / "singles", dict(cat=1, dog=1))
   with pytest.raises(DataError, match="no test set, and no class has the two images"):
     photos.folder(root=str(tmp_path / "singles"))
@@ -174,7 +182,9 @@ def test_the_summary_names_omitted_files_and_classes_that_cannot_be_measured(tmp
       "3 classes, 10 training images, 2 test images; 5 files left out: 1 hidden, 3 not images (.txt, .csv), 1 image in "
       "no class folder; 1 hidden folder left out",
       "note: 2 of 3 classes have one image and get no test image ('b', 'c'), so their accuracy cannot be measured; "
-      "add a second image to each, or give a test set that has them with --config.dataset.test_root=DIR"]
+      "add a second image to each, or give a test set that has them with --config.dataset.test_root=DIR; where "
+      "classes have few images, the mean over other splits, too, says more than one (--config.dataset.subset_seed=1 "
+      "with a --workdir of its own)"]
   lines = photos.folder(root=str(tmp_path), holdout=0.2).summary().splitlines()
   assert "2 of 3 classes have too few images for a held-out one" in lines[2]
 

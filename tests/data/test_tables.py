@@ -1,3 +1,4 @@
+import functools
 import lzma
 import re
 import zipfile
@@ -107,7 +108,8 @@ def test_a_table_gives_paths_and_names_with_or_without_a_heading(tmp_path):
 
 
 @pytest.mark.parametrize(("bad", "message"), [
-  ("", "2: blank line"), (",", "2: blank line"), ("b.jpg", "2: expected 2 columns .* got 1: 'b.jpg'"),
+  ("\nb.jpg,dog", "2: blank line"), (",\nb.jpg,dog", "2: blank line"),
+  ("b.jpg", "2: expected 2 columns .* got 1: 'b.jpg'"),
   ("b.jpg,cat,3", "2: expected 2 columns .* got 3"), ("b.jpg,", "2: the class name is missing"),
   (",cat", "2: the path is missing"),
   ('b.jpg,"cat', "[23]: not a line of a CSV"), ("a.jpg,dog", "2: .* in line 1 already"),
@@ -213,6 +215,30 @@ def test_a_nul_byte_anywhere_is_one_error(tmp_path, place):
   for read in (tables.table, tables.split_list, lambda path, _: tables.class_names(path)):
     with pytest.raises(DataError, match="is not a text file"):
       read(str(tmp_path / "t.csv"), "train_csv")
+
+
+def test_blank_lines_at_the_end_are_none(tmp_path):
+  path = write_lines(tmp_path / "t.csv", "path,label", "a.jpg,0", "b.jpg,1", "", ",")
+  assert tables.table(path, "train_csv").paths == ["a.jpg", "b.jpg"]
+  path = write_lines(tmp_path / "t.txt", "a.jpg 0", "b.jpg 1", "", "  ")
+  assert tables.split_list(path, "train_list").labels.tolist() == [0, 1]
+
+
+def test_another_root_than_that_of_the_paths_is_one_error(tmp_path):
+  write_tree(tmp_path / "d", dict(a=2))
+  read = functools.partial(tables.table, key="train_csv", root=str(tmp_path / "d"))
+  path = write_lines(tmp_path / "t.csv", "path,label", "d/a/000.jpg,cat", "d/a/001.jpg,dog")
+  with pytest.raises(DataError, match=rf"'d/a/000.jpg' is not below .*; give --config.dataset.root={tmp_path}$"):
+    read(path)
+  path = write_lines(tmp_path / "t.csv", "path,label", "C:\\photos\\a\\000.jpg,cat")
+  with pytest.raises(DataError, match=r"t\.csv:2: .* is outside the root"):
+    read(path)
+
+
+def test_paths_without_their_suffix_are_named_below_headings_too(tmp_path):
+  write_tree(tmp_path, dict(a=2))
+  with pytest.raises(DataError, match="there is 'a/000.jpg': add the suffix to the paths"):
+    tables.table(write_lines(tmp_path / "t.csv", "id,breed", "a/000,cat"), "train_csv", root=str(tmp_path))
 
 
 def test_utf_16_is_named(tmp_path):

@@ -128,6 +128,15 @@ def test_an_inconsistent_header(variables, tmp_path, entry):
     import_torch.into(variables, path)
 
 
+def test_many_names_of_the_same_bytes_take_no_memory(variables, tmp_path):
+  def change(header):
+    header |= {f"copy {k}": dict(header["bn1.weight"]) for k in range(3)}
+
+  path = save(tmp_path / "w.safetensors", state_dict(variables), change)
+  with pytest.raises(DataError, match="is not a complete .safetensors file .*after one that ends at"):
+    import_torch.into(variables, path)
+
+
 def test_no_such_file_or_kind_of_file(variables, tmp_path):
   with pytest.raises(DataError, match="no file '/nowhere/w.pth'"):
     import_torch.into(variables, "/nowhere/w.pth")

@@ -1,0 +1,89 @@
+"""How far a stage is, on standard error: a bar on a terminal, and everywhere else a plain line for each evaluation."""
+
+import math
+import sys
+import time
+
+from tqdm import tqdm
+
+_SHOWN = ("loss", "accuracy", "test", "held_out")
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+class Progress:
+  """Shows the steps of a stage; a context manager.
+
+  In a file, a pipe or a notebook a bar would be printed again for each of its states, so there is none.
+  """
+
+  def __init__(self, name: str, *, steps: int, done: int, epochs: int, batch_size: int, shown: bool = True):
+    """
+    Args:
+      name: of the stage.
+      steps: of the complete stage.
+      done: the step where this start of the stage begins.
+      epochs: of the complete stage.
+      batch_size: examples a step.
+      shown: False for all processes of a run but the first.
+    """
+    self._name, self._steps, self._done, self._epochs, self._batch_size = name, steps, done, epochs, batch_size
+    self._latest, self._first, self._began = {}, None, time.perf_counter()
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    self._lines = shown and not terminal
+    self._bar = tqdm(total=steps * batch_size, initial=done * batch_size, unit="img", unit_scale=True, desc=name,
+                     dynamic_ncols=True, disable=not (shown and terminal))
+
+  def __enter__(self) -> "Progress":
+    return self
+
+  def __exit__(self, *error) -> None:
+    self._bar.close()
+
+  def advance(self, count: int) -> None:
+    """`count` more steps are done, or at least given to the devices."""
+    self._done += count
+    self._bar.update(count * self._batch_size)
+    if self._first is None:  # the first call has waited for the compiler
+      now = time.perf_counter()
+      self._first = self._done, now
+      self._print(f"step {self._done:,} of {self._steps:,} after {now - self._began:.0f} s")
+
+  def trained(self, loss: float, accuracy: float) -> None:
+    """Shows the means over the latest training steps."""
+    self._show(loss=f"{loss:.3f}", accuracy=f"{accuracy:.1%}")
+
+  def evaluated(self, split: str, accuracy: float) -> None:
+    """Shows the accuracy on a split; outside a terminal, all that is known in one line."""
+    self._show(**{split: f"{accuracy:.1%}"})
+    known = ", ".join(f"{key.replace('_', ' ')} {self._latest[key]}" for key in _SHOWN if key in self._latest)
+    self._print(f"epoch {self._done * self._epochs / self._steps:.4g} of {self._epochs}, {known}{self._left()}")
+
+  def _show(self, **values: str) -> None:
+    self._latest |= values
+    self._bar.set_postfix(self._latest)
+
+  def _print(self, text: str) -> None:
+    if self._lines:
+      done = self._done / self._steps
+      eighths = math.ceil(80 * done)
+      bar = f"{'█' * (eighths // 8)}{_EIGHTHS[eighths % 8]}"[:10].ljust(10)
+      bar = f"|{bar}|" if _can_write(sys.stderr, bar) else ""
+      print(f"{self._name}: {done:4.0%}{bar} {text}", file=sys.stderr, flush=True)
+
+  def _left(self) -> str:
+    """The rate and the time left, by all steps of this start but the first call."""
+    if self._first is None or self._done == self._first[0] or self._done == self._steps:
+      return ""
+    seconds = (time.perf_counter() - self._first[1]) / (self._done - self._first[0])
+    left = seconds * (self._steps - self._done)
+    amount, unit = next((left / size, unit) for size, unit in ((3600, "h"), (60, "min"), (1, "s"))
+                        if left >= 2 * size or unit == "s")
+    return f", {self._batch_size / max(seconds, 1e-9):.3g} images/s, {amount:.0f} {unit} left"
+
+
+def _can_write(stream, text: str) -> bool:
+  try:
+    text.encode(getattr(stream, "encoding", None) or "utf-8")
+  except UnicodeEncodeError:
+    return False
+  return True

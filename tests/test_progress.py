@@ -1,0 +1,81 @@
+"""What a user sees of the time that a run takes: its progress, and a forecast on a CPU."""
+
+import io
+
+import jax
+import numpy as np
+import pytest
+
+from ltjax import train
+from ltjax.report import forecast, progress
+from tests import tiny
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+def shown(stream, monkeypatch, **options) -> str:
+  """What a stage of 4 steps prints."""
+  monkeypatch.setattr("sys.stderr", stream)
+  clock = iter((0.0, 12.0, 7212.0, 7212.0))
+  monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
+  with progress.Progress("first", steps=4, epochs=2, batch_size=8, **options) as made:
+    made.advance(1)
+    made.trained(0.51, 0.9)
+    made.advance(1)
+    made.evaluated("test", 0.25)
+    made.advance(2)
+    made.evaluated("held_out", 0.5)
+  return stream.getvalue()
+
+
+def test_a_pipe_gets_a_line_for_each_evaluation(monkeypatch):
+  assert shown(io.StringIO(), monkeypatch, done=0).splitlines() == [
+      "first:  25%|██▌       | step 1 of 4 after 12 s",
+      "first:  50%|█████     | epoch 1 of 2, loss 0.510, accuracy 90.0%, test 25.0%, 0.00111 images/s, 4 h left",
+      "first: 100%|██████████| epoch 2 of 2, loss 0.510, accuracy 90.0%, test 25.0%, held out 50.0%"]
+
+
+def test_a_terminal_gets_a_bar_with_the_same_numbers(monkeypatch):
+  text = shown(Terminal(), monkeypatch, done=0)
+  assert "\r" in text and "step 1 of 4" not in text
+  for part in ("loss=0.510", "accuracy=90.0%", "test=25.0%", "held_out=50.0%", "100%"):
+    assert part in text
+
+
+def test_an_output_whose_encoding_has_no_blocks_gets_numbers(monkeypatch):
+  class Ascii(io.StringIO):
+    encoding = "ascii"
+
+  assert shown(Ascii(), monkeypatch, done=0).startswith("first:  25% step 1 of 4 after 12 s\n")
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_other_processes_say_nothing(monkeypatch, stream):
+  assert shown(stream(), monkeypatch, done=0, shown=False) == ""
+
+
+@pytest.mark.parametrize(("seconds", "ahead"), [(0.01, 2), (2.6, 1), (5.1, 0), (60.0, 0)])
+def test_slow_calls_are_not_given_in_advance(monkeypatch, seconds, ahead):
+  """A stop waits for all calls that the devices have."""
+  clock = iter((0.0, seconds))
+  monkeypatch.setattr(train.time, "perf_counter", lambda: next(clock))
+  flight = train.Flight(None, None, None)
+  flight.start(0, np.array([True]))
+  flight.collect(None, None)
+  assert flight.ahead == ahead
+
+
+def test_a_run_of_hours_on_a_cpu_is_announced(monkeypatch):
+  stages = tuple(tiny.stages(tiny.config(backbone=tiny.ONE_CONV)).values())
+  assert forecast.notes(stages) == []
+  for stage in stages:
+    assert 0 < forecast._seconds(stage) <= forecast._at_most(stage)
+  total = sum(map(forecast._seconds, stages))
+  monkeypatch.setattr(forecast, "RATE", forecast.RATE * total / 36000)
+  (note,) = forecast.notes(stages)
+  assert note.startswith("note: on these ") and " representation takes about " in note and " hours, as far as " in note
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert forecast.notes(stages) == []
