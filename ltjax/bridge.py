@@ -45,7 +45,7 @@ def take_over(variables: dict, init: Callable[[], dict], reset: tuple) -> dict:
   Args:
     variables: {"params", "batch_stats"} of the stage before.
     init: draws this stage's.
-    reset: regular expressions of parameters that are drawn although the stage before has them.
+    reset: regular expressions of parameters, and of statistics, that are drawn although the stage before has them.
   """
   wanted = jax.eval_shape(init)
   if jax.tree.structure(wanted) == jax.tree.structure(variables) and not reset:
@@ -53,8 +53,7 @@ def take_over(variables: dict, init: Callable[[], dict], reset: tuple) -> dict:
   fresh, taken = init(), {}
   for kind, tree in fresh.items():
     earlier, drawn = (flax.traverse_util.flatten_dict(tree, sep="/") for tree in (variables[kind], tree))
-    patterns = reset if kind == "params" else ()
-    same = {path for path in drawn if path in earlier and not any(re.fullmatch(pattern, path) for pattern in patterns)}
+    same = {path for path in drawn if path in earlier and not any(re.fullmatch(pattern, path) for pattern in reset)}
     taken[kind] = flax.traverse_util.unflatten_dict(
         {path: earlier[path] if path in same else drawn[path] for path in drawn}, sep="/")
   return taken

@@ -79,7 +79,8 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
   else:
     drawn = stage.init()
     if pretrained:
-      drawn = bridge.pretrained(drawn, pretrained, stage.dataset.class_names, reset_head=reset_head)
+      found = bridge.pretrained(drawn, pretrained, stage.dataset.class_names, reset_head=reset_head)
+      drawn = bridge.take_over(found, stage.init, stage.spec.reset)
     state = stage.make_state(drawn)
   done = start = int(jax.device_get(state.step))
   journal, timing = (Journal(folder / name, upto=done, logs=checkpoints.logs, on_loss=functools.partial(

@@ -1,6 +1,7 @@
 """Checks of a parsed config: which parts go together, and where schedules lead. Touches no data and no device."""
 
 import pathlib
+import re
 from collections.abc import Sequence
 
 import jax
@@ -33,8 +34,9 @@ def check(spec: RunSpec) -> None:
     _check_augment(stage)
     _check_values(stage)
     b.at_path(stage.name, _trace, stage)
-    shapes = parameter_shapes(stage, model)["params"]
-    check_trained(stage, shapes)
+    shapes = parameter_shapes(stage, model)
+    check_trained(stage, shapes["params"])
+    _check_layers(stage, shapes["batch_stats"])
   for index, block in enumerate(spec.posthoc):
     _check_posthoc(spec, block, f"posthoc[{index}]")
 
@@ -57,6 +59,15 @@ def check_trained(stage: StageSpec, shapes: dict):
     raise ConfigError(f"{stage.name}.batch_norm: 'shift' moves the statistics of a frozen backbone, but "
                       f"{stage.name}.train trains BatchNorm's parameters; use 'train', or freeze them")
   return factors
+
+
+def _check_layers(stage: StageSpec, batch_stats: dict) -> None:
+  """Raises where a pattern of `batch_norm` matches no BatchNorm layer."""
+  layers = sorted({path.rpartition("/")[0] for path in optim.flat(batch_stats)})
+  for pattern in stage.batch_norm if isinstance(stage.batch_norm, tuple) else ():
+    if not any(re.fullmatch(pattern, layer) for layer in layers):
+      raise ConfigError(f"{stage.name}.batch_norm: {pattern!r} matches no BatchNorm layer; there are "
+                        f"{', '.join(layers[:6])}{', ...' if len(layers) > 6 else ''}")
 
 
 def _trait(call, name: str, default=False):

@@ -26,6 +26,7 @@ from ltjax.errors import ConfigError, LtjaxError, nearest
 EXIT_BAD_INPUT = 2
 # Lists of named blocks: an entry is addressed by its name, as in --config.augment.jitter=(0.4,0.4,0.4).
 LISTS = dict(augment=augment, transforms=batches)
+PRESET_KEYS = ("stages", "backbone", "head", "augment", "precision", "posthoc")  # beside the stages, a preset's own
 
 
 class Option(NamedTuple):
@@ -73,9 +74,22 @@ def parse(argv: Sequence[str], options: Mapping[str, Option], usage: str) -> dic
   if given.get("config") is None:
     raise ConfigError("--config is missing; try --config=configs/gcl_digits.py")
   given["config"] = read(given["config"])
+  before = flat(given["config"])
   for key, value in overrides:
     override(given["config"], key, value)
+  _note_changes(given["config"], before)
   return given
+
+
+def _note_changes(config: ConfigDict, before: Mapping) -> None:
+  """Writes into `config.preset` what the command line has changed in the preset, for results.json."""
+  if not config.get("preset"):
+    return
+  after, absent = flat(config), "nothing"
+  changed = [key for key in sorted({*before, *after}) if before.get(key, absent) != after.get(key, absent)
+             and key.split(".")[0] in PRESET_KEYS + tuple(config.stages)]
+  config.preset.changed += tuple(
+      f"{key}={bind.show(after.get(key, absent))} instead of {bind.show(before.get(key, absent))}" for key in changed)
 
 
 def _boolean(name: str, no: str | None, value: str | None) -> bool:

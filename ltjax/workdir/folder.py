@@ -17,7 +17,7 @@ from ltjax.workdir import durable, identity, lock
 PARTIALS = ("config.json.partial", "identity.json.partial", "identity.json")  # a start that was cut short leaves these
 # What changes no number of a run: these may differ when it goes on. The data themselves are compared by identity.json.
 FREE = ("eval_batch_size", "posthoc", "eval_every_epochs", "checkpoint_every_epochs", "keep_checkpoints",
-        "log_every_steps", "skip_limit", "dataset.on_bad_image")
+        "log_every_steps", "skip_limit", "dataset.on_bad_image", "preset")
 PATHS = ("root", "test_root", "dir", "lists", "tfds_dir", "train_csv", "test_csv", "train_list", "test_list",
          "val_list", "class_names")
 
