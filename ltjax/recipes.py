@@ -90,6 +90,22 @@ def last_block(backbone: str, part: str = "stage4_block3") -> dict:
   return dict(train=(block, "head/.*"), reset=(block,), batch_norm=(block,))
 
 
+RETRAINED = ("paper", "kang")  # the presets of `retraining`
+
+
+def retraining(preset: str) -> dict:
+  """How a second stage that "follows Kang et al." re-trains the classifier, as arguments of `stage`.
+
+  "paper": classes drawn independently with equal probability, running statistics, the classifier goes on. "kang", as
+  in facebookresearch/classifier-balancing: a cycle through the classes with 4 images of each, the batch's statistics in
+  the frozen backbone too, and a new classifier.
+  """
+  return dict(
+      paper=dict(batch_norm="eval", sampler=dict(name="class_balanced")),
+      kang=dict(batch_norm="train", sampler=dict(name="class_aware", samples_per_class=4), reset=("head/kernel",)),
+  )[preset]
+
+
 def large_scale(dataset: str, backbone: str = "") -> ConfigDict:
   """ImageNet-LT, Places-LT or iNaturalist 2018 with the backbone of GCL's thesis, unless one is named."""
   backbone = resnet(backbone or ("resnet152" if dataset == "places_lt" else "resnet50"))
