@@ -1,8 +1,8 @@
 """What CAMC's calibration learns: its gates before and after the second stage, and accuracy, on photographs.
 
-python benchmarks/camc_gate.py --root=DIR [--seeds=3] [--epochs=40] [--runs=DIR]
+python benchmarks/camc_gate.py --root=DIR [--seeds=3] [--epochs=40] [--width=32] [--runs=DIR]
 
-DIR is the data set of configs/camc_caltech.py, from which the runs differ in the number of epochs. For each seed one
+DIR is the data set of configs/camc_caltech.py, from which the runs differ in epochs and width. For each seed one
 first stage is trained, and three second stages follow it: the plain normalised classifier (NormFC), CAMC with divided
 products and CAMC with cosines. A gate is the sigmoid of one position for one tail class in a test image.
 Writes benchmarks/results/camc_gate.md; what is done is not done again.
@@ -35,11 +35,12 @@ HEADS = {
 GROUPS = ("overall", "many", "medium", "few")
 
 
-def stages(root: str, seed: int, epochs: int, head: dict, dataset=None):
+def stages(args, seed: int, head: dict, dataset=None):
   """The two stages of the config with this head in the second one, and the data set."""
   config = camc_caltech.get_config()
-  config.seed, config.dataset.root, config.representation.epochs = seed, root, epochs
-  config.eval_every_epochs = config.checkpoint_every_epochs = max(epochs, config.classifier.epochs)
+  config.seed, config.dataset.root, config.representation.epochs = seed, args.root, args.epochs
+  config.eval_every_epochs = config.checkpoint_every_epochs = max(args.epochs, config.classifier.epochs)
+  config.backbone.width = args.width
   with config.unlocked(), config.classifier.ignore_type():
     config.classifier.head = head
   spec = parse(config)
@@ -106,11 +107,12 @@ def page(found: dict[str, list[dict]], args) -> str:
   versions = ", ".join(f"{name} {version}" for name, version in report.versions().items())
   return "\n".join([
       "# What CAMC's calibration learns", "",
-      f"configs/camc_caltech.py with {args.epochs} epochs in the first stage, which all rows of a seed share. Test",
-      f"accuracy in %, mean ± standard deviation over {args.seeds} seeds; shares and shifts are the seeds' largest.",
+      f"configs/camc_caltech.py at width {args.width} with {args.epochs} epochs in the first stage, which all rows of",
+      f"a seed share. Test accuracy in %, mean ± standard deviation over {args.seeds} seeds; shares and shifts are the",
+      "largest of the seeds.",
       "Before the second stage every gate is 0.5.", "", *head, *rows, "",
-      f"`python benchmarks/camc_gate.py --seeds={args.seeds} --epochs={args.epochs}`, commit {report.commit()},",
-      f"{report.hardware()['device']}; {versions}.", ""])
+      f"`python benchmarks/camc_gate.py --seeds={args.seeds} --epochs={args.epochs} --width={args.width}`,",
+      f"commit {report.commit()}, {report.hardware()['device']}; {versions}.", ""])
 
 
 if __name__ == "__main__":
@@ -118,12 +120,13 @@ if __name__ == "__main__":
   parser.add_argument("--root", default="data/caltech101_lt40")
   parser.add_argument("--seeds", type=int, default=3)
   parser.add_argument("--epochs", type=int, default=40)
+  parser.add_argument("--width", type=int, default=32)
   parser.add_argument("--runs", type=pathlib.Path, default=ROOT / "runs" / "camc_gate")
   args = parser.parse_args()
   found, dataset = {name: [] for name in HEADS}, None
   for seed in range(args.seeds):
     for index, (name, head) in enumerate(HEADS.items()):
-      first, last, dataset = stages(args.root, seed, args.epochs, head, dataset)
+      first, last, dataset = stages(args, seed, head, dataset)
       if index == 0:
         train.run_stage(first, args.runs / f"{seed}")
       found[name].append(run(name, first, last, args.runs / f"{seed}_{index}", args.runs / f"{seed}"))
