@@ -8,6 +8,7 @@ import pytest
 
 from ltjax import models
 from ltjax.errors import ConfigError
+from ltjax.models import batch_norm
 from ltjax.models.batch_norm import GroupedBatchNorm
 
 
@@ -83,3 +84,29 @@ def test_what_cannot_be_grouped():
   with pytest.raises(ConfigError, match="bn_groups=2: rows cannot be left out"):
     GroupedBatchNorm(groups=2).apply(VARIABLES, _draw(6, 2, 2, 5), mask=jnp.ones((6, 1, 1, 1), bool),
                                      mutable=["batch_stats"])
+
+
+class TwoLayers(nn.Module):
+  """Two normalisations of the input, side by side."""
+
+  groups: int
+
+  @nn.compact
+  def __call__(self, x):
+    second = GroupedBatchNorm(groups=self.groups, name="last") if self.groups > 1 else PLAIN.clone(name="last")
+    return PLAIN.clone(name="first")(x), second(x)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("trains", ["first", "last"])
+def test_only_the_layers_that_match_follow_the_batch(groups, trains):
+  x, model = _draw(4, 3, 3, 5), TwoLayers(groups)
+  variables = {kind: dict(first=tree, last=tree) for kind, tree in VARIABLES.items()}
+  everything, all_moved = _train(model, variables, x)
+  with batch_norm.moving((trains,)):
+    found, moved = _train(model, variables, x)
+  evaluated = nn.BatchNorm(use_running_average=True, epsilon=1e-5).apply(VARIABLES, x)
+  for index, name in enumerate(("first", "last")):
+    np.testing.assert_array_equal(found[index], everything[index] if name == trains else evaluated)
+    jax.tree.map(np.testing.assert_array_equal, moved["batch_stats"][name],
+                 all_moved["batch_stats"][name] if name == trains else VARIABLES["batch_stats"])
