@@ -85,11 +85,11 @@ def _note_changes(config: ConfigDict, before: Mapping) -> None:
   """Writes into `config.preset` what the command line has changed in the preset, for results.json."""
   if not config.get("preset"):
     return
-  after, absent = flat(config), "nothing"
-  changed = [key for key in sorted({*before, *after}) if before.get(key, absent) != after.get(key, absent)
-             and key.split(".")[0] in PRESET_KEYS + tuple(config.stages)]
+  after = flat(config)
+  was, now = ({key: bind.show(value) for key, value in values.items()} for values in (before, after))
   config.preset.changed += tuple(
-      f"{key}={bind.show(after.get(key, absent))} instead of {bind.show(before.get(key, absent))}" for key in changed)
+      f"{key}={now.get(key, 'nothing')} instead of {was.get(key, 'nothing')}" for key in sorted({*was, *now})
+      if was.get(key) != now.get(key) and key.split(".")[0] in (*PRESET_KEYS, *config.stages))
 
 
 def _boolean(name: str, no: str | None, value: str | None) -> bool:

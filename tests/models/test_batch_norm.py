@@ -1,5 +1,7 @@
 """Statistics of groups: the groups one by one, flax's BatchNorm, and what DataParallel keeps."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -93,8 +95,9 @@ class TwoLayers(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    second = GroupedBatchNorm(groups=self.groups, name="last") if self.groups > 1 else PLAIN.clone(name="last")
-    return PLAIN.clone(name="first")(x), second(x)
+    plain = partial(nn.BatchNorm, use_running_average=False, momentum=0.9, epsilon=1e-5)
+    last = partial(GroupedBatchNorm, groups=self.groups) if self.groups > 1 else plain
+    return plain(name="first")(x), last(name="last")(x)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
