@@ -22,6 +22,7 @@ def get_config(arguments="imagenet_lt"):
   config.representation = first = recipes.large_stage(given["dataset"], mixup=0.2)
   config.classifier = recipes.stage(
       epochs=10 if given["dataset"] == "imagenet_lt" else 30, batch_size=first.batch_size,
-      lr=dict(name="cosine", base=0.02 if given["dataset"] == "places_lt" else 0.01), optimizer=first.optimizer.to_dict(), train=("head/.*",),
+      lr=dict(name="cosine", base=0.02 if given["dataset"] == "places_lt" else 0.01),
+      optimizer=first.optimizer.to_dict(), train=("head/.*",),
       reset=("head/.*",), batch_norm="eval", sampler=dict(name="class_balanced"), loss=dict(name="cross_entropy"))
   return recipes.scaled_batch(config, given["batch_size"])
