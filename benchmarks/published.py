@@ -70,6 +70,8 @@ def published(row: Mapping[str, str]) -> str:
 
 def _large_scale(row: Mapping[str, str]) -> str:
   method, (dataset, backbone) = row["method"], _DATASETS[row["dataset"]]
+  if method == "ce_mixup":
+    return f"configs/ce_{dataset}.py:mixup=0.2"
   if method in _LARGE:
     return f"configs/{method}_large.py:{dataset}"
   stem, given = ("norm_fc", _NORM_FC[method]) if method in _NORM_FC else (method, "")
