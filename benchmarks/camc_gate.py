@@ -104,13 +104,15 @@ def page(found: dict[str, list[dict]], args) -> str:
         f"{max(each['shift'] for each in runs):.1e}", f"{100 * max(each['ends'] for each in runs):.1f} %",
         f"{np.mean([each['low'] for each in runs]):.2f} to {np.mean([each['high'] for each in runs]):.2f}"]
     rows.append(f"| {name} | {' | '.join(cells)} |")
+  starts = [edge for runs in found.values() for each in runs for edge in each.get("start", [])]
+  low, high = min(starts), max(starts)
   versions = ", ".join(f"{name} {version}" for name, version in report.versions().items())
   return "\n".join([
       "# What CAMC's calibration learns", "",
       f"configs/camc_caltech.py at width {args.width} with {args.epochs} epochs in the first stage, which all rows of",
-      f"a seed share. Test accuracy in %, mean ± standard deviation over {args.seeds} seeds; shares and shifts are the",
-      "largest of the seeds.",
-      "Before the second stage every gate is 0.5.", "", *head, *rows, "",
+      f"a seed share. Test accuracy in %, mean ± standard deviation over {len(found[PLAIN])} seeds; shares and shifts",
+      "are the largest of the seeds.",
+      f"Before the second stage the gates lie in [{low:.4f}, {high:.4f}].", "", *head, *rows, "",
       f"`python benchmarks/camc_gate.py --seeds={args.seeds} --epochs={args.epochs} --width={args.width}`,",
       f"commit {report.commit()}, {report.hardware()['device']}; {versions}.", ""])
 
