@@ -30,6 +30,8 @@ _AFA = dict(
 _MISLAS = {
     ("cifar10", 10): "head=0.1,lr_factor=0.2", ("cifar10", 50): "head=0.2,lr_factor=0.2",
     ("cifar100", 10): "head=0.2,tail=0.0,lr_factor=0.1", ("cifar100", 50): "head=0.3,tail=0.0,lr_factor=0.1"}
+_LARGE = ("ce_mixup_crt", "cosface", "arcface", "focal", "cb_focal", "equalization", "logit_adjustment", "ldam_drw",
+          "mislas", "disalign", "lade")  # methods with one config for all of these data sets
 # {data set of the table: (ending of the configs, their default backbone)}
 _DATASETS = dict(imagenet=("imagenet_lt", "resnet50"), places=("places_lt", "resnet152"), inat18=("inat", "resnet50"))
 # Methods with a config for each of these data sets, and the rows that are evaluations of one run of norm_fc.
@@ -59,6 +61,8 @@ def published(row: Mapping[str, str]) -> str:
   stem, given = _VARIANTS.get(method, (method, "")) if row["paper"] != "afa" else ("afa", _AFA[method])
   if stem in ("mislas", "mislas_kps"):
     given = _MISLAS.get((dataset, int(row["imbalance"])), "")
+  if (row["paper"], method) == ("fbl", "ce"):
+    given = "preset=fbl"
   if stem in ("camc", "camcpp") and dataset == "cifar10" and int(row["imbalance"]) <= 50:
     given = "threshold=1000"  # section IV-D
   return f"configs/{stem}_cifar.py:{dataset},{row['imbalance']}" + (f",{given}" if given else "")
@@ -66,12 +70,16 @@ def published(row: Mapping[str, str]) -> str:
 
 def _large_scale(row: Mapping[str, str]) -> str:
   method, (dataset, backbone) = row["method"], _DATASETS[row["dataset"]]
+  if method == "ce_mixup":
+    return f"configs/ce_{dataset}.py:mixup=0.2"
+  if method in _LARGE:
+    return f"configs/{method}_large.py:{dataset}"
   stem, given = ("norm_fc", _NORM_FC[method]) if method in _NORM_FC else (method, "")
   if row["paper"] == "afa" and dataset == "imagenet_lt" and method in _AFA:
     stem, given = "afa", _AFA[method]
   elif stem not in _LARGE_SCALE:
     raise ConfigError(f"published: there is no config for {method!r} of {row['paper']!r} on {row['dataset']!r}; of "
-                      f"methods with such configs are afa, {', '.join(_LARGE_SCALE)}")
+                      f"methods with such configs are afa, {', '.join((*_LARGE_SCALE, *_LARGE))}")
   if dataset == "imagenet_lt" and row["paper"] in ("afa", "camc"):
     backbone = "resnext50"
   entries = [f"backbone={row['backbone']}" if row["backbone"] != backbone else "", given]

@@ -1,7 +1,7 @@
 """Writes the generated blocks of README.md: python benchmarks/readme.py
 
-The table of methods comes from the configs, their docstrings and tests/golden; the results on digits come from
-benchmarks/results/digits.md. A test fails if the README is out of date.
+The tables of methods and presets come from the configs, their docstrings and tests/golden; the results on digits come
+from benchmarks/results/digits.md. A test fails if the README is out of date.
 """
 
 import ast
@@ -14,12 +14,13 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import presets  # noqa: E402
 from benchmarks.published import published as command  # noqa: E402
 from ltjax.config import load  # noqa: E402
 from ltjax.errors import ConfigError  # noqa: E402
 
 # The data families that names of configs end with; the docstring of the first describes the method.
-FAMILIES = ("cifar", "imagenet_lt", "places_lt", "inat", "folder", "csv", "caltech", "digits", "frozen")
+FAMILIES = ("cifar", "imagenet_lt", "places_lt", "inat", "large", "folder", "csv", "caltech", "digits", "frozen")
 COLUMNS = dict(cifar10="CIFAR-10-LT", cifar100="CIFAR-100-LT", imagenet_lt="ImageNet-LT", places_lt="Places-LT",
                inat="iNaturalist 2018")
 COMMON = ("Identity", "ResNet", "ResNetCIFAR", "Linear", "instance")  # parts of nearly every config
@@ -54,7 +55,7 @@ def configs() -> dict[str, dict[str, pathlib.Path]]:
 def description(path: pathlib.Path) -> str:
   """The first line of a config's docstring without the data set: the method and the paper."""
   line = ast.get_docstring(ast.parse(path.read_text())).splitlines()[0].rstrip(".")
-  return re.sub(r" on (CIFAR-LT|ImageNet-LT)(, ResNet-32)?", "", line)
+  return re.sub(r" on (CIFAR-LT|ImageNet-LT|large data sets)(, ResNet-32)?", "", line)
 
 
 def published() -> dict[str, str]:
@@ -66,6 +67,8 @@ def published() -> dict[str, str]:
     except ConfigError:
       continue
     stem, cifar = pathlib.Path(path).stem, row["dataset"].startswith("cifar")
+    if stem.endswith("_large"):
+      stem, argument = stem.replace("_large", f"_{argument}"), ""
     if argument == (f"{row['dataset']},100" if cifar else ""):
       found.setdefault(stem.replace("_cifar", f"_{row['dataset']}"), []).append(row["top1"])
   return PRETRAINED | {name: ", ".join(numbers) for name, numbers in found.items()}
@@ -113,7 +116,7 @@ def digits() -> str:
 
 def filled(readme: str) -> str:
   """`readme` with its generated blocks up to date."""
-  for name, content in (("digits", digits()), ("methods", methods())):
+  for name, content in (("digits", digits()), ("methods", methods()), ("presets", presets.table())):
     before, rest = readme.split(f"<!-- {name} -->\n")
     readme = f"{before}<!-- {name} -->\n{content}\n<!-- end -->{rest.split('<!-- end -->', 1)[1]}"
   return readme

@@ -1,4 +1,4 @@
-"""Every CIFAR config for a few epochs on a slice of real CIFAR: does it train?
+"""Every CIFAR config, with every preset, for a few epochs on a slice of real CIFAR: does it train?
 
 python benchmarks/slice.py --dir=DIR [--images=2000] [--epochs=2] [--batch-size=32] [--width=0] [NAME ...]
 
@@ -7,7 +7,7 @@ scaled with the batch size. Losses are means over thirds of an epoch. Where a sc
 BBN's share), the first one is that of the epoch after which it is constant. Generation, where a config has it,
 begins with the second epoch. --width=4 shrinks the network; ResNeXt-50 is always a ResNet-10 of width 8 here. With
 names (ce_cifar, or gcl_cifar:cifar100,cloud_size=cosine) only those are run. Without names all are run, on both data
-sets, and the table goes to benchmarks/results/slices.md.
+sets, with every preset, and the table goes to benchmarks/results/slices.md.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import presets  # noqa: E402
 from ltjax import main, recipes  # noqa: E402
 from ltjax.config import parse  # noqa: E402
 from ltjax.config.spec import RunSpec, StageSpec  # noqa: E402
@@ -32,6 +33,7 @@ from ltjax.schedules import Clock  # noqa: E402
 from ltjax.workdir import log as journal  # noqa: E402
 
 TEST_IMAGES = 500
+ONLY_CIFAR10 = ("gcl_lws_cifar", "gcl_tau_norm_cifar")  # rows of thesis table 5.6
 SMALL = 8  # the width of what has 50 layers in the config and would take a CPU a day
 
 
@@ -112,9 +114,13 @@ def run(name: str, args) -> tuple[str, bool]:
 
 
 def names() -> list[str]:
-  """Every config on CIFAR, with each data set."""
-  return [f"{path.stem}:{dataset}" for path in sorted((ROOT / "configs").glob("*_cifar.py"))
-          for dataset in recipes.CIFAR]
+  """Every config on CIFAR, with each data set and preset."""
+  chosen = {}
+  for row in presets.rows():
+    chosen.setdefault(row.config, []).append(f",preset={row.preset}")
+  return [f"{path.stem}:{dataset}{preset}" for path in sorted((ROOT / "configs").glob("*_cifar.py"))
+          for dataset in (recipes.CIFAR if path.stem not in ONLY_CIFAR10 else recipes.CIFAR[:1])
+          for preset in chosen.get(f"configs/{path.name}", [""])]
 
 
 def command() -> int:

@@ -2,6 +2,8 @@
 
 python -m ltjax.main --config=configs/afa_cifar.py --workdir=runs/afa    CIFAR-10-LT, imbalance 100
     --config=configs/afa_cifar.py:cifar100,imbalance=50    another data set and imbalance
+    preset=paper    the paper; what it leaves silent is our choice (default); 78.2, on CIFAR-100-LT 46.8
+    preset=kang     second stage as in Kang et al.'s code: class-aware sampling, BatchNorm trains; none
 Published on CIFAR-10-LT 78.2 (imbalance 100; table II), and 69.2 with retrain=false. With decomposition=none, the
 paper's baselines, 75.8, and 68.3 with retrain=false. On CIFAR-100-LT 46.8 (imbalance 100; table III), and 42.0 with
 retrain=false. With decomposition=none, the paper's baselines, 44.7, and 37.9 with retrain=false. Ablations (tables V to
@@ -19,7 +21,7 @@ from ltjax import recipes
 
 def get_config(arguments="cifar10"):
   given = recipes.arguments(
-      arguments, dataset=recipes.CIFAR, imbalance=100.0,
+      arguments, dataset=recipes.CIFAR, imbalance=100.0, preset=recipes.RETRAINED,
       decomposition=("attention", "cbam", "context", "none"), generation=True,
       addition=True, layback=True, retrain=True)
   common = dict(addition=given["addition"], reduction=16, stop_gradient=False)
@@ -28,7 +30,7 @@ def get_config(arguments="cifar10"):
       context=dict(common, name="GlobalContext"), none=None)[given["decomposition"]]
   config = recipes.cifar_lt(given["dataset"], imbalance=given["imbalance"])
   config.backbone = dict(name="ResNet", depth=50, groups=32, group_width=4, stem="cifar", insert=insert)
-  config.head = dict(name="Linear")
+  config.preset, config.head = given["preset"], dict(name="Linear")
   config.stages = ("representation", "classifier") if given["retrain"] else ("representation",)
   # Epochs count from 0: the paper's 30th.
   weight = dict(name="switch", at=29, before=0.0, after=2.0) if given["layback"] else 2.0
@@ -40,5 +42,5 @@ def get_config(arguments="cifar10"):
   if given["retrain"]:
     config.classifier = recipes.stage(
         epochs=10, batch_size=128, lr=dict(name="cosine", base=0.05), optimizer=recipes.sgd(5e-4), train=("head/.*",),
-        reset=("head/.*",), batch_norm="eval", sampler=dict(name="class_balanced"), loss=dict(name="cross_entropy"))
+        **recipes.retraining(config.preset.name) | dict(reset=("head/.*",)), loss=dict(name="cross_entropy"))
   return config

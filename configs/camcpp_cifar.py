@@ -2,6 +2,8 @@
 
 python -m ltjax.main --config=configs/camcpp_cifar.py --workdir=runs/camcpp    CIFAR-10-LT, imbalance 100
     --config=configs/camcpp_cifar.py:cifar100,imbalance=50    another data set and imbalance
+    preset=paper    the paper; what it leaves silent is our choice (default); 77.1, on CIFAR-100-LT 43.3
+    preset=kang     second stage as in Kang et al.'s code: class-aware sampling, BatchNorm trains, new classifier; none
 Published on CIFAR-10-LT 77.1 (imbalance 100; 88.0 at 10, 85.3 at 20, 81.7 at 50, 72.9 at 200; table V). On CIFAR-100-LT
 43.3 (imbalance 100; 57.2 at 10, 54.2 at 20, 46.8 at 50, 38.6 at 200; table V).
 ltjax: see benchmarks/results.
@@ -12,26 +14,25 @@ side in training and testing: 2 by default, because the paper gives no number fo
 Ablations: pick=first or kmeans; shared_fusion=true; fusion_size=1; fusion_layers=2; normalize_prototypes=true;
 num_prototypes=; g=.
 Deviations: each epoch leaves out the last N mod 256 images of its permutation (static shapes); the last epoch is
-reported and starts the next stage; in the second stage classes are drawn independently and BatchNorm evaluates, where
-Kang et al., whom the paper follows, cycle through the classes and train BatchNorm.
+reported and starts the next stage.
 """
 from ltjax import recipes
 
 
 def get_config(arguments="cifar10"):
   given = recipes.arguments(
-      arguments, dataset=recipes.CIFAR, imbalance=100.0,
+      arguments, dataset=recipes.CIFAR, imbalance=100.0, preset=recipes.RETRAINED,
       g=0.5, threshold=dict(cifar10=200.0, cifar100=100.0), crops=2, num_prototypes=5,
       pick=("random", "first", "kmeans"), shared_fusion=False, fusion_size=3, fusion_layers=1,
       normalize_prototypes=False)
   config = recipes.cifar_lt(given.pop("dataset"), imbalance=given.pop("imbalance"))
-  config.head = dict(name="NormalizedLinear", scale=given.pop("g"))
+  config.preset, config.head = given.pop("preset"), dict(name="NormalizedLinear", scale=given.pop("g"))
   config.stages = ("representation", "classifier")
   config.representation = recipes.stage(
       epochs=200, batch_size=256, lr=dict(name="cosine", base=0.1), optimizer=recipes.sgd(2e-4),
       loss=dict(name="cross_entropy"))
   config.classifier = recipes.stage(
       epochs=10, batch_size=256, lr=dict(name="cosine", base=0.1), optimizer=recipes.sgd(2e-4), train=("head/.*",),
-      batch_norm="eval", sampler=dict(name="class_balanced"), loss=dict(name="cross_entropy"),
+      **recipes.retraining(config.preset.name), loss=dict(name="cross_entropy"),
       head=dict(given, name="CAMC", scale=16.0))
   return config

@@ -9,10 +9,9 @@ ResNet-32; the schedule and constants of both released codes. The released const
 CIFAR-10 head=0.2,lr_factor=0.2 at 50 and head=0.1,lr_factor=0.2 at 10, on CIFAR-100 head=0.3,tail=0.0,lr_factor=0.1 at
 50 and head=0.2,tail=0.0,lr_factor=0.1 at 10.
 Deviations: each epoch leaves out the last N mod 128 images of its permutation (static shapes); the last epoch, not the
-best on the test set, is reported and starts the next stage; the second stage draws classes independently, where
-MiSLAS's code cycles through them. The authors released no code of the combination; ours: the second stage has a cosine
-classifier that starts from the linear one's kernel, and KPS, with gradient adjustment from the start, comes before the
-label-aware smoothing.
+best on the test set, is reported and starts the next stage. The authors released no code of the combination; ours: the
+second stage has a cosine classifier that starts from the linear one's kernel, and KPS, with gradient adjustment from
+the start, comes before the label-aware smoothing.
 """
 from ltjax import recipes
 
@@ -29,7 +28,7 @@ def get_config(arguments="cifar10"):
       optimizer=recipes.sgd(2e-4), mixup=1.0, loss=dict(name="cross_entropy"))
   config.classifier = recipes.stage(
       epochs=10, batch_size=128, lr=dict(name="cosine", base=0.1), optimizer=recipes.sgd(2e-4), train=("head/.*",),
-      lr_factors=(("head/kernel", given["lr_factor"]),), sampler=dict(name="class_balanced"),
+      lr_factors=(("head/kernel", given["lr_factor"]),), sampler=dict(name="class_aware", samples_per_class=4),
       batch_norm=dict(cifar10="eval", cifar100="shift")[given["dataset"]],
       head=dict(name="LearnableScale", cosine=True),
       adjust=dict(name="kps", max_margin=0.2, base=50.0, scale=15.0, adjust=1.0),

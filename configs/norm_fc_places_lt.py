@@ -2,38 +2,46 @@
 
 python -m ltjax.main --config=configs/norm_fc_places_lt.py --workdir=runs/norm_fc_places    default
     --config=configs/norm_fc_places_lt.py:classifier=wn                                     other arguments
+    preset=paper    the paper; what it leaves silent is our choice (default); none
+    preset=kang     second stage as in Kang et al.'s code: class-aware sampling, BatchNorm trains, new classifier; none
 No published numbers on Places-LT: table II is ImageNet-LT's.
 ltjax: see benchmarks/results.
 ResNet-152. One run gives the three evaluations of the paper's table II: as trained (stage representation), re-trained
-with class-balanced sampling (classifier), and nearest class mean (post-hoc). Its rows are classifier=linear,
+with class-balanced sampling (classifier), and nearest class mean (post-hoc). With retrain=linear the second stage
+re-trains a linear classifier, as the paper does for its rows linear, wn, wn_g and g=1 (section IV-B); with
+retrain=normalized (default) the one of equation 8, table III without CAMC. Its rows are classifier=linear,
 classifier=wn, classifier=wn_g, g=1 and, as it stands, g=0.5. The paper's optimiser and epochs; weight decay 5e-4 and
-colour jitter as in Kang et al., whom the paper follows. Only the last stage of the network and the head train, so give
-ImageNet weights: --config.pretrained=resnet152.pth. The released code of GCL and FBL trains the last block alone
-(part=stage4_block3), initialises it anew and trains its BatchNorm; here all BatchNorm layers evaluate.
+colour jitter as in Kang et al., whom the paper follows. Only the last block of the network and the head train, so give
+ImageNet weights: --config.pretrained=resnet152.pth. As in the released codes of GCL, FBL and MiSLAS, the last block is
+drawn anew and trains with its BatchNorm, and all else evaluates; part=stage4 goes on with the complete last stage, in
+which every BatchNorm evaluates.
 Deviations: each epoch leaves out the last N mod 256 images of its permutation (static shapes); the last epoch, not the
-best on the test set, is reported and starts the next stage; the second stage re-trains a normalised classifier for all
-rows, where the paper re-trains a linear one for linear, wn, wn_g and g=1.
+best on the test set, is reported and starts the next stage.
 """
 from ltjax import recipes
 
 
 def get_config(arguments="resnet152"):
   given = recipes.arguments(
-      arguments, backbone=recipes.resnets("resnet152"), classifier=("norm_fc", "linear", "wn", "wn_g"), g=0.5,
-      part=("stage4", "stage4_block3"), batch_size=0)
+      arguments, backbone=recipes.resnets("resnet152"), preset=recipes.RETRAINED,
+      classifier=("norm_fc", "linear", "wn", "wn_g"), retrain=("normalized", "linear"), g=0.5,
+      part=("stage4_block3", "stage4"), batch_size=0)
   config = recipes.places_lt(
       augment=recipes.crop_flip(224, jitter=0.4),
       backbone=recipes.resnet(given["backbone"]))
+  config.preset = given["preset"]
   config.head = dict(norm_fc=dict(name="NormalizedLinear", scale=given["g"]), linear=dict(name="Linear"),
                      wn=dict(name="WeightNorm"), wn_g=dict(name="WeightNorm", shared=True))[given["classifier"]]
-  config.stages = ("representation", "classifier")
+  config.stages, retraining = ("representation", "classifier"), recipes.retraining(config.preset.name)
   config.representation = recipes.stage(
       epochs=200, batch_size=256, lr=dict(name="cosine", base=0.1), optimizer=recipes.sgd(5e-4),
-      train=(f"backbone/{given['part']}.*", "head/.*"), batch_norm="eval",
+      **recipes.last_block(given["backbone"], given["part"]),
       loss=dict(name="cross_entropy"))
   config.classifier = recipes.stage(
       epochs=10, batch_size=256, lr=dict(name="cosine", base=0.1), optimizer=recipes.sgd(5e-4), train=("head/.*",),
-      batch_norm="eval", sampler=dict(name="class_balanced"), loss=dict(name="cross_entropy"),
-      head=dict(name="NormalizedLinear", scale=16.0, normalize_features=True))
+      **retraining | (dict(reset=("head/.*",)) if given["retrain"] == "linear" else {}),
+      loss=dict(name="cross_entropy"),
+      head=dict(normalized=dict(name="NormalizedLinear", scale=16.0, normalize_features=True),
+                linear=dict(name="Linear"))[given["retrain"]])
   config.posthoc = (dict(name="nearest_class_mean", metric="cosine", stage="representation"),)
   return recipes.scaled_batch(config, given["batch_size"])

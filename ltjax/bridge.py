@@ -38,7 +38,8 @@ def start(stage: Stage, before: Stage | None, workdir: pathlib.Path, checkpoints
   """
   variables = from_stage(stage, before, workdir, checkpoints) if before else stage.init()
   if stage.pretrained and not before:
-    variables = pretrained(variables, stage.pretrained, stage.dataset.class_names, reset_head=reset_head)
+    found = pretrained(variables, stage.pretrained, stage.dataset.class_names, reset_head=reset_head)
+    variables = take_over(found, stage.init, stage.spec.reset)
   return variables
 
 
@@ -76,7 +77,7 @@ def take_over(variables: dict, init: Callable[[], dict], reset: tuple) -> dict:
   Args:
     variables: {"params", "batch_stats"} of the stage before.
     init: draws this stage's variables.
-    reset: regular expressions of parameters to draw although the stage before has them.
+    reset: regular expressions of parameters and statistics to draw although the stage before has them.
   """
   wanted = jax.eval_shape(init)
   if jax.tree.structure(wanted) == jax.tree.structure(variables) and not reset:
@@ -85,8 +86,7 @@ def take_over(variables: dict, init: Callable[[], dict], reset: tuple) -> dict:
   for kind, tree in fresh.items():
     earlier, drawn = (flax.traverse_util.flatten_dict(tree, keep_empty_nodes=True, sep="/")
                       for tree in (variables[kind], tree))
-    patterns = reset if kind == "params" else ()
-    same = {path for path in drawn if path in earlier and not any(re.fullmatch(pattern, path) for pattern in patterns)}
+    same = {path for path in drawn if path in earlier and not any(re.fullmatch(pattern, path) for pattern in reset)}
     taken[kind] = flax.traverse_util.unflatten_dict(
         {path: earlier[path] if path in same else drawn[path] for path in drawn}, sep="/")
   return taken

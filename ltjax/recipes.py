@@ -10,6 +10,8 @@ from ml_collections import ConfigDict
 from ltjax.errors import ConfigError, nearest
 
 CIFAR = ("cifar10", "cifar100")  # choices for `arguments`
+LARGE = ("imagenet_lt", "places_lt", "inat")  # likewise
+WHAT = ("dataset", "imbalance", "preset")  # the arguments that choose what runs, rather than change how
 
 
 def cifar_lt(dataset: str, *, imbalance: float) -> ConfigDict:
@@ -85,6 +87,56 @@ def resnet(name: str) -> dict:
   return dict(name="ResNet", **_RESNETS[name], bn_groups=1)
 
 
+def last_block(backbone: str, part: str = "stage4_block3") -> dict:
+  """What of a pretrained ResNet a stage on Places-LT trains, as arguments of `stage`.
+
+  By default as the released codes of GCL, FBL and MiSLAS: the last block of the last stage is drawn anew and trains
+  with its BatchNorm in train mode; all others evaluate. With part="stage4" the complete last stage goes on from its
+  weights, and every BatchNorm evaluates.
+  """
+  if part == "stage4":
+    return dict(train=("backbone/stage4.*", "head/.*"), batch_norm="eval")
+  block = f"backbone/stage4_block{1 if backbone == 'resnet10' else 3}/.*"
+  return dict(train=(block, "head/.*"), reset=(block,), batch_norm=(block,))
+
+
+RETRAINED = ("paper", "kang")  # the presets of `retraining`
+
+
+def retraining(preset: str) -> dict:
+  """How a second stage that "follows Kang et al." re-trains the classifier, as arguments of `stage`.
+
+  "paper": classes drawn independently with equal probability, running statistics, the classifier goes on. "kang", as
+  in facebookresearch/classifier-balancing: a cycle through the classes with 4 images of each, the batch's statistics in
+  the frozen backbone too, and a new classifier.
+  """
+  return dict(
+      paper=dict(batch_norm="eval", sampler=dict(name="class_balanced")),
+      kang=dict(batch_norm="train", sampler=dict(name="class_aware", samples_per_class=4), reset=("head/kernel",)),
+  )[preset]
+
+
+def large_scale(dataset: str, backbone: str = "") -> ConfigDict:
+  """ImageNet-LT, Places-LT or iNaturalist 2018 with the backbone of GCL's thesis, unless one is named."""
+  backbone = resnet(backbone or ("resnet152" if dataset == "places_lt" else "resnet50"))
+  make = dict(imagenet_lt=imagenet_lt, places_lt=places_lt, inat=inat)[dataset]
+  return make(augment=crop_flip(224, jitter=0.4 if dataset == "imagenet_lt" else 0.0), backbone=backbone)
+
+
+def large_stage(dataset: str, **changes) -> ConfigDict:
+  """The first stage of thesis table 5.1 on a data set of `large_scale`, with decays of 0.1 and 0.01.
+
+  It has cross entropy unless `changes`, arguments of `stage`, say otherwise; on Places-LT it trains the `last_block`.
+  """
+  epochs, batch_size, lr, decays, weight_decay = dict(
+      imagenet_lt=(200, 256, 0.1, (160, 180), 2e-4), places_lt=(90, 512, 0.2, (60, 80), 5e-4),
+      inat=(180, 256, 0.1, (120, 160), 1e-4))[dataset]
+  return stage(**dict(
+      epochs=epochs, batch_size=batch_size, optimizer=sgd(weight_decay), loss=dict(name="cross_entropy"),
+      lr=dict(name="multi_step", base=lr, at=decays, factors=(0.1, 0.01), warmup=5)) | (
+          last_block("resnet152") if dataset == "places_lt" else {}) | changes)
+
+
 def sgd(weight_decay: float, **around) -> dict:
   """The optimizer block of SGD with momentum 0.9, as in nearly all of the papers."""
   return dict(name="sgd", momentum=0.9, weight_decay=weight_decay, **around)
@@ -143,7 +195,7 @@ RUN_DEFAULTS = {key: value for key, value in _run(dataset={}, augment=(), backbo
 def stage(*, epochs: int, batch_size: int, lr, loss: dict, optimizer: dict, adjust: dict | None = None,
           sampler: dict | None = None, mixup: float = 0.0, augment: tuple | None = None, transforms: tuple = (),
           class_weights: dict | None = None, train: tuple | str = (".*",), lr_factors: tuple = (),
-          head: dict | None = None, head_init: dict | None = None, reset: tuple = (), batch_norm: str = "",
+          head: dict | None = None, head_init: dict | None = None, reset: tuple = (), batch_norm: str | tuple = "",
           reduce: str = "weighted_mean") -> ConfigDict:
   """The block of one stage, which starts with a new optimiser.
 
@@ -168,9 +220,12 @@ def stage(*, epochs: int, batch_size: int, lr, loss: dict, optimizer: dict, adju
     head: the head of this stage, instead of the config's; parameters that the previous stage's head also has are taken
       from there, the others are initialised.
     head_init: how the head starts, by name in `ltjax.models.head_init`: class_mean, linear_probe, file.
-    reset: regular expressions of parameters that are initialised anew instead of taken from the stage before.
+    reset: regular expressions of parameters and statistics that are initialised anew, instead of taken from the stage
+      before or, in the first stage, from `pretrained`.
     batch_norm: "train" uses the statistics of the batch and updates the running ones; "eval" uses the running ones;
-      "shift" is "train" with frozen affine parameters. By default "train" if everything is trained, else "eval".
+      "shift" is "train" with frozen affine parameters; a tuple of regular expressions of layers, such as
+      ("backbone/stage4_block3/.*",), is "train" in these and "eval" in all others. By default "train" if everything is
+      trained, else "eval".
     reduce: a reduction of `ltjax.losses`, by name, for the class weights w: weighted_mean is sum(w l) / sum(w), mean is
       sum(w l) / batch_size. Without weights both are the mean.
   """
@@ -291,14 +346,15 @@ def arguments(text: str, **defaults) -> dict:
 
   Commas separate the entries: name=value, or a bare value. A bare value sets the first argument that has it as a
   choice, else the first number. Each value takes the type of its default. A default that is a tuple lists the choices,
-  with the default first; a dict gives a default for each choice of the first argument.
+  with the default first; a dict gives a default for each choice of another argument.
 
   Args:
     text: "cifar100,50", "50,cloud_size=cosine" or "cloud_size=cosine".
     **defaults: the config's arguments with their defaults.
 
   Returns:
-    `defaults` with the values that `text` gives.
+    `defaults` with the values that `text` gives. An argument `preset` becomes dict(name=..., changed=...), the preset
+    and what `text` changes in it: meant for `config.preset`, from where it goes to results.json.
 
   Raises:
     ConfigError: the config has no argument of this name, a name comes twice, or a value has another type.
@@ -311,16 +367,21 @@ def arguments(text: str, **defaults) -> dict:
     key, equals, value = map(str.strip, entry.partition("="))
     if not equals:
       key, value = _bare(key, defaults, where), key
+    if key == "preset" and key not in defaults:
+      raise ConfigError(f"{where}: this config has one recipe, and no presets; leave {entry.strip()!r} out")
     if key not in defaults:
       raise ConfigError(f"{where}: there is no {key!r}{nearest(key, defaults)}; there are {', '.join(defaults)}")
     if key in given:
       raise ConfigError(f"{where}: {key} comes twice")
     default = next(iter(defaults[key].values())) if isinstance(defaults[key], dict) else defaults[key]
     given[key] = _value(value, default, f"the config's argument {key}")
-  first = next(iter(defaults))
-  chosen = given.get(first, defaults[first][0] if isinstance(defaults[first], tuple) else defaults[first])
-  resolved = {key: value[0] if isinstance(value, tuple) else value[chosen] if isinstance(value, dict) else value
-              for key, value in defaults.items()}
+  chosen = [given.get(key, value[0]) for key, value in defaults.items() if isinstance(value, tuple)]
+  resolved = {
+      key: value[0] if isinstance(value, tuple) else value[next(choice for choice in chosen if choice in value)]
+      if isinstance(value, dict) else value for key, value in defaults.items()}
+  if "preset" in defaults:
+    changed = tuple(f"{key}={value}" for key, value in given.items() if key not in WHAT and value != resolved[key])
+    given["preset"] = dict(name=given.get("preset", resolved["preset"]), changed=changed)
   return resolved | given
 
 

@@ -11,6 +11,7 @@ from flax import struct
 from ltjax import optim
 from ltjax.augment.batches import Batch
 from ltjax.losses.objective import Objective
+from ltjax.models import batch_norm
 
 
 class TrainState(struct.PyTreeNode):
@@ -42,7 +43,7 @@ class Parts(NamedTuple):
     optimizer: an `optim.Optimizer`.
     objective: the loss.
     transform: (data, batch, key, scalars) -> `Batch`, inside jit.
-    batch_norm: "train", "eval" or "shift".
+    batch_norm: "train", "eval", "shift", or patterns of the layers that train; see `recipes.stage`.
     on_nonfinite: "stop" or "skip".
   """
 
@@ -50,7 +51,7 @@ class Parts(NamedTuple):
   optimizer: optim.Optimizer
   objective: Objective
   transform: Any
-  batch_norm: str = "train"
+  batch_norm: str | tuple[str, ...] = "train"
   on_nonfinite: str = "stop"
 
 
@@ -67,7 +68,7 @@ class Gradients(NamedTuple):
 
 def make_gradients(parts: Parts):
   """gradients(state, data, batch, scalars) -> Gradients; the arguments are those of `make_train_step`."""
-  model, objective, train = parts.model, parts.objective, parts.batch_norm != "eval"
+  model, objective = parts.model, parts.objective
   factors, pieces = parts.optimizer.factors, parts.optimizer.accumulate
 
   def gradients(state: TrainState, data, batch, scalars) -> Gradients:
@@ -77,9 +78,11 @@ def make_gradients(parts: Parts):
 
     def loss_fn(trained, batch_stats, loss_state, batch: Batch, piece, totals):
       variables = dict(params=optim.join(trained, frozen), batch_stats=batch_stats)
-      (logits, features), updates = model.apply(
-          variables, batch.inputs, train=train, mutable=["batch_stats"],
-          rngs=dict(dropout=jax.random.fold_in(jax.random.fold_in(key, 4), piece)))
+      train, layers = batch_norm.mode(parts.batch_norm)
+      with layers:
+        (logits, features), updates = model.apply(
+            variables, batch.inputs, train=train, mutable=["batch_stats"],
+            rngs=dict(dropout=jax.random.fold_in(jax.random.fold_in(key, 4), piece)))
       for term in batch.observed:
         loss_state = objective.update_state(loss_state, logits[:len(term.labels)], term.labels, term.weight)
       keys = jax.random.split(jax.random.fold_in(key_loss, piece) if pieces > 1 else key_loss, len(batch.terms))

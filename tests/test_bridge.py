@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from ltjax import bridge, main, recipes, train
+from ltjax import bridge, losses, main, recipes, train
 from ltjax.errors import ConfigError, LtjaxError, WorkdirError
+from ltjax.models import heads
 from ltjax.train import Interrupted
 from ltjax.workdir.checkpoint import Checkpoints
 from tests import tiny
@@ -165,6 +166,37 @@ def test_prototypes_are_features_of_images_of_the_tail_classes(dataset, before, 
   # Nothing else changes.
   after["params"]["head"]["prototypes"] = variables["params"]["head"]["prototypes"]
   tiny.assert_trees_equal(after, variables)
+
+
+@pytest.mark.parametrize("options", [{}, dict(normalize_prototypes=True), dict(fusion_layers=2)])
+def test_calibration_starts_neutral_and_learns_whatever_the_length_of_the_features(dataset, before, tmp_path, options):
+  _, after, _, first = filled(dataset, before, tmp_path, **options)
+  head = tiny.stages(camc_config(**options), dataset)["classifier"].model.head
+  images, labels = (part[:200] for part in dataset.test)
+  pixels = (images / np.float32(255) - np.float32(dataset.mean)) / np.float32(dataset.std)
+  maps, params = first.model.apply(before, pixels, method="maps"), after["params"]["head"]
+  plain = heads.NormalizedLinear(10, scale=16.0, normalize_features=True).apply(
+      {"params": {"kernel": params["kernel"]}}, maps.mean((1, 2)))
+
+  @jax.jit
+  def step(params, maps):
+    def loss(fusion):
+      scores = head.apply({"params": params | fusion}, maps)
+      return losses.mean(losses.cross_entropy(scores, labels)), scores
+
+    fusion = {name: params[name] for name in params if name.startswith(("fuse", "hidden"))}
+    (_, scores), grads = jax.value_and_grad(loss, has_aux=True)(fusion)
+    moved = jax.tree.map(lambda value, grad: value - 0.1 * grad, fusion, grads)
+    return scores, head.reinforcement(params, maps) - 1, head.reinforcement(params | moved, maps) - 1
+
+  ends = []
+  for size in (0.01, 1.0, 100.0):
+    scores, start, end = step(params | dict(prototypes=size * params["prototypes"]), size * maps)
+    assert (start == 0.5).all() and np.abs(scores - plain).max() < 1e-3
+    assert end.std() > 1e-4 and ((end > 0.02) & (end < 0.98)).all()
+    ends.append(end)
+  for end in ends[1:]:
+    np.testing.assert_allclose(end, ends[0], atol=1e-4)
 
 
 def test_a_class_with_fewer_images_repeats_them(dataset, before, tmp_path):

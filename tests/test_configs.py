@@ -19,7 +19,7 @@ from tests import tiny
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
-ON_FILES = [name for name in NAMES if re.search("_(caltech|folder|imagenet_lt|inat|places_lt)$|^csv$", name)]
+ON_FILES = [name for name in NAMES if re.search("_(caltech|folder|imagenet_lt|inat|large|places_lt)$|^csv$", name)]
 every_config = pytest.mark.parametrize("name", NAMES)
 PLOTS = ("training_curves", "accuracy_by_class_size", "confusion_matrix")
 
@@ -42,6 +42,11 @@ def test_there_are_configs():
 def test_builds_with_its_default_and_with_another_imbalance(name):
   default = load.read(str(FOLDER / f"{name}.py"))
   parse(default)
+  if name.endswith("_large"):
+    for dataset, called in zip(recipes.LARGE, ("imagenet_lt", "places_lt", "inat2018"), strict=True):
+      config = load.read(f"{FOLDER / name}.py:{dataset}")
+      assert config.dataset.name == called
+      parse(config)
   if "imbalance" not in default.dataset:
     return  # a data set with its own long tail
   other = load.read(f"{FOLDER / name}.py:37.5")
@@ -167,6 +172,7 @@ def test_trains(name, trained):
     assert sum("test" in line for line in lines) == 1
     assert tiny.saved_steps(workdir, stage)[-1] == len(losses)
     assert 0 < results["stages"][stage]["test"]["overall"] < 1
+  assert results["preset"] == json.loads(config.to_json()).get("preset")
   assert {path.name for path in (workdir / "report").iterdir()} == {
       "README.md", *(f"{picture}.png" for picture in pictures)}
   for path in (workdir / "report").glob("*.png"):

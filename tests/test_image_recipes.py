@@ -33,7 +33,7 @@ def write(folder, name: str) -> int:
 @pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("name", ["gcl_imagenet_lt", "gcl_places_lt", "gcl_inat"])
 def test_three_steps_of_each_stage(name, tmp_path):
-  config = importlib.import_module(f"configs.{name}").get_config()
+  config = importlib.import_module(f"configs.{name}").get_config("resnet10")
   images = write(tmp_path, config.dataset.name)
   config.dataset.lists, config.dataset.root = str(tmp_path), str(tmp_path / "images")
   config.augment, config.log_every_steps = recipes.crop_flip(16), 1

@@ -18,6 +18,7 @@ from ltjax import step as steps
 from ltjax.config import parse
 from ltjax.config.load import EXIT_BAD_INPUT
 from ltjax.errors import ConfigError, LtjaxError
+from ltjax.models import batch_norm
 from ltjax.stage import Stage, build
 from ltjax.workdir import folder
 from ltjax.workdir.checkpoint import Checkpoints
@@ -97,9 +98,10 @@ def _tensors(stage: Stage, state, batch, scalars):
         order.append("/".join(module.path))
       return method == "__call__"
 
-    _, seen = model.apply(variables, images, train=stage.spec.batch_norm != "eval", capture_intermediates=note,
-                          mutable=["batch_stats", "intermediates"],
-                          rngs=dict(dropout=jax.random.key(0)))
+    train, layers = batch_norm.mode(stage.spec.batch_norm)
+    with layers:
+      _, seen = model.apply(variables, images, train=train, capture_intermediates=note,
+                            mutable=["batch_stats", "intermediates"], rngs=dict(dropout=jax.random.key(0)))
     return seen["intermediates"]
 
   variables = dict(params=state.params, batch_stats=state.batch_stats)

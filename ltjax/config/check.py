@@ -1,6 +1,7 @@
 """Checks of a parsed config: which parts go together, and where schedules lead. Touches no data and no device."""
 
 import pathlib
+import re
 from collections.abc import Sequence
 
 import jax
@@ -37,11 +38,12 @@ def check(spec: RunSpec) -> None:
                         "dict(name='flip')), or test_crops=''")
     _check_values(stage)
     b.at_path(stage.name, _trace, stage)
-    shapes = parameter_shapes(stage, model)["params"]
-    if stage.head_init and getattr(shapes["head"].get("kernel"), "ndim", 0) != 2:
+    shapes = parameter_shapes(stage, model)
+    if stage.head_init and getattr(shapes["params"]["head"].get("kernel"), "ndim", 0) != 2:
       raise ConfigError(f"{stage.name}.head_init: the head {stage.head.name!r} has no class vectors to start, a kernel "
                         "[d c]; write head=dict(name='Cosine'), or head_init=None")
-    check_trained(stage, shapes)
+    check_trained(stage, shapes["params"])
+    _check_layers(stage, shapes["batch_stats"])
   for index, block in enumerate(spec.posthoc):
     _check_posthoc(spec, block, f"posthoc[{index}]")
 
@@ -70,6 +72,15 @@ def check_trained(stage: StageSpec, shapes: dict):
     raise ConfigError(f"{stage.name}.batch_norm: 'shift' moves the statistics of a frozen backbone, but "
                       f"{stage.name}.train trains BatchNorm's parameters; use 'train', or freeze them")
   return factors
+
+
+def _check_layers(stage: StageSpec, batch_stats: dict) -> None:
+  """Raises where a pattern of `batch_norm` matches no BatchNorm layer."""
+  layers = sorted({path.rpartition("/")[0] for path in optim.flat(batch_stats)})
+  for pattern in stage.batch_norm if isinstance(stage.batch_norm, tuple) else ():
+    if not any(re.fullmatch(pattern, layer) for layer in layers):
+      raise ConfigError(f"{stage.name}.batch_norm: {pattern!r} matches no BatchNorm layer; there are "
+                        f"{', '.join(layers[:6])}{', ...' if len(layers) > 6 else ''}")
 
 
 def _trait(call, name: str, default=False):

@@ -8,6 +8,8 @@ from ltjax import recipes
 from ltjax.config.bind import show
 from ltjax.errors import ConfigError, nearest
 
+OPTIONAL = ("preset",)  # a config without presets has none
+
 
 def flat(config: Mapping, prefix: str = "") -> dict[str, object]:
   """{"a.b": value} of every leaf of nested mappings."""
@@ -47,12 +49,12 @@ def stage_names(config: ConfigDict) -> tuple[str, ...]:
   if not isinstance(names, tuple | list) or not names or not all(isinstance(name, str) for name in names):
     raise ConfigError(f"stages: expected a tuple of stage names, got {show(names)}")
   for name in names:
-    if not name.isidentifier() or name in (*recipes.RUN_KEYS, "report"):
+    if not name.isidentifier() or name in (*recipes.RUN_KEYS, *OPTIONAL, "report"):
       raise ConfigError(f"stages: a stage names its block and its folder and so cannot be called {name!r}; "
                         "try 'representation' or 'classifier'")
   if len(set(names)) < len(names):
     raise ConfigError(f"stages: every stage needs its own name, got {show(names)}")
-  known = (*recipes.RUN_KEYS, *names)
+  known = (*recipes.RUN_KEYS, *OPTIONAL, *names)
   for key, value in config.items():
     if key not in known:
       if isinstance(value, ConfigDict) and not nearest(key, [name for name in known if name not in config]):
@@ -60,6 +62,6 @@ def stage_names(config: ConfigDict) -> tuple[str, ...]:
                           "name it there or remove it")
       raise ConfigError(f"{key}: not a key of a config{nearest(key, known)}; there are {', '.join(known)}")
   for key in known:
-    if key not in config:
+    if key not in config and key not in OPTIONAL:
       raise ConfigError(f"{key}: missing from the config{' (stages names it)' if key in names else ''}")
   return tuple(names)

@@ -26,6 +26,7 @@ from ltjax.errors import ConfigError, LtjaxError, nearest
 EXIT_BAD_INPUT = 2
 # Lists of named blocks: an entry is addressed by its name, as in --config.augment.jitter=(0.4,0.4,0.4).
 LISTS = dict(augment=augment, transforms=batches)
+PRESET_KEYS = ("stages", "backbone", "head", "augment", "precision", "posthoc")  # beside the stages, a preset's own
 
 
 class Option(NamedTuple):
@@ -75,9 +76,22 @@ def parse(argv: Sequence[str], options: Mapping[str, Option], usage: str,
   given["config"] = otherwise(given) if given.get("config") is None else read(given["config"])
   if given["config"] is None:
     raise ConfigError("--config is missing; try --config=configs/gcl_digits.py")
+  before = flat(given["config"])
   for key, value in overrides:
     override(given["config"], key, value)
+  _note_changes(given["config"], before)
   return given
+
+
+def _note_changes(config: ConfigDict, before: Mapping) -> None:
+  """Writes into `config.preset` what the command line has changed in the preset, for results.json."""
+  if not config.get("preset"):
+    return
+  after = flat(config)
+  was, now = ({key: bind.show(value) for key, value in values.items()} for values in (before, after))
+  config.preset.changed += tuple(
+      f"{key}={now.get(key, 'nothing')} instead of {was.get(key, 'nothing')}" for key in sorted({*was, *now})
+      if was.get(key) != now.get(key) and key.split(".")[0] in (*PRESET_KEYS, *config.stages))
 
 
 def _boolean(name: str, no: str | None, value: str | None) -> bool:

@@ -63,7 +63,7 @@ class StageSpec(NamedTuple):
   train: tuple[str, ...]
   lr_factors: tuple
   reset: tuple[str, ...]
-  batch_norm: str
+  batch_norm: str | tuple[str, ...]
   rates: dict[float, Callable[[Clock], float]]  # {base: candidate for `lr`}; the first is there until one is chosen
   head_init: Call | None
 
@@ -178,6 +178,7 @@ def parse(config: ConfigDict) -> RunSpec:
   b.check_choice(config.cache_features, CACHE_FEATURES, "cache_features")
   b.check_kind(config.pretrained, str, "pretrained")
   b.check_kind(config.reset_head, bool, "reset_head")
+  _check_preset(config.get("preset"))
   b.check_choice(config.precision, tuple(PRECISIONS), "precision")
   for key, choices in IMAGES.items():
     b.check_choice(config[key], choices, key)
@@ -189,6 +190,13 @@ def parse(config: ConfigDict) -> RunSpec:
   return RunSpec(config, Settings(*(config[key] for key in Settings._fields)), source,
                  reading["pipeline"] == "tf_data", reading["on_bad_image"], stages, blocks,
                  config.pretrained, config.reset_head, *(config[key] for key in IMAGES))
+
+
+def _check_preset(preset) -> None:
+  """Raises unless this is None, or what `recipes.arguments` makes of an argument `preset`."""
+  if preset is not None and (not isinstance(preset, ConfigDict) or set(preset) != {"name", "changed"}):
+    raise ConfigError(f"preset: expected dict(name=..., changed=(...)), which only records what ran, got "
+                      f"{b.show(preset)}; choose a preset behind the colon, --config=FILE:preset=NAME")
 
 
 # -- checks of outside parts ------------------------------------------------------------------------------------------
@@ -360,7 +368,11 @@ def _stage(config: ConfigDict, name: str) -> StageSpec:
   for key, (kind, limits) in dict(epochs=(int, "[1, inf)"), batch_size=(int, "[1, inf)"),
                                   mixup=(float, "[0, inf)")).items():
     b.check_number(block[key], f"{name}.{key}", kind, limits)
-  b.check_choice(block.batch_norm, BATCH_NORM_MODES, f"{name}.batch_norm")
+  batch_norm = block.batch_norm
+  if isinstance(batch_norm, tuple | list):
+    batch_norm = _patterns(batch_norm, f"{name}.batch_norm")
+  else:
+    b.check_choice(batch_norm, BATCH_NORM_MODES, f"{name}.batch_norm")
   objective, weights = _objective(block, name)
   transforms, further = _transforms(block.transforms, f"{name}.transforms")
   images, where = (config.augment, "augment") if block.augment is None else (block.augment, f"{name}.augment")
@@ -374,7 +386,7 @@ def _stage(config: ConfigDict, name: str) -> StageSpec:
       _augment(images, block.mixup, where), transforms, optimizer, around,
       backbone, b.bind(head, b.public(heads), head_where, given=("num_classes", "class_counts"), may_change=False,
              check=_head_lacks), head_where, PRECISIONS[config.precision], *_trained(block, backbone, name),
-      _patterns(block.reset, f"{name}.reset"), block.batch_norm, rates,
+      _patterns(block.reset, f"{name}.reset"), batch_norm, rates,
       None if block.head_init is None else b.bind(block.head_init, b.public(head_init), f"{name}.head_init",
                                                   given=head_init.OFFERED, may_change=False))
 

@@ -52,7 +52,7 @@ def describe(stage, variables: dict, *, views: int = 0, float16: bool = False, m
       weights_sha256=manifest.fingerprint(own), file_sha256=file_sha256,
       backbone=_block(backbone), precision=np.dtype(stage.spec.dtype).name,
       preprocessing=dict(size=cut.size, mean=list(map(float, dataset.mean)), std=list(map(float, dataset.std)),
-                         crop=cut.crops or "center", interpolation=cut.interpolation, background=dataset.background),
+                         crop="center", interpolation=cut.interpolation, background=dataset.background),
       views=views, augmentation=[_block(call) for call in stage.spec.augment] if views else [],
       seed=stage.settings.seed if views else None, maps=maps, dtype="float16" if float16 else "float32",
       software=dict(python=platform.python_version()) | {name: _version(name) for name in _SOFTWARE},
@@ -137,7 +137,7 @@ def _batch_size(stage) -> int:
 
 
 def _jobs(stage, variables, views: int, maps: bool, batch_size: int) -> list[_Job]:
-  dataset, extractor = stage.dataset, stage.extractor(variables, batch_size)
+  dataset, extractor = stage.dataset, stage.extractor(variables, batch_size, one_view=True)
   what, jobs, row = "maps" if maps else "features", [], 0
   for split in dataset.splits:
     images, labels = getattr(dataset, split)

@@ -1,5 +1,8 @@
-"""Batch normalisation with the statistics of parts of the batch."""
+"""Batch normalisation with the statistics of parts of the batch, and in some layers only."""
 
+import contextlib
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -58,3 +61,33 @@ class GroupedBatchNorm(nn.Module):
       running.value = self.momentum * running.value + (1 - self.momentum) * value[0].ravel()
     y = (parts - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
     return y.reshape(x.shape).astype(self.dtype)
+
+
+def moving(patterns: Sequence[str]) -> contextlib.AbstractContextManager:
+  """Inside the context, only the BatchNorm layers whose paths match a pattern follow `train`; the others evaluate.
+
+  y = (x - mean) / sqrt(var + epsilon) scale + bias, with the running mean and var, in every other layer
+
+  Args:
+    patterns: regular expressions of complete paths, such as "backbone/stage4_block3/.*".
+  """
+
+  def intercept(call, args, kwargs, context):
+    layer = context.module
+    if not isinstance(layer, nn.BatchNorm | GroupedBatchNorm) or context.method_name != "__call__" or (
+        any(re.fullmatch(pattern, "/".join(layer.path)) for pattern in patterns)):
+      return call(*args, **kwargs)
+    x = args[0]
+    mean, var = (layer.get_variable("batch_stats", name) for name in ("mean", "var"))
+    scale, bias = (layer.get_variable("params", name) for name in ("scale", "bias"))
+    y = (x - mean) * (jax.lax.rsqrt(var + layer.epsilon) * scale) + bias
+    return y.astype(layer.dtype or y.dtype)
+
+  return nn.intercept_methods(intercept)
+
+
+def mode(batch_norm: str | Sequence[str]) -> tuple[bool, contextlib.AbstractContextManager]:
+  """(`train`, context) with which to apply a model, for the `batch_norm` of a stage."""
+  if isinstance(batch_norm, str):
+    return batch_norm != "eval", contextlib.nullcontext()
+  return True, moving(batch_norm)

@@ -209,10 +209,14 @@ def crop_windows(size: int, grid: int) -> np.ndarray:
 class CAMC(nn.Module):
   """The normalised classifier with calibrated class activation maps for the tail: `calibrated_scores`.
 
-  The parameters are `kernel` [d, c] as in `NormalizedLinear`, `prototypes` [t k d], `fuse_kernel` [t n n k] from
-  N(0, 0.01^2) and `fuse_bias` [t] from 0, so that the first scores are close to those of the plain classifier. The
-  prototypes are features of training images, which the stage computes with the previous stage's model; until then they
-  are zeros. Choices that the paper leaves open are arguments; their defaults are our reading.
+  The parameters are `kernel` [d, c] as in `NormalizedLinear`, `prototypes` [t k d], `fuse_kernel` [t n n k] and
+  `fuse_bias` [t]. The last two start at 0, so that every sigmoid starts at 0.5, all positions count alike and the first
+  scores are those of the plain classifier, whatever the length of the features. The prototypes are features of training
+  images, which the stage computes with the model of the stage before; until then they are zeros. Products with them
+  grow with the square of the features' length, so the fusion takes the responses of class c divided by the mean of
+  |phi|^2 over its prototypes, about the response of the class's own images; undivided, they saturate the sigmoids in a
+  few steps. Gradients treat that mean as a constant. Choices that the paper leaves open are arguments; their defaults
+  are our reading.
 
   Args:
     num_classes: c.
@@ -223,9 +227,8 @@ class CAMC(nn.Module):
     shared_fusion: one fusion for all classes.
     fusion_size: n, odd.
     fusion_layers: 1, or 2 for a layer from k to k maps and a ReLU (`hidden_kernel`, `hidden_bias`) before the fusion.
-    normalize_prototypes: respond with cosines. Products grow with the length of the features, which is large after a
-      stage with a small magnitude g; they can saturate the sigmoid, which then treats all positions alike.
-    pick: which images of a class become prototypes: "random", "first", or "kmeans", the nearest to the class's centres.
+    normalize_prototypes: respond with cosines instead of the divided products.
+    pick: the images of a class that become prototypes: "random", "first", or "kmeans", those nearest to its centres.
     class_counts: training images of each class; None while they are unknown, for the names of the parameters.
 
   References:
@@ -276,12 +279,20 @@ class CAMC(nn.Module):
 
   def reinforcement(self, params: dict, maps: Float[Array, "b h w d"]) -> Float[Array, "b h w t"]:
     """Applies `reinforcement` with the head's parameters."""
-    return reinforcement(maps, *(params[name] for name in ("prototypes", "fuse_kernel", "fuse_bias")),
-                         **self._options(params))
+    return reinforcement(maps, **self._fusion(params))
 
-  def _options(self, params: dict) -> dict:
-    hidden = (params["hidden_kernel"], params["hidden_bias"]) if self.fusion_layers == 2 else None
-    return dict(hidden=hidden, normalize_prototypes=self.normalize_prototypes)
+  def _fusion(self, params: dict) -> dict:
+    """The arguments of `reinforcement` that the parameters give; the first kernel carries the division."""
+    prototypes, kernel = full_precision(params["prototypes"]), params["fuse_kernel"]
+    squares = 1.0 if self.normalize_prototypes else jax.lax.stop_gradient(
+        jnp.maximum(jnp.mean(jnp.sum(jnp.square(prototypes), axis=-1), axis=-1), 1e-12))[:, None, None, None]
+    hidden = None
+    if self.fusion_layers == 2:
+      hidden = params["hidden_kernel"] / jnp.expand_dims(squares, -1), params["hidden_bias"]
+    else:
+      kernel = kernel / squares
+    return dict(prototypes=prototypes, fuse_kernel=kernel, fuse_bias=params["fuse_bias"], hidden=hidden,
+                normalize_prototypes=self.normalize_prototypes)
 
   @nn.compact
   def __call__(self, maps: Float[Array, "b h w d"], *, train: bool = False) -> Float[Array, "b c"]:
@@ -289,12 +300,11 @@ class CAMC(nn.Module):
     del train
     dim, k, n, tail = maps.shape[-1], self.num_prototypes, self.fusion_size, self.tail
     fusions = 1 if self.shared_fusion else len(tail)
-    small, zeros = nn.initializers.normal(0.01), nn.initializers.zeros
+    zeros = nn.initializers.zeros
     shapes = dict(kernel=(_normal, (dim, self.num_classes)), prototypes=(zeros, (len(tail), k, dim)),
-                  fuse_kernel=(small, (fusions, n, n, k)), fuse_bias=(zeros, (fusions,)))
-    if self.fusion_layers == 2:
-      shapes |= dict(hidden_kernel=(small, (fusions, n, n, k, k)), hidden_bias=(zeros, (fusions, k)))
+                  fuse_kernel=(zeros, (fusions, n, n, k)), fuse_bias=(zeros, (fusions,)))
+    if self.fusion_layers == 2:  # zeros in both layers would never learn
+      wide = nn.initializers.normal((2 / (n * n * k)) ** 0.5)
+      shapes |= dict(hidden_kernel=(wide, (fusions, n, n, k, k)), hidden_bias=(zeros, (fusions, k)))
     params = {name: self.param(name, init, shape, jnp.float32) for name, (init, shape) in shapes.items()}
-    return calibrated_scores(
-        maps, *(params[name] for name in ("kernel", "prototypes", "fuse_kernel", "fuse_bias")), tail,
-        scale=self.scale, **self._options(params))
+    return calibrated_scores(maps, params["kernel"], tail=tail, scale=self.scale, **self._fusion(params))

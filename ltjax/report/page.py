@@ -91,6 +91,7 @@ def summary(spec, stages, results: Mapping, workdir: pathlib.Path, command: str,
           dropped_examples=sum(result.dropped for result in results.values())),
       augmentation={each.name: [dict(call.constants, name=call.name) for call in each.spec.augment]
                     for each in stages},
+      preset=json.loads(spec.config.preset.to_json()) if spec.config.get("preset") else None,
       seed=spec.settings.seed, precision=spec.config.precision, command=command, commit=commit(), hardware=hardware(),
       versions=versions())
 

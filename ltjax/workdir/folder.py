@@ -19,7 +19,7 @@ from ltjax.workdir import durable, identity, lock
 PARTIALS = ("config.json.partial", "identity.json.partial", "identity.json")  # left by an interrupted start
 # Keys that change no number of a run may differ when it continues. identity.json compares the data themselves.
 FREE = ("eval_batch_size", "posthoc", "eval_every_epochs", "checkpoint_every_epochs", "keep_checkpoints",
-        "log_every_steps", "skip_limit", "dataset.on_bad_image")
+        "log_every_steps", "skip_limit", "dataset.on_bad_image", "preset")
 PATHS = ("root", "test_root", "dir", "lists", "tfds_dir", "train_csv", "test_csv", "train_list", "test_list",
          "val_list", "class_names")
 

@@ -1,5 +1,7 @@
 """Statistics of groups: the groups one by one, flax's BatchNorm, and DataParallel's running statistics."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import pytest
 
 from ltjax import models
 from ltjax.errors import ConfigError
+from ltjax.models import batch_norm
 from ltjax.models.batch_norm import GroupedBatchNorm
 
 
@@ -83,3 +86,30 @@ def test_batches_that_cannot_be_grouped():
   with pytest.raises(ConfigError, match="bn_groups=2: the statistics of groups cannot leave out rows"):
     GroupedBatchNorm(groups=2).apply(VARIABLES, _draw(6, 2, 2, 5), mask=jnp.ones((6, 1, 1, 1), bool),
                                      mutable=["batch_stats"])
+
+
+class TwoLayers(nn.Module):
+  """Two normalisations of the input, side by side."""
+
+  groups: int
+
+  @nn.compact
+  def __call__(self, x):
+    plain = partial(nn.BatchNorm, use_running_average=False, momentum=0.9, epsilon=1e-5)
+    last = partial(GroupedBatchNorm, groups=self.groups) if self.groups > 1 else plain
+    return plain(name="first")(x), last(name="last")(x)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("trains", ["first", "last"])
+def test_only_the_layers_that_match_follow_the_batch(groups, trains):
+  x, model = _draw(4, 3, 3, 5), TwoLayers(groups)
+  variables = {kind: dict(first=tree, last=tree) for kind, tree in VARIABLES.items()}
+  everything, all_moved = _train(model, variables, x)
+  with batch_norm.moving((trains,)):
+    found, moved = _train(model, variables, x)
+  evaluated = nn.BatchNorm(use_running_average=True, epsilon=1e-5).apply(VARIABLES, x)
+  for index, name in enumerate(("first", "last")):
+    np.testing.assert_array_equal(found[index], everything[index] if name == trains else evaluated)
+    jax.tree.map(np.testing.assert_array_equal, moved["batch_stats"][name],
+                 all_moved["batch_stats"][name] if name == trains else VARIABLES["batch_stats"])

@@ -188,8 +188,7 @@ def test_parameters_and_initial_values():
       jax.random.key(0), jnp.zeros((1, 2, 2, 64)))["params"]
   assert jax.tree.map(jnp.shape, params) == dict(
       kernel=(64, 300), prototypes=(150, 3, 64), fuse_kernel=(150, 3, 3, 3), fuse_bias=(150,))
-  assert not params["prototypes"].any() and not params["fuse_bias"].any()
-  np.testing.assert_allclose([params["fuse_kernel"].mean(), params["fuse_kernel"].std()], [0, 0.01], atol=5e-4)
+  assert not any(params[name].any() for name in ("prototypes", "fuse_bias", "fuse_kernel"))
   np.testing.assert_allclose([params["kernel"].mean(), params["kernel"].std()], [0, 1 / 8], atol=5e-3)
   two = head(fusion_layers=2, shared_fusion=True, fusion_size=1).init(jax.random.key(0), jnp.zeros((1, 2, 2, 5)))
   assert jax.tree.map(jnp.shape, two["params"]) == dict(
@@ -205,16 +204,23 @@ def test_scores_are_the_function_of_the_parameters(options, train):
   shapes = jax.eval_shape(found.init, jax.random.key(0), maps)["params"]
   keys = jax.random.split(jax.random.key(2), len(shapes))
   params = {name: jax.random.normal(key, leaf.shape) for key, (name, leaf) in zip(keys, shapes.items(), strict=True)}
-  hidden = (params["hidden_kernel"], params["hidden_bias"]) if "hidden_kernel" in params else None
+  # The first convolution takes the responses divided by the mean squared length of the class's prototypes.
+  squares = np.square(params["prototypes"]).sum(-1).mean(-1)[:, None, None, None]
+  squares = np.ones_like(squares) if options.get("normalize_prototypes") else squares
+  given, hidden = dict(params), None
+  if "hidden_kernel" in params:
+    hidden = params["hidden_kernel"] / squares[..., None], params["hidden_bias"]
+  else:
+    given["fuse_kernel"] = params["fuse_kernel"] / squares
   form = dict(hidden=hidden, normalize_prototypes=options.get("normalize_prototypes", False))
-  expected = camc.calibrated_scores(maps, *(params[name] for name in NAMES[1:]), np.array([1, 3, 4, 6]), scale=16.0,
+  expected = camc.calibrated_scores(maps, *(given[name] for name in NAMES[1:]), np.array([1, 3, 4, 6]), scale=16.0,
                                     **form)
   apply = jax.jit(lambda params, maps: found.apply(dict(params=params), maps, train=train))
   scores = apply(params, maps)
   assert scores.dtype == jnp.float32 and found.tail.tolist() == [1, 3, 4, 6]
   np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
   np.testing.assert_allclose(found.reinforcement(params, maps),
-                             camc.reinforcement(maps, *(params[name] for name in NAMES[2:]), **form), rtol=1e-5)
+                             camc.reinforcement(maps, *(given[name] for name in NAMES[2:]), **form), rtol=1e-5)
   apply(params, 2 * maps)
   assert apply._cache_size() == 1
 
