@@ -10,7 +10,6 @@ first.
 
 import argparse
 import csv
-import inspect
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,7 @@ from ltjax.data import decode, listing
 from ltjax.data.files import Paths
 from ltjax.errors import ConfigError, DataError, LtjaxError
 from ltjax.report.names import shown
-from ltjax.schedules import Clock
+from ltjax.report.predictions import logit_scale
 
 COLUMNS = ("path", "rank", "class", "probability")
 _BATCHES = 16  # that are decoded, and whose logits are held, at a time
@@ -103,16 +102,6 @@ def predict(workdir: pathlib.Path, names: Sequence[str], top: int = 5,
           yield Prediction(names[place], rank, stage.dataset.class_names[c], float(row[c]))
   if bad is not None:
     bad.update(log.found)
-
-
-def logit_scale(stage) -> float:
-  """The factor that makes logits of a head: the scale that the stage's adjustment gives cosines, else 1."""
-  call = stage.objective.adjust
-  if call is None or "scale" not in call.arguments:
-    return 1.0
-  last = Clock(stage.spec.epochs - 1, 1, stage.spec.epochs)  # schedules are at their ends
-  default = inspect.signature(call.function).parameters["scale"].default
-  return float((dict(scale=default) | call.constants | call.at(last))["scale"])
 
 
 def write(predictions: Iterator[Prediction], file) -> None:
