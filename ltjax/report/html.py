@@ -113,7 +113,8 @@ def _remarks(results: Mapping) -> list[str]:
   found, remarks = results.get("metrics", {}), []
   missing = sum(value is None for value in list(results["stages"].values())[-1]["per_class"])
   if missing:
-    remarks.append(f"{missing:,} classes have no test image: no accuracy, and no part in a mean.")
+    remarks.append(f"{'1 class has' if missing == 1 else f'{missing:,} classes have'} no test image: no accuracy, and "
+                   "no part in a mean.")
   if found.get("intervals"):
     remarks.append("Intervals are 95 % bootstrap intervals over test images, not over training runs.")
   if found.get("g_mean") == 0:

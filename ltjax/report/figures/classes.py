@@ -19,7 +19,7 @@ def accuracy_by_class_size(confusions: dict[str, np.ndarray], class_counts: np.n
 
   Above 100 classes, points are faint and a line joins the means of ten groups of classes.
   """
-  figure, axis = style.make(size=(6.8, 4.4))
+  figure, axis = style.make(size=(5.4, 3.9))
   style.counts_axis(axis, class_counts)
   style.percent_axis(axis, "test accuracy of the class")
   handles, many = {}, len(class_counts) > _POINTS
@@ -48,7 +48,7 @@ def gain_bars(difference: np.ndarray, class_counts: np.ndarray, what: str) -> Fi
   """Mean `difference` [c] of accuracies in ten groups of classes by their size; classes with NaN enter no mean."""
   groups = tenths(class_counts)
   means = [np.nanmean(difference[group]) if np.isfinite(difference[group]).any() else 0.0 for group in groups]
-  figure, axis = style.make(size=(6.4, 3.6))
+  figure, axis = style.make()
   axis.bar(range(len(groups)), means, color=["#3f7d20" if mean >= 0 else "#b2182b" for mean in means])
   axis.axhline(0, color=style.LATER, linewidth=0.8)
   for place, mean in enumerate(means):
@@ -97,7 +97,7 @@ def long_tail(class_counts: np.ndarray) -> Figure:
   axis.set(xlabel="classes, largest first", ylabel="training images", yscale="log", xlim=(0, len(sizes)),
            ylim=(0.5, 1.5 * sizes[0]))
   axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-  style.legend(figure, list(handles.values()), list(handles), columns=1)
+  style.legend(figure, list(handles.values()), list(handles))
   return figure
 
 
@@ -113,7 +113,7 @@ def tenths(class_counts: np.ndarray) -> list[np.ndarray]:
 
 
 def _by_size(norms: dict[str, np.ndarray], class_counts, class_names, what: str) -> Figure:
-  figure, axis = style.make(size=(6.4, 4.0))
+  figure, axis = style.make()
   style.counts_axis(axis, class_counts)
   axis.set_ylabel(what)
   handles, many = {}, len(class_counts) > _POINTS
@@ -154,7 +154,7 @@ def _add_legend(figure: Figure, handles: dict, class_counts) -> None:
   if len(class_counts) > _POINTS:
     handles = {f"{stage}, mean of ten groups": handle for stage, handle in handles.items()}
   found = groups | handles
-  style.legend(figure, list(found.values()), list(found), columns=3 if len(handles) > 1 else 4)
+  style.legend(figure, list(found.values()), list(found))
 
 
 def _label(figure: Figure, axis, class_counts, values, class_names) -> None:

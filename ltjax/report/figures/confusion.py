@@ -18,7 +18,7 @@ def confusion_matrix(confusion: np.ndarray, class_counts: np.ndarray, class_name
   order = np.argsort(-class_counts, kind="stable")
   named = len(order) <= _NAMED
   shares = _shares(confusion, order, len(order) if named else _BLOCKS)
-  side = max(5.2, 2.2 + 0.155 * len(order)) if named else 6.4
+  side = max(4.4, 2.2 + 0.155 * len(order)) if named else 5.2
   figure, axis = style.make(size=(side + 0.8, side))
   colors = "Blues"
   image = axis.imshow(shares, cmap=colors, norm=PowerNorm(0.5, 0, 100), interpolation="nearest")

@@ -16,7 +16,7 @@ _SMOOTH = 7  # from this many places a side on, a map is drawn smoothly
 def features(embedded: np.ndarray, labels: np.ndarray, class_counts: np.ndarray,
              class_names: tuple[str, ...]) -> Figure:
   """Features of test images in two dimensions, a colour and a marker each class; `embedded` is [m 2]."""
-  figure, axis = style.make(size=(6.4, 4.8))
+  figure, axis = style.make(size=(5.8, 3.9))
   present = np.unique(labels)
   handles = {}
   for number, c in enumerate(present[np.argsort(-class_counts[present], kind="stable")]):
@@ -24,7 +24,9 @@ def features(embedded: np.ndarray, labels: np.ndarray, class_counts: np.ndarray,
     axis.scatter(*embedded[labels == c].T, s=16, alpha=0.8, linewidths=0, **look)
     handles[f"{style.name(class_names[c], 24)} ({class_counts[c]:,})"] = Line2D([], [], linestyle="", **look)
   axis.set(xticks=[], yticks=[])
-  figure.legend(handles.values(), handles.keys(), loc="outside right upper", title="class (training images)")
+  axis.spines[:].set_visible(False)
+  figure.legend(handles.values(), handles.keys(), loc="outside right upper", title="class (training images)",
+                frameon=False, fontsize=8, title_fontsize=8)
   return figure
 
 
@@ -40,16 +42,20 @@ def embed(values: np.ndarray) -> np.ndarray:
 
 def reliability(found: dict[str, statistics.Reliability]) -> Figure:
   """How often the model is right against how sure it is, of all test images and of each group's."""
-  figure, axes = style.make(len(found), 1, (2.4 * len(found) + 0.6, 2.9), squeeze=False, sharey=True)
-  for axis, (group, bins) in zip(axes[0], found.items(), strict=True):
+  rows = 1 + (len(found) > 2)
+  figure, axes = style.make(2, rows, (4.8, 0.4 + 2.2 * rows), squeeze=False, sharex=True, sharey=True)
+  for axis in axes.flat[len(found):]:
+    axis.set_visible(False)
+  for axis, (group, bins) in zip(axes.flat, found.items(), strict=False):
     width = 1 / len(bins.counts)
     middles = (np.arange(len(bins.counts)) + 0.5) * width
     axis.bar(middles, np.nan_to_num(bins.accuracy), width, color=style.COLORS.get(group, "#5a5a5a"), alpha=0.75)
     axis.plot((0, 1), (0, 1), color=style.LATER, linestyle="--", linewidth=0.8)
-    axis.set(title=f"{group}\nECE {100 * bins.error:.1f} %", xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1))
+    axis.set_title(f"{group}, ECE {100 * bins.error:.1f} %", fontsize=9)
+    axis.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1))
     axis.xaxis.set_major_formatter(PercentFormatter(1))
     axis.yaxis.set_major_formatter(PercentFormatter(1))
-  axes[0, 0].set_ylabel("accuracy")
+  figure.supylabel("accuracy", fontsize=9)
   figure.supxlabel("confidence", fontsize=9)
   return figure
 

@@ -15,15 +15,16 @@ from ltjax.report.names import shown, width
 GROUPS = ("many", "medium", "few")
 COLORS = dict(many="#2166ac", medium="#3f7d20", few="#b2182b")
 EARLIER, LATER = "#7a7a7a", "#1f1f1f"  # a stage before the last one, and the last
-_SETTINGS = {"font.size": 9, "axes.titlesize": 10, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True,
-             "legend.fontsize": 8, "legend.frameon": False, "svg.fonttype": "none", "axes.spines.top": False,
+_DPI = 120
+_SETTINGS = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True,
+             "svg.fonttype": "none", "axes.spines.top": False,
              "axes.spines.right": False}
 
 
-def make(columns: int = 1, rows: int = 1, size: tuple[float, float] = (6.4, 4.2), **options) -> tuple[Figure, object]:
+def make(columns: int = 1, rows: int = 1, size: tuple[float, float] = (5.4, 3.7), **options) -> tuple[Figure, object]:
   """(figure, its axes) in the style of the report; `size` is in inches."""
   with rc_context(_SETTINGS):
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained", dpi=_DPI)
     return figure, figure.subplots(rows, columns, **options)
 
 
@@ -32,7 +33,7 @@ def save(figure: Figure, path: pathlib.Path) -> None:
   with rc_context(_SETTINGS), warnings.catch_warnings():
     # A figure that is too small for its words is drawn without that layout; how it looks is no error.
     warnings.filterwarnings("ignore", message="constrained_layout not applied")
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=_DPI)
 
 
 def name(text: str, columns: int = 18) -> str:
@@ -66,9 +67,11 @@ def percent_axis(axis, label: str, limits: tuple[float, float] = (-0.04, 1.04)) 
   axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 
-def legend(figure: Figure, handles: Sequence, labels: Sequence[str], columns: int = 4) -> None:
-  """A legend above the axes, where it hides nothing."""
-  figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), columns))
+def legend(figure: Figure, handles: Sequence, labels: Sequence[str]) -> None:
+  """A legend above the axes, where it hides nothing, with as many columns as the figure is wide enough for."""
+  columns = int(14 * figure.get_figwidth() / (7 + max(map(width, labels))))  # 14 characters an inch, 7 for a handle
+  figure.legend(handles, labels, loc="outside upper center", ncols=max(1, min(columns, len(labels))), frameon=False,
+                fontsize=8)
 
 
 def annotate(figure: Figure, axis, points: np.ndarray, texts: Sequence[str], limit: int = 40) -> int:

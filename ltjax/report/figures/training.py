@@ -9,7 +9,7 @@ from ltjax.report.figures import style
 
 def training_curves(logs: dict[str, list[dict]], groups: tuple[str, ...]) -> Figure:
   """Loss and accuracy against the epoch, stages side by side; `logs` are the lines of each stage's metrics.jsonl."""
-  figure, axes = style.make(len(logs), 2, (max(6.4, 4.2 * len(logs)), 5.6), squeeze=False, sharex="col")
+  figure, axes = style.make(len(logs), 2, (max(5.4, 3.2 * len(logs)), 4.6), squeeze=False, sharex="col")
   handles = {}
   for (stage, lines), (top, bottom) in zip(logs.items(), axes.T, strict=True):
     train = [line for line in lines if "loss" in line]
@@ -17,7 +17,8 @@ def training_curves(logs: dict[str, list[dict]], groups: tuple[str, ...]) -> Fig
     epochs, losses = [line["epoch"] for line in train], np.array([line["loss"] for line in train], float)
     dots = "." if len(train) < 15 else ""  # a line through one point cannot be seen
     top.plot(epochs, losses, color=style.LATER, marker=dots)
-    top.set(title=stage, ylabel="training loss")
+    top.set_title(style.name(stage, 30), fontsize=10)
+    top.set_ylabel("training loss")
     finite = losses[np.isfinite(losses)]
     if finite.size:
       top.set_ylim(min(0, 1.05 * finite.min()), 1.05 * finite.max() or 1)
@@ -32,7 +33,7 @@ def training_curves(logs: dict[str, list[dict]], groups: tuple[str, ...]) -> Fig
           linestyle="--" if group in groups else "-", marker="." if len(test) < 40 else "")
     bottom.set(xlabel="epoch")
     style.percent_axis(bottom, "accuracy", (-0.02, 1.02))
-  style.legend(figure, list(handles.values()), list(handles), columns=5)
+  style.legend(figure, list(handles.values()), list(handles))
   return figure
 
 
@@ -45,7 +46,7 @@ def generated_features(class_counts: np.ndarray, generated: np.ndarray) -> Figur
   """
   order = np.argsort(-class_counts, kind="stable")
   edges, images, added = np.arange(len(order) + 1), class_counts[order], generated[order]
-  figure, axis = style.make(size=(6.4, 3.8))
+  figure, axis = style.make()
   handles = [axis.stairs(images, edges, baseline=0, fill=True, color=style.COLORS["many"]),
              axis.stairs(images + added, edges, baseline=images, fill=True, color="#e08214")]
   axis.set(xlabel="classes, largest first", ylabel="examples an epoch", xlim=(0, len(order)))
