@@ -1,14 +1,17 @@
 """results.json and the page have every number, and everything needed to reproduce it."""
 
+import csv
 import hashlib
 import json
 import types
 
 import numpy as np
 import pytest
+import sklearn.metrics
 from PIL import Image
 
 from ltjax.config import parse
+from ltjax.report import activation_maps, figures, html, predictions
 from ltjax.report import page as report
 from ltjax.train import StageResult
 from tests import tiny
@@ -92,15 +95,56 @@ def test_the_page_lists_every_class_and_identifies_the_run(finished):
     assert f"({picture}.png)" in page
 
 
+PICTURES = ["accuracy_by_class_size", "confusion_matrix", "feature_norms", "features", "gains", "reliability",
+            "training_curves"]  # a head of cosines has no norms, and maps of 2 x 2 places show nothing
+
+
 def test_the_pictures_are_not_empty(finished):
   pictures = sorted((finished[2] / "report").glob("*.png"))
-  assert len(pictures) == 4
+  assert [path.stem for path in pictures] == PICTURES
   for path in pictures:
     with Image.open(path) as image:
       pixels = np.asarray(image.convert("RGB"))
     assert min(pixels.shape[:2]) > 300
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 10
     assert 0.01 < (pixels != 255).any(axis=-1).mean() < 0.99
+
+
+def test_the_measures_fit_the_predictions_of_every_test_image(finished):
+  config, dataset, workdir, results = finished
+  rows = list(csv.DictReader((workdir / "report" / "predictions.csv").read_text().splitlines()))
+  labels, predicted = (np.array([int(row[key]) for row in rows]) for key in ("label", "predicted_label"))
+  np.testing.assert_array_equal(labels, dataset.test[1])
+  found = results["metrics"]
+  assert np.mean(labels == predicted) == results["final"]["overall"]
+  assert found["balanced_accuracy"] == pytest.approx(sklearn.metrics.balanced_accuracy_score(labels, predicted))
+  assert found["macro_f1"] == pytest.approx(sklearn.metrics.f1_score(labels, predicted, average="macro"))
+  assert found["worst_class"]["accuracy"] == min(results["stages"]["classifier"]["per_class"])
+  assert 0.5 < found["auc"] <= 1 and 0 <= found["ece"]["overall"] < 1
+  for name, (low, high) in found["intervals"].items():
+    value = found["balanced_accuracy"] if name == "balanced" else results["final"][name]
+    assert low <= value <= high
+  confidence, probability = (np.array([float(row[key]) for row in rows]) for key in ("confidence", "true_probability"))
+  np.testing.assert_array_equal(confidence[labels == predicted], probability[labels == predicted])
+  assert (confidence >= probability).all() and confidence.max() <= 1
+
+
+def test_results_are_there_before_anything_is_drawn_and_survive_what_fails(tmp_path, monkeypatch, capsys):
+  config = tiny.config("ce_digits", epochs=1, backbone=tiny.ONE_CONV)
+  seen = []
+
+  def fails(*args):
+    seen.append(json.loads((tmp_path / "results.json").read_text())["final"])
+    raise ValueError("no font")
+
+  for module, name in ((predictions, "of_stage"), (activation_maps, "of_stage"), (html, "of_run")):
+    monkeypatch.setattr(module, name, fails)
+  monkeypatch.setattr(figures, "of_run", lambda *args: [figures.Picture("broken", "Broken", "", fails)])
+  results = tiny.run(config, tmp_path)
+  assert seen == [results["final"]] * 4
+  assert json.loads((tmp_path / "results.json").read_text()) == results and "auc" not in results["metrics"]
+  assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["README.md", "classes.csv"]
+  assert capsys.readouterr().err.count("(ValueError: no font)") == 4
 
 
 def results_with(groups, **accuracies):

@@ -1,6 +1,7 @@
 """Pages as single HTML files: everything is inside, nothing is fetched, and names are never markup."""
 
 import base64
+import functools
 import pathlib
 import re
 import shlex
@@ -16,15 +17,16 @@ from ltjax.report.tables import CLASS_COLUMNS, Column
 
 def render(template: str, **values) -> str:
   """A page from one of the templates in the package; everything that `values` hold is escaped."""
-  environment = jinja2.Environment(
-      loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"), autoescape=_escaped,
-      undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-  environment.globals.update(data=data, percent=Column("", "", "percent").text)
-  return environment.get_template(template).render(version=ltjax.__version__, **values)
+  return _environment().get_template(template).render(version=ltjax.__version__, **values)
 
 
-def _escaped(name: str | None) -> bool:
-  return name is not None and name.endswith(".html")
+@functools.cache
+def _environment() -> jinja2.Environment:
+  made = jinja2.Environment(
+      loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / "templates"), undefined=jinja2.StrictUndefined,
+      autoescape=lambda name: name is not None and name.endswith(".html"), trim_blocks=True, lstrip_blocks=True)
+  made.globals.update(data=data, percent=Column("", "", "percent").text)
+  return made
 
 
 def data(columns: Sequence[Column], rows: Sequence[Mapping]) -> dict:

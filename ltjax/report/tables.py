@@ -78,8 +78,7 @@ def confused_pairs(confusion: np.ndarray) -> list[tuple[int, int, int]]:
 
 def write_classes(rows: Iterable[dict], path: pathlib.Path) -> None:
   """Writes `of_classes` as a CSV, in the order of the labels."""
-  keys = ("label", *(column.key for column in CLASS_COLUMNS))
-  _write(path, keys, ([_cell(row[key]) for key in keys] for row in sorted(rows, key=lambda row: row["label"])))
+  write(path, ("label", *(column.key for column in CLASS_COLUMNS)), sorted(rows, key=lambda row: row["label"]))
 
 
 PREDICTION_COLUMNS = ("image", "label", "predicted_label", "confidence", "true_probability", "class", "predicted")
@@ -99,6 +98,11 @@ def write_predictions(seen, images: Sequence[str], class_names: Sequence[str], p
   _write(path, PREDICTION_COLUMNS, (
       (shown(image, "csv"), label, predicted, f"{confidence:.6f}", f"{probability:.6f}", names[label], names[predicted])
       for image, label, predicted, confidence, probability in zip(images, *columns, strict=True)))
+
+
+def write(path: pathlib.Path, keys: Sequence[str], rows: Iterable[dict]) -> None:
+  """Writes the values `keys` of `rows` as a CSV file; no name is a formula."""
+  _write(path, keys, ([_cell(row[key]) for key in keys] for row in rows))
 
 
 def _cell(value):

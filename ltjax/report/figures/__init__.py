@@ -85,7 +85,8 @@ def _of_predictions(seen, counts, names) -> list[Picture]:
       Picture("feature_norms", "Feature norms", "The mean norm of the features of each class' test images against the "
               "class' number of training images.",
               lambda: classes.feature_norms(seen.feature_norms, seen.labels, counts, names))]
-  if len(np.unique(labels)) > 1 and len(labels) >= 20:
+  # Fewer than five images of a class show no cluster.
+  if len(np.unique(labels)) > 1 and np.median(np.bincount(labels)[np.unique(labels)]) >= 5:
     found.append(Picture("features", "Features", "Features of test images in two dimensions (t-SNE): "
                          + ("all classes." if len(np.unique(labels)) == len(counts) else
                             f"{len(np.unique(labels))} of {len(counts):,} classes, from the largest to the smallest."),

@@ -1,6 +1,7 @@
 """The confusion matrix, at any number of classes."""
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
@@ -20,9 +21,8 @@ def confusion_matrix(confusion: np.ndarray, class_counts: np.ndarray, class_name
   shares = _shares(confusion, order, len(order) if named else _BLOCKS)
   side = max(4.4, 2.2 + 0.155 * len(order)) if named else 5.2
   figure, axis = style.make(size=(side + 0.8, side))
-  colors = "Blues"
+  colors = colormaps["Blues"].with_extremes(bad="#dddddd")
   image = axis.imshow(shares, cmap=colors, norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
-  image.cmap.set_bad("#dddddd")
   figure.colorbar(image, label="% of the row's test images", shrink=0.7, ticks=(0, 1, 5, 20, 50, 100))
   axis.grid(visible=False)
   if named:

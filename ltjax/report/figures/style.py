@@ -25,6 +25,7 @@ def make(columns: int = 1, rows: int = 1, size: tuple[float, float] = (5.4, 3.7)
   """(figure, its axes) in the style of the report; `size` is in inches."""
   with rc_context(_SETTINGS):
     figure = Figure(figsize=size, layout="constrained", dpi=_DPI)
+    FigureCanvasAgg(figure)  # becomes the figure's canvas, which knows how large a text is
     return figure, figure.subplots(rows, columns, **options)
 
 
@@ -90,7 +91,7 @@ def annotate(figure: Figure, axis, points: np.ndarray, texts: Sequence[str], lim
   with rc_context(_SETTINGS):
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-  renderer, frame = FigureCanvasAgg(figure).get_renderer(), axis.get_window_extent()
+  renderer, frame = figure.canvas.get_renderer(), axis.get_window_extent()
   pixels, taken, drawn = axis.transData.transform(points), [], 0
   for (x, y), place, text in zip(pixels, points, texts, strict=True):
     if drawn == limit:

@@ -8,8 +8,7 @@ for (const data of document.querySelectorAll("script[type='application/json'][da
   const more = document.getElementById(`${table.id}-more`), all = document.getElementById(`${table.id}-all`);
   const page = 100, heads = [...table.tHead.rows[0].cells];
   const texts = columns.map(({kind}) => kind === "name" || kind === "text");
-  const words = rows.map(row => row.filter((value, k) => columns[k].kind === "name" && value !== null).join("\n")
-    .toLowerCase());
+  const words = rows.map(row => row[columns.findIndex(({kind}) => kind === "name")].toLowerCase());
   const collator = new Intl.Collator(undefined, {numeric: true});
   let order = rows.map((_, k) => k), shown = page, sorted = null;
 
