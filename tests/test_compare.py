@@ -117,7 +117,7 @@ def test_a_mistake_costs_one_line_and_exit_code_2(runs, tmp_path, capsys, argume
   assert not (tmp_path / "out").exists()
 
 
-# -- papers -------------------------------------------------------------------------------------------------------------
+# -- papers ---------------------------------------------------------------------------------------------------------
 
 
 def with_command(command: str) -> comparison.Run:

@@ -113,7 +113,7 @@ def test_a_table_in_the_csv_file_has_every_class_and_no_formula(written, tmp_pat
   assert not found["name"].str.strip().str.match(r"[=+\-@]").any()
 
 
-# -- the facts behind ---------------------------------------------------------------------------------------------------
+# -- the facts behind -----------------------------------------------------------------------------------------------
 
 
 def test_rows_of_classes():
@@ -125,7 +125,8 @@ def test_rows_of_classes():
 
 
 def test_pairs_are_the_most_frequent_ones_first():
-  assert tables.confused_pairs(np.array([[3, 1, 4], [1, 2, 0], [9, 0, 0]])) == [(2, 0, 9), (0, 2, 4), (0, 1, 1), (1, 0, 1)]
+  assert tables.confused_pairs(np.array([[3, 1, 4], [1, 2, 0], [9, 0, 0]])) == [
+      (2, 0, 9), (0, 2, 4), (0, 1, 1), (1, 0, 1)]
 
 
 def test_the_features_shown_are_of_large_and_of_small_classes():
@@ -142,7 +143,7 @@ def test_values_in_cells(kind, value, text):
   assert tables.Column("key", "label", kind).text(value) == text
 
 
-# -- in a browser -------------------------------------------------------------------------------------------------------
+# -- in a browser ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ PREDICTED = SCORES.argmax(axis=1)
 def test_auc_is_that_of_scikit_learn():
   everything = np.arange(200)
   found = statistics.one_vs_rest_auc(LABELS, SCORES[everything, LABELS], SCORES, everything)
-  expected = [reference.roc_auc_score(LABELS == c, SCORES[:, c]) for c in range(5)]
+  expected = [reference.roc_auc_score(c == LABELS, SCORES[:, c]) for c in range(5)]
   np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
@@ -24,7 +24,7 @@ def test_auc_of_a_sample_is_near_and_a_class_without_examples_has_none():
   scores = np.concatenate([SCORES, RNG.normal(size=(200, 1))], axis=1)
   sample = np.sort(RNG.permutation(200)[:100])
   found = statistics.one_vs_rest_auc(LABELS, scores[np.arange(200), LABELS], scores[sample], sample)
-  expected = [reference.roc_auc_score(LABELS == c, SCORES[:, c]) for c in range(5)]
+  expected = [reference.roc_auc_score(c == LABELS, SCORES[:, c]) for c in range(5)]
   assert np.isnan(found[5]) and np.abs(found[:5] - expected).max() < 0.1
 
 

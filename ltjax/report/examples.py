@@ -62,7 +62,8 @@ def of_stage(stage, confusion: np.ndarray, seen) -> Examples:
     if pictures.get(int(place)) is None:
       return None
     source, pixelated = pictures[int(place)]
-    return Example(source, image_name(stage.dataset.test[0], int(place)), names[seen.labels[place]],
+    title = "/".join(image_name(stage.dataset.test[0], int(place)).split("/")[-2:])  # what tells images apart
+    return Example(source, title, names[seen.labels[place]],
                    names[seen.predicted[place]], float(seen.confidence[place]), float(seen.true_probability[place]),
                    pixelated)
 

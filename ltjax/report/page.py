@@ -57,7 +57,7 @@ def of_run(spec, stages, results: Mapping, workdir: pathlib.Path, command: str, 
     more = _attempt("further measures", measures, confusion, last.class_counts, last.dataset.class_names, seen)
     complete = keep(found | (dict(metrics=more) if more else {}))
     with writing(workdir):
-      draw(spec, stages, results, complete, seen, activations, workdir)
+      _attempt("the report", draw, spec, stages, results, complete, seen, activations, workdir)
     return complete
 
   return processes.from_first(write)

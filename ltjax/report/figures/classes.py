@@ -55,8 +55,8 @@ def gain_bars(difference: np.ndarray, class_counts: np.ndarray, what: str) -> Fi
     axis.annotate(f"{100 * mean:+.1f}", (place, mean), xytext=(0, 3 if mean >= 0 else -10), ha="center",
                   textcoords="offset points", fontsize=7.5)
   reach = 1.25 * max(np.abs(means).max(), 0.01)
-  axis.set(ylim=(-reach if min(means) < 0 else 0, reach if max(means) > 0 or not any(means) else 0), ylabel=f"accuracy: {what}",
-           xlabel="training images of a class in the group" if len(groups) < len(class_counts) else
+  axis.set(ylim=(-reach if min(means) < 0 else 0, reach if max(means) > 0 or not any(means) else 0),
+           ylabel=f"accuracy: {what}", xlabel="training images of a class in the group" if len(groups) < len(class_counts) else
            "training images of the class")
   axis.set_xticks(range(len(groups)), [_range(class_counts[group]) for group in groups])
   axis.yaxis.set_major_formatter(PercentFormatter(1))
