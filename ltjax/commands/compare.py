@@ -9,7 +9,6 @@ classes.csv.
 """
 
 import argparse
-import math
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -27,49 +26,44 @@ from ltjax.report.names import padded, printable, shown, width
 from ltjax.report.tables import Column
 from ltjax.workdir import folder
 
-# Columns of the table of runs; those after `runs` can be sorted by too.
 COLUMNS = (
-    Column("name", "runs", "name"), Column("runs", "seeds", "count"), Column("overall", "overall, %", "text"),
-    Column("many", "many, %", "text", wide=True), Column("medium", "medium, %", "text", wide=True),
-    Column("few", "few, %", "text", wide=True), Column("balanced_accuracy", "balanced, %", "text", wide=True),
-    Column("macro_f1", "macro-F1, %", "text", wide=True), Column("difference", "minus the first", "text"),
-    Column("p", "p", "number"), Column("gap", "minus the paper", "text", wide=True))
+    Column("name", "runs", "name"), Column("seeds", "seeds", "count"), Column("overall", "overall, %", "worded"),
+    *(Column(key, f"{key}, %", "worded", wide=True) for key in GROUPS),
+    Column("balanced_accuracy", "balanced, %", "worded", wide=True),
+    Column("macro_f1", "macro-F1, %", "worded", wide=True),
+    Column("difference", "minus the first", "worded"), Column("p", "p", "number"),
+    Column("gap", "minus the paper", "worded", wide=True))
 _COMPARED = 5  # groups whose classes are compared with the first one's
 
 
 def rows(groups: Sequence[comparison.Group], sort: str) -> list[dict]:
-  """A row a group, the best in column `sort` first."""
+  """A row a group, the largest in column `sort` first; names and p are sorted upwards."""
   found = []
   for group in groups:
-    row = dict(name=shown(group.name, "json"), runs=len(group.runs), difference=None, p=None, gap=None)
+    row = dict(name=shown(group.name, "json"), seeds=len(group.runs), difference=None, p=None, gap=None)
     for key in (*comparison.MEASURES, "balanced_accuracy", "macro_f1"):
       row[key] = _mean(group.values(key))
-    if group is not groups[0] and (found_difference := comparison.difference(groups[0], group)):
-      mean, low, high, row["p"] = found_difference
-      row["difference"] = f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    if group is not groups[0] and (change := comparison.difference(groups[0], group)):
+      row["p"] = change.p
+      row["difference"] = change.mean, f"{100 * change.mean:+.1f} ({100 * change.low:+.1f} to {100 * change.high:+.1f})"
     if paper := comparison.published(group.runs[0]):
-      gap = 100 * np.mean(group.values("overall")) - float(paper["top1"])
-      row["gap"] = f"{gap:+.1f} ({paper['paper']}: {paper['top1']})"
-    found.append((row, _key(group, row, sort)))
-  return [row for row, _ in sorted(found, key=lambda pair: pair[1])]
+      gap = np.mean(group.values("overall")) - float(paper["top1"]) / 100
+      row["gap"] = float(gap), f"{100 * gap:+.1f} ({paper['paper']}: {paper['top1']})"
+    found.append(row)
+
+  def key(row: dict) -> tuple:
+    value = row[sort][0] if isinstance(row[sort], tuple) else row[sort]
+    return value is None, value if sort in ("name", "p") or value is None else -value
+
+  return sorted(found, key=key)
 
 
-def _key(group, row: dict, sort: str) -> tuple:
-  if sort in ("name", "gap", "difference"):
-    number = row[sort] or ""
-    return (number,) if sort == "name" else (-float(number.split(" ")[0]) if number else math.inf,)
-  values = np.array([len(group.runs)]) if sort == "runs" else np.array([row["p"] or 0]) if sort == "p" else (
-      group.values(sort))
-  mean = values.mean()
-  return (math.inf if np.isnan(mean) else mean if sort == "p" else -mean,)
-
-
-def _mean(values: np.ndarray) -> str | None:
-  """As "92.4 ± 1.1", the sample standard deviation; without it for one run."""
+def _mean(values: np.ndarray) -> tuple[float, str] | None:
+  """The mean, and as text "92.4 ± 1.1" with the sample standard deviation, which one run does not have."""
   if np.isnan(values).any():
     return None
   spread = f" ± {100 * values.std(ddof=1):.1f}" if len(values) > 1 else ""
-  return f"{100 * values.mean():.1f}{spread}"
+  return float(values.mean()), f"{100 * values.mean():.1f}{spread}"
 
 
 def table(found: Sequence[dict]) -> str:
@@ -123,12 +117,12 @@ def write(groups: Sequence[comparison.Group], found: Sequence[dict], out: pathli
       lambda values=group.per_class - first.per_class: class_figures.gain_bars(values, counts, "difference"))
       for k, group in enumerate(comparable)], names, out)
   pictures = [html.picture(out / f"{each.name}.png", title=each.title, text=each.text) for each in drawn]
-  apart = [(_short(group)) for group in rest if not comparison.same_test_set(first, group)]
+  apart = [_short(group) for group in rest if not comparison.same_test_set(first, group)]
   text = html.render(
       "compare.html", title=f"Comparison of {len(groups)} configs", first=_short(first), runs=found, run_columns=used,
-      differing={key: list(map(repr, row)) for key, row in comparison.differing(groups).items()},
+      differing=comparison.differing(groups),
       names=[_short(group) for group in groups], pictures=pictures, columns=columns, classes=classes, groups=GROUPS,
-      apart=apart, left_out=len([*rest]) - len(comparable),
+      apart=apart, left_out=len(rest) - len(comparable),
       folders=[(_short(group), [shown(str(run.workdir), "json") for run in group.runs]) for group in groups])
   (out / "index.html").write_text(text, encoding="utf-8", errors="backslashreplace")
 

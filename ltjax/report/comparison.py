@@ -102,11 +102,11 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
           for members in found.values()]
 
 
-def differing(groups: Sequence[Group]) -> dict[str, list]:
-  """{config key: its value in each group, "" where it is absent} of the keys that are not the same everywhere."""
+def differing(groups: Sequence[Group]) -> dict[str, list[str]]:
+  """{config key: its value in each group, a dash where it is absent} of the keys that are not the same everywhere."""
   configs = [group.runs[0].config for group in groups]
   keys = sorted({key for config in configs for key in config} - set(_FREE))
-  values = {key: [config.get(key, "") for config in configs] for key in keys}
+  values = {key: [repr(config[key]) if key in config else "–" for config in configs] for key in keys}
   return {key: row for key, row in values.items() if any(value != row[0] for value in row)}
 
 

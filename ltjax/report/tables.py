@@ -18,7 +18,8 @@ class Column:
   Attributes:
     key: of its values in the rows.
     label: its heading.
-    kind: "name", "text", "count", "percent", "points" (a difference of per cent) or "number".
+    kind: "name", "text", "count", "percent", "points" (a difference of per cent), "number", or "worded": a pair of the
+      number that it is sorted by and the text that is shown.
     wide: whether a narrow screen leaves it out.
   """
 
@@ -31,6 +32,8 @@ class Column:
       return "–"
     if self.kind in ("name", "text"):
       return str(value)
+    if self.kind == "worded":
+      return value[1]
     return {"count": "{:,}", "percent": "{:.1f}", "points": "{:+.1f}", "number": "{:.4g}"}[self.kind].format(
         100 * value if self.kind in ("percent", "points") else value)
 
@@ -106,8 +109,11 @@ def write(path: pathlib.Path, keys: Sequence[str], rows: Iterable[dict]) -> None
 
 
 def _cell(value):
-  return "" if value is None else f"{value:.6f}" if isinstance(value, float) else shown(value, "csv") if isinstance(
-      value, str) else value
+  if isinstance(value, tuple):
+    value = value[0]
+  if isinstance(value, str):
+    return shown(value, "csv")
+  return "" if value is None else f"{value:.6f}" if isinstance(value, float) else value
 
 
 def _write(path: pathlib.Path, heading: Sequence[str], rows: Iterable[Sequence]) -> None:

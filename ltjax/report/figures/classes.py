@@ -34,7 +34,7 @@ def accuracy_by_class_size(confusions: dict[str, np.ndarray], class_counts: np.n
                             markerfacecolor=None if last else "none", linestyle=("-" if last else "--") if many else "")
   _add_legend(figure, handles, class_counts)
   if not many:
-    _label(figure, axis, class_counts, accuracy, class_names)
+    _label(figure, axis, class_counts, [accuracies(confusion) for confusion in confusions.values()], class_names)
   return figure
 
 
@@ -55,9 +55,10 @@ def gain_bars(difference: np.ndarray, class_counts: np.ndarray, what: str) -> Fi
     axis.annotate(f"{100 * mean:+.1f}", (place, mean), xytext=(0, 3 if mean >= 0 else -10), ha="center",
                   textcoords="offset points", fontsize=7.5)
   reach = 1.25 * max(np.abs(means).max(), 0.01)
+  single = len(groups) == len(class_counts)
   axis.set(ylim=(-reach if min(means) < 0 else 0, reach if max(means) > 0 or not any(means) else 0),
-           ylabel=f"accuracy: {what}", xlabel="training images of a class in the group" if len(groups) < len(class_counts) else
-           "training images of the class")
+           ylabel=f"accuracy: {what}",
+           xlabel=f"training images of {'the class' if single else 'a class in the group'}")
   axis.set_xticks(range(len(groups)), [_range(class_counts[group]) for group in groups])
   axis.yaxis.set_major_formatter(PercentFormatter(1))
   axis.grid(axis="x", visible=False)
@@ -129,7 +130,7 @@ def _by_size(norms: dict[str, np.ndarray], class_counts, class_names, what: str)
   axis.margins(y=0.1)
   _add_legend(figure, handles, class_counts)
   if not many:
-    _label(figure, axis, class_counts, values, class_names)
+    _label(figure, axis, class_counts, list(norms.values()), class_names)
   return figure
 
 
@@ -157,15 +158,18 @@ def _add_legend(figure: Figure, handles: dict, class_counts) -> None:
   style.legend(figure, list(found.values()), list(found))
 
 
-def _label(figure: Figure, axis, class_counts, values, class_names) -> None:
-  """Names the classes; where there is no room for all, those at the edges first, which one wants to know."""
+def _label(figure: Figure, axis, class_counts, of_stages: list[np.ndarray], class_names) -> None:
+  """Names the last stage's points; where there is no room for all, those at the edges first, which one wants to know.
+  """
+  *earlier, values = of_stages
   there = np.flatnonzero(np.isfinite(values))
   if not len(there):
     return
   ranks = [np.argsort(np.argsort(score[there])) for score in (values, -values, class_counts, -class_counts)]
   order = there[np.argsort(np.min(ranks, axis=0), kind="stable")]
   style.annotate(figure, axis, np.column_stack([class_counts[order], values[order]]),
-                 [style.name(class_names[c]) for c in order])
+                 [style.name(class_names[c]) for c in order],
+                 np.array([pair for each in earlier for pair in zip(class_counts, each, strict=True)]).reshape(-1, 2))
 
 
 def _range(sizes: np.ndarray) -> str:

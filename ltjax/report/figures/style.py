@@ -75,7 +75,8 @@ def legend(figure: Figure, handles: Sequence, labels: Sequence[str]) -> None:
                 fontsize=8)
 
 
-def annotate(figure: Figure, axis, points: np.ndarray, texts: Sequence[str], limit: int = 40) -> int:
+def annotate(figure: Figure, axis, points: np.ndarray, texts: Sequence[str], others: np.ndarray | None = None,
+             limit: int = 40) -> int:
   """Labels as many of `points` as find room: inside the frame, and on no other label and no other point.
 
   Args:
@@ -83,6 +84,7 @@ def annotate(figure: Figure, axis, points: np.ndarray, texts: Sequence[str], lim
     axis: where the points are drawn.
     points: [n 2], in the axis' units; the first ones are labelled first.
     texts: of the points.
+    others: more points that no label may cover, [m 2].
     limit: the most labels.
 
   Returns:
@@ -93,16 +95,17 @@ def annotate(figure: Figure, axis, points: np.ndarray, texts: Sequence[str], lim
     figure.set_layout_engine("none")
   renderer, frame = figure.canvas.get_renderer(), axis.get_window_extent()
   pixels, taken, drawn = axis.transData.transform(points), [], 0
+  obstacles = pixels if others is None else np.concatenate([pixels, axis.transData.transform(others)])
   for (x, y), place, text in zip(pixels, points, texts, strict=True):
     if drawn == limit:
       break
     label = axis.annotate(text, place, xytext=(0, 0), textcoords="offset points", fontsize=7.5, color=LATER)
     size = label.get_window_extent(renderer)
-    for dx, dy in ((5, -size.height / 2), (-size.width - 5, -size.height / 2), (-size.width / 2, 5),
-                   (-size.width / 2, -size.height - 5)):
+    for dx, dy in ((8, -size.height / 2), (-size.width - 8, -size.height / 2), (-size.width / 2, 8),
+                   (-size.width / 2, -size.height - 8)):
       box = x + dx, y + dy, x + dx + size.width, y + dy + size.height
       inside = box[0] > frame.x0 and box[1] > frame.y0 and box[2] < frame.x1 and box[3] < frame.y1
-      if inside and not _hits(box, taken) and not _covers(box, pixels):
+      if inside and not _hits(box, taken) and not _covers(box, obstacles):
         label.set_position((dx * 72 / figure.dpi, dy * 72 / figure.dpi))
         label.set(ha="left", va="bottom")
         taken.append(box)
@@ -119,4 +122,4 @@ def _hits(box, others) -> bool:
 
 def _covers(box, pixels: np.ndarray) -> bool:
   x, y = pixels.T
-  return bool(((x > box[0] - 3) & (x < box[2] + 3) & (y > box[1] - 3) & (y < box[3] + 3)).any())
+  return bool(((x > box[0] - 4) & (x < box[2] + 4) & (y > box[1] - 4) & (y < box[3] + 4)).any())

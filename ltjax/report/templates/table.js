@@ -15,6 +15,7 @@ for (const data of document.querySelectorAll("script[type='application/json'][da
   function text(value, kind) {
     if (value === null) return "–";
     if (kind === "name" || kind === "text") return value;
+    if (kind === "worded") return value[1];
     if (kind === "count") return value.toLocaleString("en-US");
     if (kind === "percent") return (100 * value).toFixed(1);
     if (kind === "points") return (value < 0 ? "" : "+") + (100 * value).toFixed(1);
@@ -57,7 +58,8 @@ for (const data of document.querySelectorAll("script[type='application/json'][da
     order = rows.map((_, k) => k).sort((a, b) => {
       const [x, y] = [rows[a][column], rows[b][column]];
       if (x === null || y === null) return (x === null) - (y === null) || a - b;
-      return sign * (texts[column] ? collator.compare(x, y) : x - y) || a - b;
+      if (texts[column]) return sign * collator.compare(x, y) || a - b;
+      return sign * (columns[column].kind === "worded" ? x[0] - y[0] : x - y) || a - b;
     });
     sorted = {column, down};
     heads.forEach((head, k) => head.setAttribute("aria-sort", k !== column ? "none" : down ? "descending" : "ascending"));
