@@ -63,7 +63,8 @@ def of_run(results: Mapping, config: str, drawn, folder: pathlib.Path, classes: 
   command, config_file, changes = _command(results["command"])
   held_out = f"{data['held_out_images']:,} held-out, " if data["held_out_images"] else ""
   return render(
-      "run.html", title=f"{shown(str(data['name']), 'json')}, imbalance {data['imbalance']:.4g}", last=last,
+      "run.html", title=f"{shown(str(data['name']), 'json')}, imbalance {data['imbalance']:.4g}"
+      + (f": {results['evaluated_on']}" if "evaluated_on" in results else ""), last=last, priors=results.get("priors"),
       subtitle=f"{len(data['class_counts']):,} classes; {data['train_images']:,} training, {held_out}"
       f"{data['test_images']:,} test images", tiles=tiles(results), remarks=_remarks(results), rows=model_rows(results),
       groups=results["groups"], pictures=pictures, columns=CLASS_COLUMNS, classes=classes, examples=examples,

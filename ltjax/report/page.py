@@ -57,7 +57,9 @@ def of_run(spec, stages, results: Mapping, workdir: pathlib.Path, command: str, 
     more = _attempt("further measures", measures, confusion, last.class_counts, last.dataset.class_names, seen)
     complete = keep(found | (dict(metrics=more) if more else {}))
     with writing(workdir):
-      _attempt("the report", draw, spec, stages, results, complete, seen, activations, workdir)
+      logs = {each.name: log.read(workdir / each.name / "metrics.jsonl") for each in stages}
+      _attempt("the report", draw, spec.config.to_json(indent=1), stages, results, complete, seen, activations, logs,
+               workdir / "report")
     return complete
 
   return processes.from_first(write)
@@ -128,9 +130,13 @@ def _image_shape(dataset) -> list[int]:
   return list(images.shape[1:]) if isinstance(images, np.ndarray) else []
 
 
-def draw(spec, stages, results: Mapping, found: dict, seen, activations, workdir: pathlib.Path) -> None:
-  """Writes `report/`: tables, figures and pages; what cannot be drawn costs itself and a line on stderr."""
-  folder, last = workdir / "report", stages[-1]
+def draw(config: str, stages, results: Mapping, found: dict, seen, activations, logs: Mapping[str, list[dict]],
+         folder: pathlib.Path) -> None:
+  """Writes tables, figures and pages to `folder`; what cannot be drawn costs itself and a line on stderr.
+
+  `config` is shown as it is; the other arguments are those of `figures.of_run`, and `found` are the results.
+  """
+  last = stages[-1]
   folder.mkdir(exist_ok=True)
   for old in folder.glob("*.png"):  # of an earlier report, which may not be drawn again
     old.unlink()
@@ -141,11 +147,10 @@ def draw(spec, stages, results: Mapping, found: dict, seen, activations, workdir
     images = last.dataset.test[0]
     tables.write_predictions(seen, [examples.image_name(images, place) for place in range(len(seen.labels))], names,
                              folder / "predictions.csv")
-  logs = {each.name: log.read(workdir / each.name / "metrics.jsonl") for each in stages}
   drawn = figures.draw(figures.of_run(stages, results, logs, seen, activations), names, folder)
   (folder / "README.md").write_text(_page(last.name, found, drawn), encoding="utf-8")
   shown_images = seen and _attempt("the images of the page", examples.of_stage, last, confusion, seen)
-  text = _attempt("the page", html.of_run, found, spec.config.to_json(indent=1), drawn, folder, classes, shown_images)
+  text = _attempt("the page", html.of_run, found, config, drawn, folder, classes, shown_images)
   if text:
     (folder / "index.html").write_text(text, encoding="utf-8", errors="backslashreplace")
 

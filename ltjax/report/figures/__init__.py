@@ -35,7 +35,7 @@ def of_run(stages, results: Mapping, logs: Mapping[str, list[dict]], seen, activ
   Args:
     stages: the `stage.Stage`s, in order.
     results: the `train.StageResult` of each, by name.
-    logs: the lines of each stage's metrics.jsonl.
+    logs: the lines of each stage's metrics.jsonl; none leave out the figures of the training.
     seen: the `predictions.Predictions` of the last stage; None without them.
     activations: an `activation_maps.Activations`, or None.
   """
@@ -68,6 +68,8 @@ def of_run(stages, results: Mapping, logs: Mapping[str, list[dict]], seen, activ
     found.append(Picture("activation_maps", "Activation maps", f"Where {last} sees the class of an image, for a test "
                          "image of each of the smallest classes.",
                          lambda: features.activation_maps(activations, names), photos=True))
+  if not logs:
+    return [picture for picture in found if picture.name != "training_curves"]
   for each in stages:
     if (generated := generated_counts(each)) is not None:
       found.append(Picture("generated_features", "Generated features", f"Training images of each class, and the "
