@@ -10,11 +10,14 @@ import pytest
 import sklearn.metrics
 from PIL import Image
 
+from ltjax.commands import compare, evaluate
 from ltjax.config import parse
+from ltjax.data import sources
 from ltjax.report import activation_maps, figures, html, predictions
 from ltjax.report import page as report
 from ltjax.train import StageResult
 from tests import tiny
+from tests.test_names import HOSTILE
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +148,30 @@ def test_results_are_there_before_anything_is_drawn_and_survive_what_fails(tmp_p
   assert json.loads((tmp_path / "results.json").read_text()) == results and "auc" not in results["metrics"]
   assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["README.md", "classes.csv"]
   assert capsys.readouterr().err.count("(ValueError: no font)") == 4
+
+
+def hostile():
+  """The digits, with names that want to be markup, mathematics, formulae or paths."""
+  kinds = ("markup", "quotes", "money", "formula", "bar", "line", "right to left", "Chinese", "Latin-1", "empty")
+  return sources.digits(imbalance=5.0, profile="exponential", subset_seed=0)._replace(
+      class_names=tuple(HOSTILE[kind] or "../x" for kind in kinds))
+
+
+def test_hostile_names_pass_through_a_run_and_its_pages(tmp_path, capsys):
+  config = tiny.config("ce_digits", epochs=1, backbone=tiny.ONE_CONV, dataset=dict(name="tests.test_report:hostile"))
+  results = tiny.run(config, tmp_path / "run")
+  assert "WARNING" not in capsys.readouterr().err
+  folder = tmp_path / "run" / "report"
+  names = [report.shown(name, "json") for name in results["data"]["class_names"]]
+  text = (folder / "index.html").read_text(encoding="utf-8")
+  assert "<script>alert" not in text and "&lt;script&gt;alert(1)&lt;/script&gt;" in text and "<img src=x" not in text
+  with open(folder / "classes.csv", newline="", encoding="utf-8") as file:
+    found = [row["name"] for row in csv.DictReader(file)]
+  assert [name.removeprefix("'") for name in found] == names and not any(name.startswith("=") for name in found)
+  evaluate.main([str(tmp_path / "run"), f"--out={tmp_path / 'evaluation'}"])
+  compare.main([*2 * [str(tmp_path / "run")], f"--out={tmp_path / 'comparison'}"])
+  for page in ("evaluation", "comparison"):
+    assert "<script>alert" not in (tmp_path / page / "index.html").read_text(encoding="utf-8")
 
 
 def results_with(groups, **accuracies):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from ltjax.errors import DataError
 from ltjax.report import statistics
 from ltjax.schedules import Clock
 
@@ -47,7 +48,11 @@ class Predictions(NamedTuple):
 
 
 def of_stage(stage, variables: dict) -> Predictions:
-  """The predictions of a stage's model on the test set; of several processes, each calls it."""
+  """The predictions of a stage's model on the test set; of several processes, each calls it.
+
+  Raises:
+    DataError: probabilities that are not finite.
+  """
   images, labels = stage.dataset.test
   size, classes = len(labels), len(stage.class_counts)
   generator = np.random.default_rng(0)
@@ -65,6 +70,9 @@ def of_stage(stage, variables: dict) -> Predictions:
     inside = (sample >= part[0]) & (sample <= part[-1])
     scores[inside] = logits[sample[inside] - part[0]]
     features.append(found["features"][places[(places >= part[0]) & (places <= part[-1])] - part[0]])
+  if not np.isfinite(confidence).all():
+    raise DataError(f"the model gives {(~np.isfinite(confidence)).sum():,} test images probabilities that are not "
+                    "finite")
   return Predictions(labels, predicted, np.exp(confidence), np.exp(own), norms,
                      statistics.one_vs_rest_auc(labels, own, scores, sample), len(sample), places,
                      np.concatenate(features))

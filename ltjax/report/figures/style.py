@@ -55,7 +55,8 @@ def counts_axis(axis, counts: np.ndarray, label: str = "training images of the c
   if counts.max() >= 4 * counts.min():
     axis.set_xscale("log")
     decades = np.log10(counts.max() / counts.min())
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7) if decades < 1 else (1, 2, 5) if decades < 3 else (1,)))
+    subs = (1, 2, 3, 5, 7) if decades < 1 else (1, 2, 5) if decades < 3 else (1,)
+    axis.xaxis.set_major_locator(LogLocator(subs=subs))
     axis.xaxis.set_minor_formatter(NullFormatter())
   else:
     axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
