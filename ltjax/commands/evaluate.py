@@ -32,7 +32,7 @@ from ltjax.report import page, predictions
 from ltjax.report.names import printable, shown
 from ltjax.workdir import folder
 
-SPLITS = ("test", "held_out", "train")
+SPLITS = dict(test="test", held_out="held-out", train="training")
 RATIOS = (50, 25, 10, 5, 2)  # of the largest to the smallest prior
 
 
@@ -174,7 +174,7 @@ def evaluate(workdir: pathlib.Path, data: str = "", root: str = "", split: str =
   seen = predictions.of_stage(stage, variables)
   confusion = metrics.confusion_matrix(labels, seen.predicted, len(counts))
   before = json.loads((workdir / "results.json").read_text())
-  found = _results(before, stage, confusion, data or f"its {split.replace('_', '-')} images", weights)
+  found = _results(before, stage, confusion, data or f"its {SPLITS[split]} images", weights)
   found["metrics"] = page.measures(confusion, counts, names, seen)
   with writing(out):
     out.mkdir(parents=True, exist_ok=True)

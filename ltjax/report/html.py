@@ -66,10 +66,11 @@ def of_run(results: Mapping, config: str, drawn, folder: pathlib.Path, classes: 
       "run.html", title=f"{shown(str(data['name']), 'json')}, imbalance {data['imbalance']:.4g}"
       + (f": {results['evaluated_on']}" if "evaluated_on" in results else ""), last=last, priors=results.get("priors"),
       subtitle=f"{len(data['class_counts']):,} classes; {data['train_images']:,} training, {held_out}"
-      f"{data['test_images']:,} test images", tiles=tiles(results), remarks=_remarks(results), rows=model_rows(results),
-      groups=results["groups"], pictures=pictures, columns=CLASS_COLUMNS, classes=classes, examples=examples,
-      command=command, config_file=config_file, changes=changes, config=config, stages=results["stages"],
-      facts=_facts(results), happened=results["counts"], commit=results["commit"],
+      f"{data['test_images']:,} {'evaluated' if 'evaluated_on' in results else 'test'} images",
+      images=results.get("evaluated_on", "the test set"), tiles=tiles(results), remarks=_remarks(results),
+      rows=model_rows(results), groups=results["groups"], pictures=pictures, columns=CLASS_COLUMNS, classes=classes,
+      examples=examples, command=command, config_file=config_file, changes=changes, config=config,
+      stages=results["stages"], facts=_facts(results), happened=results["counts"], commit=results["commit"],
       bad_images=[(shown(name, "json"), reason) for name, reason in data["bad_images"].items()][:100])
 
 
