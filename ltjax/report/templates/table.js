@@ -26,7 +26,7 @@ for (const data of document.querySelectorAll("script[type='application/json'][da
     const found = document.createElement("td");
     if (wide) found.classList.add("wide");
     if (kind === "name" || kind === "text") found.classList.add("left");
-    if (kind === "text" && value) found.classList.add(...value.split(" ").filter(word => /^(many|medium|few)$/.test(word)));
+    if (["many", "medium", "few"].includes(value)) found.classList.add(value);
     if (bar && value !== null) {
       found.classList.add("bar");
       found.style.setProperty("--part", `${100 * value}%`);
@@ -62,7 +62,8 @@ for (const data of document.querySelectorAll("script[type='application/json'][da
       return sign * (columns[column].kind === "worded" ? x[0] - y[0] : x - y) || a - b;
     });
     sorted = {column, down};
-    heads.forEach((head, k) => head.setAttribute("aria-sort", k !== column ? "none" : down ? "descending" : "ascending"));
+    const way = down ? "descending" : "ascending";
+    heads.forEach((head, k) => head.setAttribute("aria-sort", k === column ? way : "none"));
     shown = page;
     draw();
   }
