@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from ltjax.data.longtail import shot_groups
 from ltjax.errors import DataError
 
-__all__ = ["balanced_accuracy", "confusion_matrix", "group_accuracy", "measured", "overall_accuracy",
-           "per_class_accuracy", "scores"]
+__all__ = ["balanced_accuracy", "confusion_matrix", "f1_scores", "geometric_mean", "group_accuracy", "harmonic_mean",
+           "macro_f1", "measured", "overall_accuracy", "per_class_accuracy", "scores"]
 
 
 def confusion_matrix(
@@ -133,7 +133,7 @@ def balanced_accuracy(confusion: Int[np.ndarray, "c c"]) -> float:
   >>> balanced_accuracy(np.array([[3, 1, 0], [0, 2, 2], [0, 0, 0]]))
   0.625
   """
-  return float(per_class_accuracy(confusion)[np.asarray(confusion).sum(axis=1) > 0].mean())
+  return float(_tested(confusion).mean())
 
 
 def scores(confusion: Int[np.ndarray, "c c"], class_counts: Int[np.ndarray, "c"]) -> dict[str, float | None]:
@@ -145,3 +145,48 @@ def scores(confusion: Int[np.ndarray, "c c"], class_counts: Int[np.ndarray, "c"]
   tested, found = np.asarray(confusion).sum(axis=1) > 0, group_accuracy(confusion, class_counts)
   groups = shot_groups(class_counts)
   return {name: value if name not in groups or tested[groups[name]].any() else None for name, value in found.items()}
+
+
+def f1_scores(confusion: Int[np.ndarray, "c c"]) -> Float[np.ndarray, "c"]:
+  """The harmonic mean of precision and recall of each class.
+
+  F1_c = 2 confusion_cc / (sum_j confusion_cj + sum_i confusion_ic), and 0 for a class that has and gets no example
+
+  >>> f1_scores(np.array([[3, 1], [2, 2]])).round(3).tolist()
+  [0.667, 0.571]
+  """
+  confusion = np.asarray(confusion)
+  return 2 * np.diagonal(confusion) / np.maximum(confusion.sum(axis=1) + confusion.sum(axis=0), 1)
+
+
+def macro_f1(confusion: Int[np.ndarray, "c c"]) -> float:
+  """The mean F1 of the classes that have examples.
+
+  >>> round(macro_f1(np.array([[3, 1], [2, 2]])), 3)
+  0.619
+  """
+  return float(f1_scores(confusion)[np.asarray(confusion).sum(axis=1) > 0].mean())
+
+
+def geometric_mean(confusion: Int[np.ndarray, "c c"]) -> float:
+  """The geometric mean of the accuracies of the classes that have examples: 0 as soon as one class is never right.
+
+  >>> round(geometric_mean(np.array([[3, 1], [2, 2]])), 3)
+  0.612
+  """
+  accuracy = _tested(confusion)
+  return float(np.exp(np.log(accuracy).mean())) if accuracy.all() else 0.0
+
+
+def harmonic_mean(confusion: Int[np.ndarray, "c c"]) -> float:
+  """The harmonic mean of the accuracies of the classes that have examples: 0 as soon as one class is never right.
+
+  >>> round(harmonic_mean(np.array([[3, 1], [2, 2]])), 3)
+  0.6
+  """
+  accuracy = _tested(confusion)
+  return float(1 / (1 / accuracy).mean()) if accuracy.all() else 0.0
+
+
+def _tested(confusion) -> np.ndarray:
+  return per_class_accuracy(confusion)[np.asarray(confusion).sum(axis=1) > 0]

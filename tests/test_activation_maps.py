@@ -10,7 +10,7 @@ from PIL import Image
 from ltjax import models
 from ltjax.models import heads
 from ltjax.report import activation_maps as cams
-from ltjax.report import plots
+from ltjax.report.figures import features, style
 from tests import tiny
 
 COUNTS = (500, 7, 300, 90, 30)
@@ -96,8 +96,8 @@ def test_the_picture_has_a_column_per_image_and_a_row_per_map(shape, tmp_path):
   maps = {name: np.float32(rng.standard_normal((3, 2, 2))) for name in cams.NAMES}
   images, sizes = rng.integers(0, 256, shape, dtype=np.uint8), []
   for kinds in (maps, dict(list(maps.items())[:1])):
-    plots.activation_maps(cams.Activations(images, np.array([0, 1, 2]), np.array([0, 2, 2]), kinds),
-                          ("cat", "dog", "cow"), tmp_path / "maps.png")
+    style.save(features.activation_maps(cams.Activations(images, np.array([0, 1, 2]), np.array([0, 2, 2]), kinds),
+                                        ("cat", "dog", "cow")), tmp_path / "maps.png")
     with Image.open(tmp_path / "maps.png") as picture:
       assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 100
       sizes.append(picture.size)

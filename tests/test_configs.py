@@ -1,5 +1,6 @@
 """Every file in configs/, whatever its method: it builds, it is only data, it says what it is, and it trains."""
 
+import functools
 import importlib
 import inspect
 import json
@@ -14,14 +15,14 @@ from PIL import Image
 
 from ltjax import recipes
 from ltjax.config import bind, keys, load, parse
-from ltjax.report import activation_maps, plots
+from ltjax.report import activation_maps, figures, predictions
 from tests import tiny
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
 ON_FILES = [name for name in NAMES if re.search("_(caltech|folder|imagenet_lt|inat|large|places_lt)$|^csv$", name)]
 every_config = pytest.mark.parametrize("name", NAMES)
-PLOTS = ("training_curves", "accuracy_by_class_size", "confusion_matrix")
+PICTURES = {"training_curves", "accuracy_by_class_size", "confusion_matrix", "reliability", "feature_norms", "features"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -126,6 +127,11 @@ def shrunk(name, features):
   return config
 
 
+def special_pictures(of_run, *arguments):
+  """The pictures that only some methods have."""
+  return [picture for picture in of_run(*arguments) if picture.name in ("activation_maps", "generated_features")]
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
   """name -> (config, work folder, results, pictures); configs that differ in the data only are the same when shrunk.
@@ -142,15 +148,14 @@ def trained(tmp_path_factory):
       workdir = tmp_path_factory.mktemp(name)
       heads = [config.head, *(config[stage].head for stage in config.stages)]
       network = config.backbone.name, *(head.name for head in heads if head)
-      # Features have no image to lay maps on, and a class token has no maps.
-      shown = network in seen or name == "frozen" or network[0] == "ViT"
-      pictures = {*(PLOTS if name.endswith("digits") else ()), *(() if shown else ("activation_maps",))}
-      seen.add(network)
+      pictures = PICTURES if name.endswith("digits") else set()
       with pytest.MonkeyPatch.context() as patch:
-        for plot in set(PLOTS) - pictures:
-          patch.setattr(plots, plot, lambda *args: None)
-        if "activation_maps" not in pictures:
+        if not pictures:
+          patch.setattr(figures, "of_run", functools.partial(special_pictures, figures.of_run))
+          patch.setattr(predictions, "of_stage", lambda *args: None)
+        if network in seen:
           patch.setattr(activation_maps, "of_stage", lambda *args: None)
+        seen.add(network)
         runs[config.to_json()] = config, workdir, tiny.run(config, workdir), pictures
     return runs[config.to_json()]
 
@@ -173,8 +178,11 @@ def test_trains(name, trained):
     assert tiny.saved_steps(workdir, stage)[-1] == len(losses)
     assert 0 < results["stages"][stage]["test"]["overall"] < 1
   assert results["preset"] == json.loads(config.to_json()).get("preset")
-  assert {path.name for path in (workdir / "report").iterdir()} == {
-      "README.md", *(f"{picture}.png" for picture in pictures)}
+  written = {path.name for path in (workdir / "report").iterdir()}
+  assert {"README.md", "index.html", "classes.csv", *(f"{picture}.png" for picture in pictures)} <= written
+  assert ("predictions.csv" in written) == ("auc" in results["metrics"]) == bool(pictures)
+  generated = any(block["name"] == "generate_features" for stage in config.stages for block in config[stage].transforms)
+  assert ("generated_features.png" in written) == generated
   for path in (workdir / "report").glob("*.png"):
     with Image.open(path) as image:
       image.load()

@@ -11,7 +11,8 @@ from ltjax.commands import debug_step
 from ltjax.data import feed
 from ltjax.errors import ConfigError, TrainingError, WorkdirError
 from ltjax.losses.objective import Objective
-from ltjax.report import plots
+from ltjax.report import figures
+from ltjax.report.figures import training
 from tests import tiny
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -58,7 +59,7 @@ def restored(found, workdir):
   return tiny.saved(tiny.stages(found)["representation"], workdir)
 
 
-CURVES = plots.training_curves
+CURVES, PICTURES = training.training_curves, figures.of_run
 FIRST = dict(input="images", loss="loss", gradient="gradient of head/kernel")
 
 
@@ -108,7 +109,14 @@ def test_skipping_gives_up(tmp_path):
 
 def test_a_run_with_every_step_skipped_is_reported_and_plotted(tmp_path, monkeypatch):
   drawn = []
-  monkeypatch.setattr(plots, "training_curves", lambda *args: drawn.append(CURVES(*args)))
+
+  def curves(*args):
+    drawn.append(CURVES(*args))
+    return drawn[-1]
+
+  monkeypatch.setattr(training, "training_curves", curves)
+  monkeypatch.setattr(figures, "of_run", lambda *args: [
+      picture for picture in PICTURES(*args) if picture.name == "training_curves"])
   found = config(1, on_nonfinite="skip", representation__lr=dict(name="constant", value=1e30),
                  representation__optimizer__weight_decay=1e10)
   assert tiny.run(found, tmp_path)["counts"]["skipped_steps"] == 10

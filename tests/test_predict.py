@@ -1,8 +1,9 @@
-"""The model of a finished run predicts the classes of images, by name."""
+"""The model of a finished run predicts the classes of images, by name, and is evaluated on any of them."""
 
 import csv
 import importlib
 import io
+import json
 import os
 import pathlib
 import shutil
@@ -11,13 +12,15 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from ltjax.commands import predict
+from ltjax.commands import evaluate, predict
 from ltjax.config import spec
 from ltjax.errors import ConfigError, DataError, WorkdirError
+from ltjax.report import predictions
 from tests import photographs, tiny
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 COUNTS = dict(bee=12, cat=6, dog=4)
+OF_STAGE = predictions.of_stage  # before it is left out with the pictures
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +195,68 @@ def test_the_command_exits_with_2_after_one_line(run, tmp_path, command, argumen
                            for argument in arguments))
   assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and message.format(tmp=tmp_path) in err, err
   assert not (tmp_path / "no.csv").exists()
+
+
+# -- evaluate -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_predictions(monkeypatch):
+  monkeypatch.setattr(predictions, "of_stage", OF_STAGE)
+
+
+def test_the_own_test_set_gives_the_accuracy_of_the_run_again(run, tmp_path, with_predictions):
+  workdir, config, results = run
+  before = contents(workdir)
+  found = evaluate.evaluate(workdir, out=tmp_path / "out")
+  assert found["final"] == results["final"] and found["evaluated_on"] == "its test images"
+  accuracy = results["stages"]["classifier"]["per_class"]
+  assert found["priors"]["uniform"] == pytest.approx(np.mean(accuracy))
+  weights = 10.0 ** -np.array([0, 0.5, 1])  # bee, cat, dog: from the largest to the smallest
+  assert found["priors"]["forward 10"] == pytest.approx(np.average(accuracy, weights=weights))
+  assert found["priors"]["backward 10"] == pytest.approx(np.average(accuracy, weights=weights[::-1]))
+  assert json.loads((tmp_path / "out" / "results.json").read_text()) == found
+  assert {"index.html", "classes.csv", "predictions.csv"} <= {path.name for path in (tmp_path / "out").iterdir()}
+  assert "Other priors" in (tmp_path / "out" / "index.html").read_text()
+  assert contents(workdir) == before
+
+
+def test_a_folder_a_table_and_a_list_of_the_same_images_give_the_same(run, tmp_path, with_predictions):
+  workdir, _, _ = run
+  paths = photographs.write_tree(tmp_path / "new", dict(dog=2, cat=3), first=50)
+  rows = [(path, path.split("/")[0]) for path in paths]
+  photographs.write_lines(tmp_path / "new.csv", "path,label", *(f"{path},{name}" for path, name in rows))
+  photographs.write_lines(tmp_path / "new.txt", *(f"{path} {sorted(COUNTS).index(name)}" for path, name in rows))
+  found = [evaluate.evaluate(workdir, str(data), root, out=tmp_path / "out") for data, root in (
+      (tmp_path / "new", ""), (tmp_path / "new.csv", str(tmp_path / "new")), (tmp_path / "new.txt",
+                                                                             str(tmp_path / "new")))]
+  assert found[0]["data"]["test_images"] == 5 and found[0]["stages"]["classifier"]["per_class"][0] is None
+  assert found[0]["metrics"] == found[1]["metrics"] == found[2]["metrics"]
+  names = [row.path for row in predict.predict(workdir, [str(tmp_path / "new" / path) for path in paths], top=1)]
+  right = [row.class_name == path.split("/")[0] for row, path in zip(
+      predict.predict(workdir, names, top=1), paths, strict=True)]
+  assert found[0]["final"]["overall"] == np.mean(right)
+
+
+def test_priors_of_a_file(run, tmp_path, with_predictions):
+  workdir, _, results = run
+  prior = pathlib.Path(photographs.write_lines(tmp_path / "prior.csv", "class,weight", "dog,1", "cat,3"))
+  found = evaluate.evaluate(workdir, prior=prior, out=tmp_path / "out")
+  _, cat, dog = results["stages"]["classifier"]["per_class"]
+  assert found["priors"]["prior.csv"] == pytest.approx(dog / 4 + 3 * cat / 4)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("{run}", "--split=held_out"), "--split: the run holds out no images; there are train, test"),
+    (("{run}", "--data={tmp}/none"), "none: no such folder or file"),
+    (("{run}", "--data={tmp}/strange"), "the run knows no class 'dogs' (did you mean 'dog'?)"),
+    (("{run}", "--prior={tmp}/prior.csv"), "prior.csv:2: expected a weight of at least 0, got '-1'"),
+    (("{tmp}",), "is not a run of ltjax")])
+def test_evaluate_exits_with_2_after_one_line(run, tmp_path, capsys, arguments, message):
+  photographs.write_tree(tmp_path / "strange", dict(dogs=1))
+  photographs.write_lines(tmp_path / "prior.csv", "cat,1", "dog,-1")
+  with pytest.raises(SystemExit) as stopped:
+    evaluate.main([*(text.format(run=run[0], tmp=tmp_path) for text in arguments), f"--out={tmp_path / 'out'}"])
+  err = capsys.readouterr().err
+  assert stopped.value.code == 2 and message in err and err.count("\n") == 1
+  assert not (tmp_path / "out").exists()

@@ -1,18 +1,23 @@
 """results.json and the page have every number, and everything needed to reproduce it."""
 
+import csv
 import hashlib
 import json
 import types
 
 import numpy as np
 import pytest
+import sklearn.metrics
 from PIL import Image
 
+from ltjax.commands import compare, evaluate
 from ltjax.config import parse
-from ltjax.report import baselines
+from ltjax.data import sources
+from ltjax.report import activation_maps, baselines, figures, html, predictions
 from ltjax.report import page as report
 from ltjax.train import StageResult
 from tests import tiny
+from tests.test_names import HOSTILE
 
 
 @pytest.fixture(scope="module")
@@ -119,15 +124,80 @@ def test_the_page_lists_every_class_and_identifies_the_run(finished):
     assert f"({picture}.png)" in page
 
 
+PICTURES = ["accuracy_by_class_size", "confusion_matrix", "feature_norms", "features", "gains", "reliability",
+            "training_curves"]  # a head of cosines has no norms, and maps of 2 x 2 places show nothing
+
+
 def test_the_pictures_are_not_empty(finished):
   pictures = sorted((finished[2] / "report").glob("*.png"))
-  assert len(pictures) == 4
+  assert [path.stem for path in pictures] == PICTURES
   for path in pictures:
     with Image.open(path) as image:
       pixels = np.asarray(image.convert("RGB"))
     assert min(pixels.shape[:2]) > 300
     assert len(np.unique(pixels.reshape(-1, 3).astype(np.uint32) @ (1, 256, 65536))) > 10
     assert 0.01 < (pixels != 255).any(axis=-1).mean() < 0.99
+
+
+def test_the_measures_fit_the_predictions_of_every_test_image(finished):
+  config, dataset, workdir, results = finished
+  rows = list(csv.DictReader((workdir / "report" / "predictions.csv").read_text().splitlines()))
+  labels, predicted = (np.array([int(row[key]) for row in rows]) for key in ("label", "predicted_label"))
+  np.testing.assert_array_equal(labels, dataset.test[1])
+  found = results["metrics"]
+  assert np.mean(labels == predicted) == results["final"]["overall"]
+  assert found["balanced_accuracy"] == pytest.approx(sklearn.metrics.balanced_accuracy_score(labels, predicted))
+  assert found["macro_f1"] == pytest.approx(sklearn.metrics.f1_score(labels, predicted, average="macro"))
+  assert found["worst_class"]["accuracy"] == min(results["stages"]["classifier"]["per_class"])
+  assert 0.5 < found["auc"] <= 1 and 0 <= found["ece"]["overall"] < 1
+  for name, (low, high) in found["intervals"].items():
+    value = found["balanced_accuracy"] if name == "balanced" else results["final"][name]
+    assert low <= value <= high
+  confidence, probability = (np.array([float(row[key]) for row in rows]) for key in ("confidence", "true_probability"))
+  np.testing.assert_array_equal(confidence[labels == predicted], probability[labels == predicted])
+  assert (confidence >= probability).all() and confidence.max() <= 1
+
+
+def test_results_are_there_before_anything_is_drawn_and_survive_what_fails(tmp_path, monkeypatch, capsys):
+  config = tiny.config("ce_digits", epochs=1, backbone=tiny.ONE_CONV)
+  seen = []
+
+  def fails(*args):
+    seen.append(json.loads((tmp_path / "results.json").read_text())["final"])
+    raise ValueError("no font")
+
+  for module, name in ((predictions, "of_stage"), (activation_maps, "of_stage"), (html, "of_run")):
+    monkeypatch.setattr(module, name, fails)
+  monkeypatch.setattr(figures, "of_run", lambda *args: [figures.Picture("broken", "Broken", "", fails)])
+  results = tiny.run(config, tmp_path)
+  assert seen == [results["final"]] * 4
+  assert json.loads((tmp_path / "results.json").read_text()) == results and "auc" not in results["metrics"]
+  assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["README.md", "classes.csv"]
+  assert capsys.readouterr().err.count("(ValueError: no font)") == 4
+
+
+def hostile():
+  """The digits, with names that want to be markup, mathematics, formulae or paths."""
+  kinds = ("markup", "quotes", "money", "formula", "bar", "line", "right to left", "Chinese", "Latin-1", "empty")
+  return sources.digits(imbalance=5.0, profile="exponential", subset_seed=0)._replace(
+      class_names=tuple(HOSTILE[kind] or "../x" for kind in kinds))
+
+
+def test_hostile_names_pass_through_a_run_and_its_pages(tmp_path, capsys):
+  config = tiny.config("ce_digits", epochs=1, backbone=tiny.ONE_CONV, dataset=dict(name="tests.test_report:hostile"))
+  results = tiny.run(config, tmp_path / "run")
+  assert "WARNING" not in capsys.readouterr().err
+  folder = tmp_path / "run" / "report"
+  names = [report.shown(name, "json") for name in results["data"]["class_names"]]
+  text = (folder / "index.html").read_text(encoding="utf-8")
+  assert "<script>alert" not in text and "&lt;script&gt;alert(1)&lt;/script&gt;" in text and "<img src=x" not in text
+  with open(folder / "classes.csv", newline="", encoding="utf-8") as file:
+    found = [row["name"] for row in csv.DictReader(file)]
+  assert [name.removeprefix("'") for name in found] == names and not any(name.startswith("=") for name in found)
+  evaluate.main([str(tmp_path / "run"), f"--out={tmp_path / 'evaluation'}"])
+  compare.main([*2 * [str(tmp_path / "run")], f"--out={tmp_path / 'comparison'}"])
+  for page in ("evaluation", "comparison"):
+    assert "<script>alert" not in (tmp_path / page / "index.html").read_text(encoding="utf-8")
 
 
 def results_with(groups, **accuracies):

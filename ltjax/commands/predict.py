@@ -10,7 +10,6 @@ it. Images that cannot be decoded are listed at the end, the others are predicte
 
 import argparse
 import csv
-import inspect
 import itertools
 import pathlib
 import sys
@@ -27,7 +26,7 @@ from ltjax.data import decode, listing
 from ltjax.data.files import Paths
 from ltjax.errors import ConfigError, DataError, LtjaxError
 from ltjax.report.names import shown
-from ltjax.schedules import Clock
+from ltjax.report.predictions import logit_scale
 
 COLUMNS = ("path", "rank", "class", "probability")
 _BATCHES = 16  # decoded together, with their logits in memory
@@ -104,16 +103,6 @@ def predict(workdir: pathlib.Path, names: Sequence[str], top: int = 5,
           yield Prediction(names[index], rank, stage.dataset.class_names[c], float(row[c]))
   if bad is not None:
     bad.update(log.found)
-
-
-def logit_scale(stage) -> float:
-  """The factor that turns a head's output into logits: the scale of the stage's adjustment for cosines, else 1."""
-  call = stage.objective.adjust
-  if call is None or "scale" not in call.arguments:
-    return 1.0
-  last = Clock(stage.spec.epochs - 1, 1, stage.spec.epochs)  # schedules are at their ends
-  default = inspect.signature(call.function).parameters["scale"].default
-  return float((dict(scale=default) | call.constants | call.at(last))["scale"])
 
 
 def write(predictions: Iterator[Prediction], file) -> None:

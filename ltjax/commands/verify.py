@@ -27,7 +27,8 @@ from ltjax.data.files import Files, Paths
 from ltjax.data.official import OFFICIAL, is_official
 from ltjax.data.sources import Dataset
 from ltjax.errors import ConfigError, DataError, LtjaxError
-from ltjax.report import names, plots
+from ltjax.report import names
+from ltjax.report.figures import classes, style
 
 EXIT_WRONG_DATA = 1
 SPLITS = dict(train="training", held_out="held-out", test="test")
@@ -201,7 +202,7 @@ def table(dataset: Dataset, bad: Mapping[str, int]) -> str:
 def write(dataset: Dataset, out: pathlib.Path) -> None:
   """Writes a plot of the long tail, and the counts of all classes as a CSV."""
   out.mkdir(parents=True, exist_ok=True)
-  plots.long_tail(dataset.class_counts, out / "long_tail.png")
+  style.save(classes.long_tail(dataset.class_counts), out / "long_tail.png")
   columns = [np.bincount(labels, minlength=len(dataset.class_names)) for _, labels in _parts(dataset).values()]
   with open(out / "class_counts.csv", "w", newline="", encoding="utf-8") as file:
     writer = csv.writer(file)

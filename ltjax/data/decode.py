@@ -227,6 +227,10 @@ class Images:
     """The entries of the `Files`."""
     return self._files.entries()
 
+  def name(self, place: int) -> str:
+    """The name of image number `place` in messages."""
+    return self._files.name(place)
+
   def open(self, place: int, reduce: Callable[[np.ndarray], Any] = lambda pixels: pixels) -> Encoded:
     """Image number `place`, or a black one if it is bad. Many threads call this.
 

@@ -66,7 +66,7 @@ class Evaluator:
     self._step = jax.jit(step, donate_argnums=4, out_shardings=sharding.replicated(mesh))
 
   def __call__(self, variables: dict, stops: Callable[[jax.Array], bool] = lambda counted: False) -> np.ndarray | None:
-    """int64 [c, c] confusion matrix of {"params", "batch_stats"}: rows are true classes, columns predictions.
+    """int32 [c, c] confusion matrix of {"params", "batch_stats"}: rows are true classes, columns predictions.
 
     Returns None as soon as `stops(counted)` is true; it is called between batches with the device's counts so far.
     """
@@ -77,7 +77,7 @@ class Evaluator:
       batch = self._stream.batch(number) if self._stream else indices[self._rows]
       batch, valid = sharding.place((batch, valid[self._rows]), self._mesh)
       confusion = self._step(variables, self._data, batch, valid, confusion)
-    confusion = np.asarray(jax.device_get(confusion), np.int64)
+    confusion = np.asarray(jax.device_get(confusion))
     assert confusion.sum() == self._size, (confusion.sum(), self._size)
     return confusion
 

@@ -10,6 +10,7 @@ from ltjax.data import evaluate, feed
 from ltjax.models.camc import class_activation_maps
 
 NAMES = ("class activation map", "calibrated")
+_COARSE = 3  # a map of fewer places a side says nothing of where the network looks
 
 
 class Activations(NamedTuple):
@@ -62,12 +63,18 @@ def activations(model, variables: dict, images: np.ndarray, labels: np.ndarray, 
 
 
 def of_stage(stage, variables: dict, number: int = 6) -> Activations | None:
-  """`activations` of a stage's model in a test image of each of the smallest classes, the smallest first."""
+  """`activations` of a stage's model in a test image of each of the smallest classes, the smallest first.
+
+  None where there are no maps, or maps of fewer than 3 places a side, which would show nothing.
+  """
   dataset = stage.dataset
   if dataset.holds_features:  # there is no image to lay the maps on
     return None
   images, labels = dataset.test
   order = [c for c in np.argsort(stage.class_counts, kind="stable") if (labels == c).any()][:number]
   places = np.array([np.flatnonzero(labels == c)[0] for c in order])
+  maps = jax.eval_shape(lambda: stage.model.apply(variables, jnp.zeros(stage.image_shape), method="maps"))
+  if maps.ndim != 4 or min(maps.shape[1:3]) < _COARSE:
+    return None
   return activations(stage.model, variables, evaluate.pixels(images, places, stage.augmentation), labels[places],
                      stage.augmentation.one_view.evaluate, mean=dataset.mean, std=dataset.std)

@@ -49,11 +49,11 @@ def warn(results: dict) -> list[str]:
   """
   lines, stages = [], list(results["stages"].items())
   for (first, earlier), (second, later) in zip(stages, stages[1:], strict=False):
-    before, after = earlier["held_out"], later["held_out"]
+    before, after = earlier.get("held_out"), later.get("held_out")
     if before is not None and after is not None and after < before:
       lines.append(f"WARNING: {second} ended below {first} on held-out images: a balanced accuracy of "
                    f"{100 * after:.2f} after {100 * before:.2f}")
-  for baseline in results["baselines"]:
+  for baseline in results.get("baselines", ()):
     if baseline["balanced_accuracy"] > results["balanced_accuracy"]:
       lines.append(f"WARNING: {baseline['name']} on the same features is better: a balanced accuracy of "
                    f"{100 * baseline['balanced_accuracy']:.2f} against {100 * results['balanced_accuracy']:.2f}")

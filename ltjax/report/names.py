@@ -37,7 +37,7 @@ def shown(name: str, medium: Medium) -> str:
   """
   if medium not in get_args(Medium):
     raise ValueError(f"medium: expected one of {', '.join(get_args(Medium))}, got {medium!r}")
-  text = "".join(map(_visible, name))
+  text = name if name.isascii() and name.isprintable() else "".join(map(_visible, name))
   if medium == "plot":
     return text.replace("$", r"\$")
   if medium == "markdown":

@@ -6,7 +6,7 @@ import pathlib
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 
 import jax
@@ -18,16 +18,10 @@ from ltjax.data import longtail
 from ltjax.distributed import processes
 from ltjax.errors import writing
 from ltjax.report import activation_maps as cams
-from ltjax.report import baselines, forecast, plots
-from ltjax.report.names import one_warning, printable, shown
+from ltjax.report import baselines, examples, figures, forecast, html, predictions, statistics, tables
+from ltjax.report.figures.style import GROUPS
+from ltjax.report.names import printable, shown
 from ltjax.workdir import log
-
-GROUPS = ("many", "medium", "few")
-ACTIVATIONS = """
-![class activation maps](activation_maps.png)
-
-Where the last stage's model sees the class of an image, for a test image of each of the smallest classes.
-"""
 
 
 def announce(dataset, stages, notes: list[str], *, starts: bool) -> None:
@@ -47,21 +41,61 @@ def of_run(spec, stages, results: Mapping, workdir: pathlib.Path, command: str, 
     command: how the run was started.
     bad_images: the images that were replaced by black ones, and the repeated reads.
   """
-  last, activations = stages[-1], None
-  simple = baselines.of_stage(last, results[last.name].variables) if spec.own_data else []
-  try:
-    activations = cams.of_stage(last, results[last.name].variables)
-  except Exception as error:  # a picture may cost itself, never the results
-    print(f"WARNING: the activation maps failed ({type(error).__name__}: {error})", file=sys.stderr)
+  last, variables = stages[-1], results[stages[-1].name].variables
+
+  def keep(found: dict) -> dict:
+    with writing(workdir):
+      log.write_durably(workdir / "results.json", json.dumps(found, indent=1) + "\n")
+    return found
+
+  found = processes.from_first(lambda: keep(summary(spec, stages, results, workdir, command, bad_images)))
+  # Of several processes, each takes part in what follows: the test set may be spread over their devices.
+  seen = _attempt("the predictions of the test set", predictions.of_stage, last, variables)
+  activations = _attempt("the activation maps", cams.of_stage, last, variables)
+  simple = _attempt("the baselines", baselines.of_stage, last, variables) if spec.own_data else None
 
   def write():
+    confusion = results[last.name].confusion
+    more = _attempt("further measures", measures, confusion, last.class_counts, last.dataset.class_names, seen)
+    complete = keep(found | dict(baselines=simple or []) | (dict(metrics=more) if more else {}))
     with writing(workdir):
-      found = summary(spec, stages, results, workdir, command, bad_images) | dict(baselines=simple)
-      log.write_durably(workdir / "results.json", json.dumps(found, indent=1) + "\n")
-      draw(spec, stages, results, found, activations, workdir)
-      return found
+      logs = {each.name: log.read(workdir / each.name / "metrics.jsonl") for each in stages}
+      _attempt("the report", draw, spec.config.to_json(indent=1), stages, results, complete, seen, activations, logs,
+               workdir / "report")
+    return complete
 
   return processes.from_first(write)
+
+
+def _attempt(what: str, function: Callable, *arguments):
+  """What `function` gives; None and a line on stderr where it fails, because it may cost itself, never the results."""
+  try:
+    return function(*arguments)
+  except OSError:
+    raise
+  except Exception as error:
+    print(f"WARNING: {what} failed ({type(error).__name__}: {error})", file=sys.stderr)
+    return None
+
+
+def measures(confusion: np.ndarray, class_counts: np.ndarray, class_names: Sequence[str], seen) -> dict:
+  """Measures beside the accuracies of `metrics.scores`, as JSON; those of probabilities only where `seen` is given."""
+  tested, right = confusion.sum(axis=1), np.diagonal(confusion)
+  there = np.flatnonzero(tested)
+  worst = int(there[np.argmin(right[there] / tested[there])])
+  found = dict(
+      balanced_accuracy=metrics.balanced_accuracy(confusion), macro_f1=metrics.macro_f1(confusion),
+      g_mean=metrics.geometric_mean(confusion), h_mean=metrics.harmonic_mean(confusion),
+      worst_class=dict(label=worst, name=class_names[worst], accuracy=float(right[worst] / tested[worst])),
+      intervals={name: list(ends) for name, ends in statistics.intervals(right, tested, class_counts).items()})
+  if seen is not None:
+    auc = seen.auc[np.isfinite(seen.auc)]
+    sampled = seen.negatives < len(seen.labels)
+    found |= dict(
+        auc=float(auc.mean()) if len(auc) else None,
+        auc_of=f"against {seen.negatives:,} drawn test images" if sampled else "",
+        ece={group: bins.error for group, bins in figures.reliabilities(seen, class_counts).items()})
+  return found
 
 
 def summary(spec, stages, results: Mapping, workdir: pathlib.Path, command: str, bad_images) -> dict:
@@ -108,34 +142,29 @@ def _image_type(dataset) -> str:
   return images.dtype.name if isinstance(images, np.ndarray) else "uint8"
 
 
-def draw(spec, stages, results: Mapping, found: dict, activations, workdir: pathlib.Path) -> None:
-  """Writes `report/`; a picture that fails costs itself and a line on stderr."""
-  folder, counts = workdir / "report", stages[0].class_counts
-  names = tuple(shown(name, "plot") for name in stages[0].dataset.class_names)
+def draw(config: str, stages, results: Mapping, found: dict, seen, activations, logs: Mapping[str, list[dict]],
+         folder: pathlib.Path) -> None:
+  """Writes tables, figures and pages to `folder`; what cannot be drawn costs itself and a line on stderr.
+
+  `config` is shown as it is; the other arguments are those of `figures.of_run`, and `found` are the results.
+  """
+  last = stages[-1]
   folder.mkdir(exist_ok=True)
-  present = tuple(group for group in GROUPS if found["groups"][group])
-  confusions = {each.name: results[each.name].confusion for each in stages}
-  pictures = {
-      "training_curves": lambda path: plots.training_curves(
-          {each.name: log.read(workdir / each.name / "metrics.jsonl") for each in stages}, present, path),
-      "accuracy_by_class_size": lambda path: plots.accuracy_by_class_size(confusions, counts, names, path),
-      "confusion_matrix": lambda path: plots.confusion_matrix(confusions[stages[-1].name], counts, names, path)}
-  if activations:
-    pictures["activation_maps"] = lambda path: plots.activation_maps(activations, names, path)
-  drawn = []
-  with one_warning(names) as warning:
-    if warning:
-      print(warning, file=sys.stderr)
-    for name, picture in pictures.items():
-      try:
-        picture(folder / f"{name}.png")
-        drawn.append(name)
-      except OSError:
-        raise
-      except Exception as error:  # a font, a name, a figure too large: nothing that may cost the results
-        print(f"WARNING: {folder / name}.png could not be drawn ({type(error).__name__}: {error})", file=sys.stderr)
-  page = _page(stages[-1].name, found, pictured="activation_maps" in drawn)
-  (folder / "README.md").write_text(page, encoding="utf-8")
+  for old in folder.glob("*.png"):  # of an earlier report, which may not be drawn again
+    old.unlink()
+  counts, names, confusion = last.class_counts, last.dataset.class_names, results[last.name].confusion
+  classes = tables.of_classes(confusion, counts, names)
+  tables.write_classes(classes, folder / "classes.csv")
+  if seen is not None:
+    images = last.dataset.test[0]
+    tables.write_predictions(seen, [examples.image_name(images, place) for place in range(len(seen.labels))], names,
+                             folder / "predictions.csv")
+  drawn = figures.draw(figures.of_run(stages, results, logs, seen, activations), names, folder)
+  (folder / "README.md").write_text(_page(last.name, found, drawn), encoding="utf-8")
+  shown_images = seen and _attempt("the images of the page", examples.of_stage, last, confusion, seen)
+  text = _attempt("the page", html.of_run, found, config, drawn, folder, classes, shown_images)
+  if text:
+    (folder / "index.html").write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _stage(stage, folder: pathlib.Path, result) -> dict:
@@ -187,9 +216,7 @@ def closing(results: dict) -> str:
 
 def table(results: dict) -> str:
   """The accuracies of every stage and post-hoc method in per cent, as text; a dash is for a group without classes."""
-  sizes, rows = results["groups"], [(name, stage["test"]) for name, stage in results["stages"].items()]
-  rows += [(_posthoc_name(found), found["test"]) for found in results.get("posthoc", ())]
-  rows += [(f"baseline: {found['name']}", found["test"]) for found in results.get("baselines", ())]
+  sizes, rows = results["groups"], html.model_rows(results)
   header = [f"{group} ({sizes[group]})" for group in GROUPS]
   width = max(len(text) for text in ("test accuracy, %", *(name for name, _ in rows)))
   lines = [f"{'test accuracy, %':{width}}  {'overall':>8}" + "".join(f"  {text:>12}" for text in header)]
@@ -199,15 +226,9 @@ def table(results: dict) -> str:
   return "\n".join(lines)
 
 
-def _posthoc_name(found: dict) -> str:
-  """As "classifier + tau_normalize(tau=0.7)"."""
-  values = ", ".join(f"{key}={value}" for key, value in found["hyper_parameters"].items())
-  return f"{found['stage']} + {found['name']}({values})"
-
-
 def _posthoc_line(found: dict) -> str:
   """How the hyper-parameters of a post-hoc method came about."""
-  text, choice = f"- `{_posthoc_name(found)}`: ", found["selection"]
+  text, choice = f"- `{html.posthoc_name(found)}`: ", found["selection"]
   if choice is None:
     return text + "as the config says"
   # As many as one reads; results.json has all.
@@ -220,7 +241,7 @@ def _posthoc_line(found: dict) -> str:
           f"{', ...' if len(choice['candidates']) > len(best) else ''}")
 
 
-def _page(last_stage: str, results: dict, pictured: bool) -> str:
+def _page(last_stage: str, results: dict, drawn) -> str:
   data, last = results["data"], results["stages"][last_stage]
   rows = "\n".join(
       f"| {shown(name, 'markdown')} | {count} | {'-' if accuracy is None else f'{100 * accuracy:.1f}'} |"
@@ -236,6 +257,7 @@ def _page(last_stage: str, results: dict, pictured: bool) -> str:
   untested = f"\n- {missing} classes have no test image: no accuracy (-), and no part in a mean" if missing else ""
   held_out = f", {data['held_out_images']:,} held-out" if data["held_out_images"] else ""
   warned = "".join(f"\n- {line}" for line in baselines.warn(results))
+  pictures = "\n".join(f"![{each.title}]({each.name}.png)\n\n{each.text}\n" for each in drawn)
   return f"""# {shown(data['name'], 'markdown')}, imbalance {data['imbalance']:g}
 
 ```
@@ -248,12 +270,7 @@ result is the last epoch's.
 {stages}
 - {counts(results)[0]}{untested}{warned}
 
-![training curves](training_curves.png)
-
-![accuracy of each class against its size](accuracy_by_class_size.png)
-
-![confusion matrix](confusion_matrix.png)
-{ACTIVATIONS if pictured else ''}
+{pictures}
 | class | training images | test accuracy, % |
 | --- | ---: | ---: |
 {rows}
