@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None, stop=_STOP) -> int:
   else:
     if processes.is_first():
       print("\n".join(("", page.table(results), *page.counts(results), *page.bad_images(results), "")))
-      print(f"written: {workdir / 'results.json'}, {workdir / 'report' / 'README.md'}")
+      print(f"written: {workdir / 'results.json'}, {workdir / 'report' / 'index.html'}")
   processes.leave(code, words)
   return code
 
