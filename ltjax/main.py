@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None, stop=_STOP) -> int:
   else:
     if processes.is_first():
       print(page.closing(results))
-      print(f"written: {workdir / 'results.json'}, {workdir / 'report' / 'README.md'}")
+      print(f"written: {workdir / 'results.json'}, {workdir / 'report' / 'index.html'}")
   processes.leave(code, words)
   return code
 
