@@ -16,7 +16,7 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from ltjax import metrics, stage  # noqa: E402
+from ltjax import bridge, metrics, stage  # noqa: E402
 from ltjax.config import load, parse  # noqa: E402
 from ltjax.report import page as report  # noqa: E402
 
@@ -37,7 +37,7 @@ def built(features: pathlib.Path, loss: str, seed: int = 0) -> stage.Stage:
 
 def train(made: stage.Stage) -> np.ndarray:
   """Every step of a stage, and the confusion matrix of the test after the last; as `ltjax.main`, without a folder."""
-  state, step, data = made.make_state(made.init()), 0, made.data
+  state, step, data = made.make_state(bridge.start_head(made, made.init())), 0, made.data
   while step < made.order.steps:
     count = made.count(step, made.order.steps)
     state, _ = made.train_steps[count](state, data, *made.batches(step, count))

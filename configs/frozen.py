@@ -1,8 +1,8 @@
 """A head on frozen features, with any loss of long-tailed recognition; by default LIFT's (Shi et al., ICML 2024).
 
 python -m ltjax.main --config=configs/frozen.py --workdir=runs/frozen --config.dataset.root=features.safetensors
-    --config=configs/frozen.py:gcl         another loss; the names are the keys of LOSSES
-    --config=configs/frozen.py:ldam,scale=16,lr=0.3,epochs=100    other numbers
+    --config=configs/frozen.py:gcl         another loss; the names are those of LOSSES
+    --config=configs/frozen.py:ldam,scale=16,lr=0.3,epochs=100,start=random    other numbers, another start
 `ltjax extract` writes the file, from images and the weights of any backbone; see docs/pretrained.md. A head takes
 seconds, so that learning rate and scale can be chosen on held-out examples (--config.dataset.holdout=0.2).
 No published number: each depends on the backbone. ltjax: see benchmarks/results/frozen.md.
@@ -11,34 +11,28 @@ has augmented views. The losses keep the constants of their papers where these d
 """
 from ltjax import recipes
 
-LINEAR = dict(name="Linear")
-SCALED = dict(name="NormalizedLinear", scale=25.0, normalize_features=True)  # its cosines carry the scale
-COSINE = dict(name="Cosine")  # its cosines get the scale from the loss
+OURS = ("logit_adjustment", "cross_entropy", "resampling", "gcl", "kps", "ldam", "fbl", "norm_fc")  # of recipes.losses
+LINEAR, COSINE = dict(name="Linear"), dict(name="Cosine")  # whose cosines get the scale from the loss
 
 
-def LOSSES(scale):
-  return dict(
-      logit_adjustment=dict(head=SCALED | dict(scale=scale), adjust=dict(name="logit_adjustment")),
-      cross_entropy=dict(head=SCALED | dict(scale=scale)),
-      linear=dict(head=LINEAR),
-      linear_adjusted=dict(head=LINEAR, adjust=dict(name="logit_adjustment")),
-      resampling=dict(head=SCALED | dict(scale=scale), sampler=dict(name="class_balanced")),
-      focal=dict(head=SCALED | dict(scale=scale), loss=dict(name="focal")),
-      seesaw=dict(head=SCALED | dict(scale=scale), adjust=dict(name="seesaw")),
-      gcl=dict(head=COSINE, adjust=dict(name="gcl", scale=scale, noise_scale=1.0, margin=0.1)),
-      kps=dict(head=COSINE, adjust=dict(name="kps", scale=scale)),
-      ldam=dict(head=COSINE, adjust=dict(name="ldam", scale=scale)),
+def LOSSES(scale, epochs=50):
+  scaled = dict(name="NormalizedLinear", scale=scale, normalize_features=True)
+  return {name: recipes.losses(name, scale, epochs) for name in OURS} | dict(
+      linear=dict(head=LINEAR), linear_adjusted=dict(head=LINEAR, adjust=dict(name="logit_adjustment")),
+      focal=dict(head=scaled, loss=dict(name="focal")), seesaw=dict(head=scaled, adjust=dict(name="seesaw")),
       cosface=dict(head=COSINE, adjust=dict(name="cosface", scale=scale)),
       arcface=dict(head=COSINE, adjust=dict(name="arcface", scale=scale)))
 
 
 def get_config(arguments="logit_adjustment"):
-  given = recipes.arguments(arguments, loss=tuple(LOSSES(1.0)), scale=25.0, lr=0.5, epochs=50, batch_size=128)
+  given = recipes.arguments(arguments, loss=tuple(LOSSES(1.0)), start=("class_mean", "linear_probe", "random"),
+                            scale=25.0, lr=0.5, epochs=50, batch_size=128)
   config = recipes.features(root="features.safetensors")
-  block = dict(loss=dict(name="cross_entropy")) | LOSSES(given["scale"])[given["loss"]]
+  block = dict(loss=dict(name="cross_entropy")) | LOSSES(given["scale"], given["epochs"])[given["loss"]]
   config.head = block.pop("head")
   config.stages = ("classifier",)
   config.classifier = recipes.stage(
       epochs=given["epochs"], batch_size=given["batch_size"], lr=dict(name="cosine", base=given["lr"]),
-      optimizer=recipes.sgd(5e-4), train=("head/.*",), **block)
+      optimizer=recipes.sgd(5e-4), train=("head/.*",),
+      head_init=None if given["start"] == "random" else dict(name=given["start"]), **block)
   return config

@@ -51,7 +51,7 @@ def test_the_central_crop_of_files_is_that_of_a_test(images, finished, tmp_path)
       name="folder", root=str(images)), representation__batch_size=8)
   stage = tiny.stages(found)["representation"]
   indices, pixels = stage.order.batch(0), stage.feed.batch(0)["images"]
-  np.testing.assert_array_equal(pixels, evaluate.pixels(stage.dataset.train[0], indices, 16))
+  np.testing.assert_array_equal(pixels, evaluate.pixels(stage.dataset.train[0], indices, stage.augmentation))
 
 
 def test_a_stopped_extraction_goes_on_and_ends_with_the_same_bytes(tmp_path, monkeypatch):
