@@ -18,7 +18,7 @@ from ltjax.config.spec import RunSpec, StageSpec
 from ltjax.data import feed, prng, samplers
 from ltjax.data.evaluate import Evaluator, Extractor
 from ltjax.data.order import Order
-from ltjax.distributed import sharding
+from ltjax.distributed import platforms, sharding
 from ltjax.errors import ConfigError
 from ltjax.schedules import Clock
 from ltjax.step import TrainState
@@ -104,21 +104,26 @@ class Stage:
   # -- training -------------------------------------------------------------------------------------------------------
 
   @functools.cached_property
-  def feed(self) -> feed.Feed:
-    """The training examples."""
+  def batch(self) -> Callable[[int], Any]:
+    """The training examples: step -> this process's rows of its batch, on the host."""
     return feed.make(self.dataset, self.order, self.augmentation, self.mesh, streamed=self.streamed,
                      seed=self.settings.seed, stage=self.name)
 
+  @property
+  def constants(self) -> dict:
+    """The constant arrays of the step, on the host, and the stage's random key."""
+    return feed.constants(self.dataset, self.streamed) | dict(
+        class_counts=self.class_counts.astype(np.float32), key=prng.stream(self.settings.seed, self.name))
+
   @functools.cached_property
   def data(self) -> dict:
-    """The constant arrays of the step, on the devices, and the stage's random key."""
-    return sharding.replicate(self.feed.constants | dict(
-        class_counts=self.class_counts.astype(np.float32), key=prng.stream(self.settings.seed, self.name)), self.mesh)
+    """`constants`, on the devices."""
+    return sharding.replicate(self.constants, self.mesh)
 
   @functools.cached_property
   def parts(self) -> steps.Parts:
     """What the step is made of."""
-    transform = feed.make_transform(self.feed.read, self.augmentation, self.spec.transforms, self.spec.join)
+    transform = feed.make_transform(feed.reader(self.streamed), self.augmentation, self.spec.transforms, self.spec.join)
     return steps.Parts(self.model, self.optimizer, self.objective, transform, self.spec.batch_norm,
                        self.settings.on_nonfinite)
 
@@ -126,12 +131,12 @@ class Stage:
   def chunk(self) -> int:
     """The larger number of steps a call."""
     # Fifty batches of images would fill a large part of a device's memory, and one such step is long enough.
-    return self.settings.steps_per_call or (1 if jax.default_backend() == "cpu" or self.streamed else 50)
+    return self.settings.steps_per_call or (1 if platforms.target() == "cpu" or self.streamed else 50)
 
   @functools.cached_property
   def train_steps(self) -> dict[int, Callable]:
     """{steps a call: the compiled function}."""
-    step, on_cpu = steps.make_train_step(self.parts), jax.default_backend() == "cpu"
+    step, on_cpu = steps.make_train_step(self.parts), platforms.target() == "cpu"
     whole = sharding.replicated(self.mesh)
     return {count: jax.jit(function, donate_argnums=0, out_shardings=whole) for count, function in (
         (self.chunk, steps.repeat(step, self.chunk, unroll=on_cpu)), (1, step))}
@@ -171,7 +176,7 @@ class Stage:
 
     A batch is indices, or images and labels; with several streams, each has one more axis behind b.
     """
-    batches = [self.feed.batch(step) for step in range(first, first + count)]
+    batches = [self.batch(step) for step in range(first, first + count)]
     scalars = [self.scalars(self.order.clock(step)) for step in range(first, first + count)]
     if count == 1:
       batches, scalars = batches[0], scalars[0]
@@ -194,18 +199,19 @@ class Stage:
                      batch_size=batch_size or self.settings.eval_batch_size, mesh=self.mesh)
 
 
-def build(config: ConfigDict | RunSpec, dataset) -> tuple[Stage, ...]:
+def build(config: ConfigDict | RunSpec, dataset, mesh: jax.sharding.Mesh | None = None) -> tuple[Stage, ...]:
   """All stages of a config as objects.
 
   Args:
     config: a config, or what `config.parse` made of it.
     dataset: a `data.sources.Dataset`.
+    mesh: the devices; all that there are by default.
 
   Raises:
     ConfigError: anything in the config that could not run, on this data set.
   """
   spec = config if isinstance(config, RunSpec) else configs.parse(config)
-  mesh = sharding.data_mesh()
+  mesh = mesh or sharding.data_mesh()
   check.check_data(spec, dataset, mesh.devices.size)
   return tuple(Stage(stage, spec, dataset, mesh) for stage in spec.stages)
 

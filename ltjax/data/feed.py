@@ -34,14 +34,6 @@ class Augmentation(NamedTuple):
   evaluate: Callable
 
 
-class Feed(NamedTuple):
-  """The training examples of a stage."""
-
-  batch: Callable[[int], Any]  # step -> this process's rows of its batch, on the host
-  read: Callable  # (constant arrays, batch) -> images and labels, inside jit
-  constants: dict[str, np.ndarray]  # arrays that live on the devices during training
-
-
 def gather(data, batch):
   """(images uint8 [b h w c], labels int [b]) of a batch of the resident path: indices into what `data` holds."""
   return data["images"][batch], data["labels"][batch]
@@ -53,10 +45,20 @@ def received(data, batch):
   return batch["images"], batch["labels"]
 
 
+def reader(streamed: bool) -> Callable:
+  """What reads a batch inside jit."""
+  return received if streamed else gather
+
+
 def arrays(dataset, split: str) -> dict[str, np.ndarray]:
   """The arrays of `split` ("train", "test" or "held_out") that `gather` indexes."""
   images, labels = getattr(dataset, split)
   return dict(images=images, labels=labels.astype(np.int32), **statistics(dataset))
+
+
+def constants(dataset, streamed: bool) -> dict[str, np.ndarray]:
+  """The arrays of a stage's training data that live on the devices."""
+  return statistics(dataset) if streamed else arrays(dataset, "train")
 
 
 def statistics(dataset) -> dict[str, np.ndarray]:
@@ -64,16 +66,19 @@ def statistics(dataset) -> dict[str, np.ndarray]:
   return dict(mean=np.float32(dataset.mean), std=np.float32(dataset.std))
 
 
-def make(dataset, order: Order, augmentation: Augmentation, mesh, *, streamed: bool, seed: int, stage: str) -> Feed:
-  """The feed of `stage`; reads no image yet. `streamed` batches come from tf.data, others are resident."""
+def make(dataset, order: Order, augmentation: Augmentation, mesh, *, streamed: bool, seed: int,
+         stage: str) -> Callable[[int], Any]:
+  """batch(step) -> this process's rows of a batch of `stage`, on the host; reads no image yet.
+
+  `streamed` batches come from tf.data, others are resident.
+  """
   rows = sharding.local_rows(mesh, order.batch_size)
   if not streamed:
-    return Feed(lambda step: order.batch(step)[rows], gather, arrays(dataset, "train"))
+    return lambda step: order.batch(step)[rows]
   (images, labels), crop = dataset.train, None
   if not isinstance(images, np.ndarray):
     crop = RandomCrops(augmentation.size, seed, stage, order.batch(0).size, augmentation.boxes)
-  batches = Pipeline(images, labels, order.batch, order.steps, crop=crop, rows=rows)
-  return Feed(batches.batch, received, statistics(dataset))
+  return Pipeline(images, labels, order.batch, order.steps, crop=crop, rows=rows).batch
 
 
 def test_crop(images, size: int) -> CentralCrops | None:

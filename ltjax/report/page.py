@@ -14,7 +14,7 @@ import numpy as np
 
 import ltjax
 from ltjax import metrics
-from ltjax.data import longtail
+from ltjax.data import longtail, tally
 from ltjax.distributed import processes
 from ltjax.errors import writing
 from ltjax.report import activation_maps as cams
@@ -23,6 +23,8 @@ from ltjax.report.names import one_warning, printable, shown
 from ltjax.workdir import log
 
 GROUPS = ("many", "medium", "few")
+MATRIX = "![confusion matrix](confusion_matrix.png)"
+NO_MATRIX = f"No confusion matrix: it was not drawn, or there are more than {tally.LARGEST_MATRIX:,} classes."
 ACTIVATIONS = """
 ![class activation maps](activation_maps.png)
 
@@ -106,8 +108,9 @@ def draw(spec, stages, results: Mapping, found: dict, activations, workdir: path
   pictures = {
       "training_curves": lambda path: plots.training_curves(
           {each.name: log.read(workdir / each.name / "metrics.jsonl") for each in stages}, present, path),
-      "accuracy_by_class_size": lambda path: plots.accuracy_by_class_size(confusions, counts, names, path),
-      "confusion_matrix": lambda path: plots.confusion_matrix(confusions[stages[-1].name], counts, names, path)}
+      "accuracy_by_class_size": lambda path: plots.accuracy_by_class_size(confusions, counts, names, path)}
+  if not isinstance(matrix := confusions[stages[-1].name], tally.Tally):
+    pictures["confusion_matrix"] = lambda path: plots.confusion_matrix(matrix, counts, names, path)
   if activations:
     pictures["activation_maps"] = lambda path: plots.activation_maps(activations, names, path)
   drawn = []
@@ -122,7 +125,7 @@ def draw(spec, stages, results: Mapping, found: dict, activations, workdir: path
         raise
       except Exception as error:  # a font, a name, a figure too large: nothing that may cost the results
         print(f"WARNING: {folder / name}.png could not be drawn ({type(error).__name__}: {error})", file=sys.stderr)
-  page = _page(stages[-1].name, found, pictured="activation_maps" in drawn)
+  page = _page(stages[-1].name, found, drawn)
   (folder / "README.md").write_text(page, encoding="utf-8")
 
 
@@ -192,7 +195,7 @@ def _posthoc_line(found: dict) -> str:
           f"{', ...' if len(choice['candidates']) > len(best) else ''}")
 
 
-def _page(last_stage: str, results: dict, pictured: bool) -> str:
+def _page(last_stage: str, results: dict, drawn: list[str]) -> str:
   data, last = results["data"], results["stages"][last_stage]
   rows = "\n".join(
       f"| {shown(name, 'markdown')} | {count} | {'-' if accuracy is None else f'{100 * accuracy:.1f}'} |"
@@ -222,8 +225,8 @@ result is the last epoch's.
 
 ![accuracy of each class against its size](accuracy_by_class_size.png)
 
-![confusion matrix](confusion_matrix.png)
-{ACTIVATIONS if pictured else ''}
+{MATRIX if "confusion_matrix" in drawn else NO_MATRIX}
+{ACTIVATIONS if "activation_maps" in drawn else ""}
 | class | training images | test accuracy, % |
 | --- | ---: | ---: |
 {rows}

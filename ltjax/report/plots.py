@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 
 from ltjax import metrics
-from ltjax.data import longtail
+from ltjax.data import longtail, tally
 
 GROUP_COLORS = dict(many="#2166ac", medium="#4d9221", few="#b2182b")
 
@@ -40,14 +40,14 @@ def training_curves(logs: dict[str, list[dict]], groups: tuple[str, ...], path: 
   _save(figure, path)
 
 
-def accuracy_by_class_size(confusions: dict[str, np.ndarray], class_counts: np.ndarray, class_names: tuple[str, ...],
-                           path: pathlib.Path) -> None:
+def accuracy_by_class_size(confusions: dict[str, np.ndarray | tally.Tally], class_counts: np.ndarray,
+                           class_names: tuple[str, ...], path: pathlib.Path) -> None:
   """Test accuracy of every class against its number of training images; a stage before the last is drawn hollow."""
   figure = Figure(figsize=(7.5, 4.8), layout="constrained")
   axis = figure.subplots()
   for name, confusion in confusions.items():
     last = name == list(confusions)[-1]
-    accuracy = np.where(confusion.sum(axis=1) > 0, metrics.per_class_accuracy(confusion), np.nan)
+    accuracy = np.where(tally.by_class(confusion).total > 0, metrics.per_class_accuracy(confusion), np.nan)
     for group, classes in longtail.shot_groups(class_counts).items():
       if len(classes):
         color = GROUP_COLORS[group]
