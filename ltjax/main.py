@@ -30,7 +30,8 @@ EXIT_CODES = {TrainingError: 1, MissingProcess: 69, SaveError: 74}  # every othe
 CACHE = ".ltjax_cache"  # beside the work folder, for all runs there: listings, never in the images' own folder
 OPTIONS = dict(
     workdir=load.Option("Folder of the run: made where it is missing, continued where it is not."),
-    strict=load.Option("Stop where the newest checkpoint is damaged, instead of using the one before it.", False))
+    strict=load.Option("Stop where the newest checkpoint is damaged, instead of using the one before it.", False),
+    compilation_cache=load.Option("Folder that keeps compiled programs, or none; ~/.cache/ltjax by default.", ""))
 
 
 def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "", strict: bool = False) -> dict:
@@ -71,6 +72,7 @@ def main(arguments: list[str] | None = None, stop=_STOP) -> int:
   try:
     given = load.parse(arguments, OPTIONS, __doc__)
     processes.start()
+    folder.keep_programs(given["compilation_cache"])
     if given["workdir"] is None:
       raise ConfigError("--workdir is missing; try --workdir=runs/digits")
     folder.check_local(given["workdir"])

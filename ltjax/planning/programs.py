@@ -45,17 +45,25 @@ class Program(NamedTuple):
 
 def train(stage: Stage, topology: Topology) -> Program:
   """One training step, with all transforms that ever run at once."""
-  with platforms.planned(topology.platform):
-    clock = max((stage.order.clock(epoch * stage.order.steps_per_epoch) for epoch in range(stage.order.epochs)),
-                key=lambda clock: sum(stage.active(clock)))
-    batch = _split(_batch(stage), topology)
-    given = stage.like, *(_everywhere(tree, topology) for tree in (stage.constants, stage.scalars(clock)))
-    lowered = stage.train_steps[1].lower(given[0], given[1], batch, given[2])
-    return _compiled("train step", lowered)
+  return _compiled("train step", lowered_train(stage, topology))
 
 
 def evaluation(stage: Stage, topology: Topology) -> Program:
   """One evaluation step."""
+  return _compiled("evaluation step", lowered_evaluation(stage, topology))
+
+
+def lowered_train(stage: Stage, topology: Topology):
+  """The training step before it is compiled."""
+  with platforms.planned(topology.platform):
+    clock = max((stage.order.clock(epoch * stage.order.steps_per_epoch) for epoch in range(stage.order.epochs)),
+                key=lambda clock: sum(stage.active(clock)))
+    data, scalars = (_everywhere(tree, topology) for tree in (stage.constants, stage.scalars(clock)))
+    return stage.train_steps[1].lower(stage.like, data, _split(_batch(stage), topology), scalars)
+
+
+def lowered_evaluation(stage: Stage, topology: Topology):
+  """The evaluation step before it is compiled."""
   with platforms.planned(topology.platform):
     dataset, size = stage.dataset, evaluation_batch(stage)
     step = evaluate.compiled_step(stage.model, stage.augmentation, topology.mesh, streamed=stage.streamed)
@@ -63,7 +71,7 @@ def evaluation(stage: Stage, topology: Topology) -> Program:
     batch, valid = _split((_examples(stage, (size,)), jax.ShapeDtypeStruct((size,), bool)), topology)
     variables, data, counts = (_everywhere(tree, topology) for tree in (
         stage.shapes, data, tally.zeros(len(stage.class_counts))))
-    return _compiled("evaluation step", step.lower(variables, data, batch, valid, counts))
+    return step.lower(variables, data, batch, valid, counts)
 
 
 def evaluation_batch(stage: Stage) -> int:

@@ -14,6 +14,7 @@ from jax.experimental import topologies
 from ltjax.errors import ConfigError, nearest
 
 GiB = 2**30
+PEAKS = ("flops", "bandwidth", "memory", "links")
 
 
 class Chip(NamedTuple):
@@ -104,7 +105,7 @@ def _topology(name: str, devices, chip: Chip | None = None) -> Topology:
     chip = next((chip for kind, chip in GPUS.items() if kind.lower() in devices[0].device_kind.lower()), None)
   cores = chip.cores if chip else 1
   if chip:
-    chip = chip._replace(**{key: getattr(chip, key) / cores for key in ("flops", "bandwidth", "memory", "links")})
+    chip = chip._replace(**{key: getattr(chip, key) / cores for key in PEAKS})
   mesh = jax.sharding.Mesh(np.array(devices), ("data",))
   return Topology(name, mesh, chip, len(devices) // cores, len({device.process_index for device in devices}))
 

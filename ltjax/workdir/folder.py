@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 
 from ltjax.distributed import processes
 from ltjax.errors import LtjaxError, WorkdirError
-from ltjax.workdir import durable, identity, lock
+from ltjax.workdir import compiled, durable, identity, lock
 
+keep_programs = compiled.keep  # beside the work folder's own files, the only ones that a run writes
 PARTIALS = ("config.json.partial", "identity.json.partial", "identity.json")  # a start that was cut short leaves these
 # What changes no number of a run: these may differ when it goes on. The data themselves are compared by identity.json.
 FREE = ("eval_batch_size", "posthoc", "eval_every_epochs", "checkpoint_every_epochs", "keep_checkpoints",
