@@ -13,7 +13,7 @@ _NOT_COMMANDS = ("moved",)  # modules of the folder that are none
 
 def names() -> list[str]:
   """The commands there are."""
-  found = [module.name for module in pkgutil.iter_modules(commands.__path__)]
+  found = [module.name for module in pkgutil.iter_modules(commands.__path__) if not module.ispkg]
   return sorted(name for name in found if name not in _NOT_COMMANDS)
 
 

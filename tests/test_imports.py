@@ -26,7 +26,7 @@ LEVELS = (
     ("ltjax.config",),
     ("ltjax.stage",),
     ("ltjax.bridge",),
-    ("ltjax.train", "ltjax.planning"),
+    ("ltjax.train",),
     ("ltjax.main",),
     ("ltjax.commands",),
     ("ltjax.__main__",))

@@ -10,11 +10,11 @@ import pytest
 
 from ltjax import errors, stage
 from ltjax.commands import plan as command
+from ltjax.commands.planning import estimate, hlo, nominal, page, plan, programs, topologies
 from ltjax.config import load, parse
 from ltjax.data import longtail
 from ltjax.data.official import OFFICIAL
 from ltjax.distributed import platforms, sharding
-from ltjax.planning import estimate, hlo, nominal, page, plan, programs, topologies
 from tests import tiny
 
 LIBTPU = importlib.util.find_spec("libtpu") is not None

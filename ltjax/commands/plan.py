@@ -38,7 +38,7 @@ def make(given: dict) -> dict:
     raise ConfigError("--topology is missing; try --topology=v5e:4x4")
   if given["topology"] != "here":
     jax.config.update("jax_platforms", "cpu")  # a TPU that is here stays free, and one that is not is not looked for
-  from ltjax.planning import host, plan, topologies
+  from ltjax.commands.planning import host, plan, topologies
 
   topology = topologies.find(given["topology"])
   names = (given["stage"],) if given["stage"] else ()
@@ -70,7 +70,7 @@ def main(arguments=None) -> None:
   try:
     given = load.parse(arguments, OPTIONS, __doc__)
     found = make(given)
-    from ltjax.planning import page
+    from ltjax.commands.planning import page
 
     shown = page.text(found)
     print(shown)

@@ -3,8 +3,8 @@
 import math
 from typing import NamedTuple
 
-from ltjax.planning.programs import Program, evaluation_batch
-from ltjax.planning.topologies import Topology
+from ltjax.commands.planning.programs import Program, evaluation_batch
+from ltjax.commands.planning.topologies import Topology
 from ltjax.stage import Stage
 
 # Estimates: what one collective takes that moves nothing, a hop to a neighbour each way round a torus.

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from ltjax import stage as stages
+from ltjax.commands.planning import estimate, nominal, programs
+from ltjax.commands.planning.topologies import PEAKS, Topology
 from ltjax.config import load, parse
 from ltjax.config.spec import RunSpec
 from ltjax.data.sources import Dataset
 from ltjax.errors import ConfigError, nearest
-from ltjax.planning import estimate, nominal, programs
-from ltjax.planning.topologies import PEAKS, Topology
 
 
 def make(config: ConfigDict, topology: Topology, names: tuple[str, ...] = (), *,

@@ -2,7 +2,7 @@
 
 import math
 
-from ltjax.planning.topologies import GiB
+from ltjax.commands.planning.topologies import GiB
 
 
 def text(plan: dict) -> str:

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from ltjax.commands.planning import hlo
+from ltjax.commands.planning.topologies import GiB, Topology
 from ltjax.data import evaluate, feed, tally
 from ltjax.distributed import platforms, sharding
-from ltjax.planning import hlo
-from ltjax.planning.topologies import GiB, Topology
 from ltjax.stage import Stage
 
 
