@@ -14,7 +14,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.published import published as command  # noqa: E402
+from ltjax.commands.running.published import published as command  # noqa: E402
 from ltjax.config import load  # noqa: E402
 from ltjax.errors import ConfigError  # noqa: E402
 

@@ -1,5 +1,6 @@
 """Plans: the programs that training runs, compiled for devices that are not there."""
 
+import copy
 import doctest
 import importlib.util
 import json
@@ -29,6 +30,11 @@ def here():
 @pytest.fixture(scope="module")
 def digits():
   return tiny.config("gcl_digits", backbone=tiny.ONE_CONV)
+
+
+@pytest.fixture(scope="module")
+def planned(here, digits):
+  return plan.make(digits, here)
 
 
 def test_docstring_examples():
@@ -78,8 +84,8 @@ def test_a_plan_for_an_accelerator_does_not_unroll_loops_as_a_cpu_needs_it():
 # -- numbers ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_plan_has_every_stage_and_is_json(here, digits):
-  found = json.loads(json.dumps(plan.make(digits, here)))
+def test_a_plan_has_every_stage_and_is_json(planned):
+  found = json.loads(json.dumps(planned))
   assert list(found["stages"]) == ["representation", "classifier"]
   for made in found["stages"].values():
     for program in (made["train"], made["evaluation"]):
@@ -184,8 +190,8 @@ def test_a_compiler_of_another_version_is_refused(monkeypatch):
     topologies.find("v5e:2x2")
 
 
-def test_too_little_memory_says_by_how_much_and_what_would_fit(here, digits):
-  found = plan.make(digits, here, ("classifier",))
+def test_too_little_memory_says_by_how_much_and_what_would_fit(planned):
+  found = copy.deepcopy(planned)
   found["topology"]["device_peaks"] = dict(memory=3 * 2**30)
   found["stages"]["classifier"]["train"] |= dict(fits=False, bytes=4 * 2**30, margin=-(2**30))
   assert page.too_large(found) == (

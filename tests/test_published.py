@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from benchmarks.published import published
+from ltjax.commands.running.published import published
 from ltjax.config import keys, load, parse
 from ltjax.data import longtail
 from ltjax.errors import ConfigError

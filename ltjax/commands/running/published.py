@@ -1,4 +1,4 @@
-"""The command of every row of tests/golden/published_results.csv."""
+"""The command of every row of published_results.csv, the published numbers."""
 
 from collections.abc import Mapping
 
@@ -38,7 +38,7 @@ _NORM_FC = dict(linear="classifier=linear", norm_fc="", norm_fc_crt="", norm_fc_
 
 
 def published(row: Mapping[str, str]) -> str:
-  """The value of --config that reproduces `row` of tests/golden/published_results.csv.
+  """The value of --config that reproduces `row` of published_results.csv.
 
   Args:
     row: at least its columns paper, method, dataset, imbalance and backbone.
