@@ -11,7 +11,10 @@ import json
 import pathlib
 import sys
 
-from ltjax.config import load
+import jax
+
+from ltjax.commands.planning import host, page, plan, topologies
+from ltjax.config import load, parse
 from ltjax.errors import ConfigError, LtjaxError, writing
 
 OPTIONS = dict(
@@ -32,20 +35,16 @@ def make(given: dict) -> dict:
   Raises:
     LtjaxError: anything in it that cannot be.
   """
-  import jax
-
   if given["topology"] is None:
     raise ConfigError("--topology is missing; try --topology=v5e:4x4")
   if given["topology"] != "here":
     jax.config.update("jax_platforms", "cpu")  # a TPU that is here stays free, and one that is not is not looked for
-  from ltjax.commands.planning import host, plan, topologies
-
   topology = topologies.find(given["topology"])
   names = (given["stage"],) if given["stage"] else ()
   found = plan.make(given["config"], topology, names, say=_say)
   for name, stage in found["stages"].items():
     if stage["estimated"] and found["data"]["streamed"] and topology.platform != "cpu":
-      rate, cores = host.measured(_size(given["config"]))
+      rate, cores = host.measured(parse(given["config"]).stages[0].size or 32)
       stage["host"] = dict(needed=stage["estimated"]["images"] / topology.hosts, measured=rate, cores=cores)
     if given["fit-batch"]:
       stage["largest_batch"] = plan.fit_batch(given["config"], topology, name, say=_say)
@@ -56,12 +55,6 @@ def make(given: dict) -> dict:
   return found
 
 
-def _size(config) -> int:
-  from ltjax.config import parse
-
-  return parse(config).stages[0].size or 32
-
-
 def main(arguments=None) -> None:
   """The command line."""
   arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -70,8 +63,6 @@ def main(arguments=None) -> None:
   try:
     given = load.parse(arguments, OPTIONS, __doc__)
     found = make(given)
-    from ltjax.commands.planning import page
-
     shown = page.text(found)
     print(shown)
     if given["output"]:

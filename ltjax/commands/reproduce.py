@@ -132,8 +132,8 @@ def run(given: argparse.Namespace, options: Sequence[str]) -> int:
     check_options(options)
     for option in options:
       if (key := option.removeprefix("--config.").partition("=")[0]) not in ALLOWED:
-        raise ConfigError(f"--config.{key}: the table is about the configs as they are{nearest(key, ALLOWED)}; what may "
-                          f"change is {', '.join(ALLOWED)}; ltjax sweep changes anything")
+        raise ConfigError(f"--config.{key}: the table is about the configs as they are{nearest(key, ALLOWED)}; only "
+                          f"{', '.join(ALLOWED)} may differ; ltjax sweep changes anything")
     if given.seeds < 1 or not 0 < given.scale <= 1:
       raise ConfigError("--seeds and --scale: expected at least 1 seed and a scale above 0 and up to 1, got "
                         f"{given.seeds} and {given.scale:g}")

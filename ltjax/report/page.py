@@ -126,6 +126,8 @@ def draw(spec, stages, results: Mapping, found: dict, activations, workdir: path
       except Exception as error:  # a font, a name, a figure too large: nothing that may cost the results
         print(f"WARNING: {folder / name}.png could not be drawn ({type(error).__name__}: {error})", file=sys.stderr)
   page = _page(stages[-1].name, found, drawn)
+  if (plan := workdir / "plan.md").is_file():
+    page += f"\n#{plan.read_text(encoding='utf-8')}"  # its heading, one level down
   (folder / "README.md").write_text(page, encoding="utf-8")
 
 

@@ -16,6 +16,7 @@ from ltjax.workdir import compiled, durable, identity, lock
 
 keep_programs = compiled.keep  # beside the work folder's own files, the only ones that a run writes
 PARTIALS = ("config.json.partial", "identity.json.partial", "identity.json")  # a start that was cut short leaves these
+PLANS = ("plan.json", "plan.md")  # of ltjax plan, which may come before the run
 # What changes no number of a run: these may differ when it goes on. The data themselves are compared by identity.json.
 FREE = ("eval_batch_size", "posthoc", "eval_every_epochs", "checkpoint_every_epochs", "keep_checkpoints",
         "log_every_steps", "skip_limit", "dataset.on_bad_image")
@@ -58,7 +59,7 @@ def check(config: ConfigDict, workdir: pathlib.Path) -> bool:
     if path.exists():
       _compare(json.loads(path.read_text()), json.loads(config.to_json()), workdir)
       return True
-    if workdir.exists() and any(entry.name not in (*PARTIALS, lock.NAME) for entry in workdir.iterdir()):
+    if workdir.exists() and any(entry.name not in (*PARTIALS, *PLANS, lock.NAME) for entry in workdir.iterdir()):
       raise WorkdirError(f"--workdir: {workdir} is not empty and has no config.json, so it is not a run of ltjax; "
                          "give a new or empty folder")
   except OSError as error:

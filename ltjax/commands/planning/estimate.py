@@ -7,9 +7,8 @@ from ltjax.commands.planning.programs import Program, evaluation_batch
 from ltjax.commands.planning.topologies import Topology
 from ltjax.stage import Stage
 
-# Estimates: what one collective takes that moves nothing, a hop to a neighbour each way round a torus.
-_HOP = 1e-6
-# In float32, XLA's default on a TPU and on a CPU's planned numbers alike is one bfloat16 pass; on NVIDIA it is TF32.
+_HOP = 1e-6  # seconds from a chip to its neighbour; an estimate, as nobody publishes it
+# Matrix products of float32 numbers: on TPUs XLA takes one bfloat16 pass by default, on NVIDIA's cards TF32.
 _FLOAT32_ON_GPU = 0.5
 
 

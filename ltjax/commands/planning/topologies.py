@@ -34,7 +34,7 @@ class Chip(NamedTuple):
   memory: float
   links: float
   cores: int = 1
-  options: dict = {}  # noqa: RUF012
+  options: dict = {}
 
 
 # v2, v3: Jouppi et al., A Domain-Specific Supercomputer for Training Deep Neural Networks, CACM 2020, table 3; links of
