@@ -74,11 +74,14 @@ def test_the_planned_evaluation_step_is_that_of_an_evaluation(here, digits, pipe
   assert set(given) == {programs.lowered_evaluation(made, here).as_text()}
 
 
-def test_a_plan_for_an_accelerator_does_not_unroll_loops_as_a_cpu_needs_it():
-  assert platforms.target() == "cpu"
-  with platforms.planned("tpu"):
-    assert platforms.target() == "tpu"
-  assert platforms.target() == "cpu"
+def test_loops_are_unrolled_for_a_cpu_alone(digits):
+  config, loops = plan.changed(digits, classifier__optimizer__accumulate="2"), []
+  for platform in ("cpu", "tpu"):
+    made = tiny.stages(config)["classifier"]  # a new one: jit keeps what it has traced
+    with platforms.planned(platform):
+      text = made.train_steps[1].lower(made.like, made.data, *made.batches(0, 1)).as_text()
+    loops.append(text.count("stablehlo.while"))
+  assert loops[1] == loops[0] + 1 and platforms.target() == "cpu"
 
 
 # -- numbers ----------------------------------------------------------------------------------------------------------
