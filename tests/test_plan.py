@@ -11,7 +11,7 @@ import pytest
 
 from ltjax import errors, stage
 from ltjax.commands import plan as command
-from ltjax.commands.planning import estimate, hlo, nominal, page, plan, programs, topologies
+from ltjax.commands.planning import estimate, hlo, host, nominal, page, plan, programs, topologies
 from ltjax.config import load, parse
 from ltjax.data import longtail
 from ltjax.data.official import OFFICIAL
@@ -139,6 +139,11 @@ def test_variants_change_what_they_say(here, digits):
   assert found["accumulate doubled"].classifier.optimizer.accumulate == 2
   for config in found.values():
     parse(config)
+
+
+def test_this_machine_decodes_something():
+  rate, cores = host.measured(32, seconds=0.1)
+  assert rate > 0 and cores >= 1
 
 
 # -- data sets that are not there -------------------------------------------------------------------------------------
