@@ -177,7 +177,8 @@ def test_cifar_by_its_definition():
     (["configs/gcl_digits.py", "--topology=gpu:h100x8"], "write --topology=here"),
     (["configs/gcl_digits.py", "--topology=here", "--stage=clasifier"], "did you mean 'classifier'?"),
     (["configs/gcl_digit.py", "--topology=here"], "did you mean 'configs/gcl_digits.py'?")])
-def test_a_mistake_costs_one_line_and_exit_code_2(arguments, message, capsys):
+def test_a_mistake_costs_one_line_and_exit_code_2(arguments, message, here, capsys):
+  del here  # JAX has started
   with pytest.raises(SystemExit) as ended:
     command.main(arguments)
   err = capsys.readouterr().err
