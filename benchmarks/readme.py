@@ -15,9 +15,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import presets  # noqa: E402
-from benchmarks.published import published as command  # noqa: E402
 from ltjax.config import load  # noqa: E402
 from ltjax.errors import ConfigError  # noqa: E402
+from ltjax.report.published import published as command  # noqa: E402
 
 # The data families that names of configs end with; the docstring of the first describes the method.
 FAMILIES = ("cifar", "imagenet_lt", "places_lt", "inat", "large", "folder", "csv", "caltech", "digits", "frozen")

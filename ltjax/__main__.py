@@ -15,7 +15,7 @@ _NOT_COMMANDS = ("moved",)  # modules of the folder that are not commands
 
 def names() -> list[str]:
   """The names of the commands."""
-  found = [module.name for module in pkgutil.iter_modules(commands.__path__)]
+  found = [module.name for module in pkgutil.iter_modules(commands.__path__) if not module.ispkg]
   return sorted(name for name in found if name not in _NOT_COMMANDS)
 
 

@@ -31,7 +31,8 @@ EXIT_CODES = {TrainingError: 1, MissingProcess: 69, SaveError: 74}  # every othe
 CACHE = ".ltjax_cache"  # listings, beside the work folder for all runs there, never in the images' own folder
 OPTIONS = dict(
     workdir=load.Option("Folder of the run: created if it is missing, continued if it exists."),
-    strict=load.Option("Stop if the newest checkpoint is damaged, instead of using the one before it.", False))
+    strict=load.Option("Stop if the newest checkpoint is damaged, instead of using the one before it.", False),
+    compilation_cache=load.Option("Folder that keeps compiled programs, or none; ~/.cache/ltjax by default.", ""))
 
 
 def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "", strict: bool = False) -> dict:
@@ -72,6 +73,7 @@ def main(arguments: list[str] | None = None, stop=_STOP) -> int:
   try:
     given = load.parse(arguments, OPTIONS, __doc__)
     processes.start()
+    folder.keep_programs(given["compilation_cache"])
     if given["workdir"] is None:
       raise ConfigError("--workdir is missing; try --workdir=runs/digits")
     folder.check_local(given["workdir"])

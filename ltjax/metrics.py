@@ -1,12 +1,15 @@
 """Accuracies from an integer confusion matrix: rows are true classes, columns predictions. NumPy only.
 
-Accuracies are fractions, not percent. Integer counts add up exactly over batches, devices and processes, in any order.
+Every function that takes a matrix also takes the `Tally` in it, right and all examples of each class, which is what
+there is for more classes than a matrix has room for. Accuracies are fractions, not percent. Integer counts add up
+exactly over batches, devices and processes, in any order.
 """
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from ltjax.data.longtail import shot_groups
+from ltjax.data.tally import Tally, by_class
 from ltjax.errors import DataError
 
 __all__ = ["balanced_accuracy", "confusion_matrix", "f1_scores", "geometric_mean", "group_accuracy", "harmonic_mean",
@@ -43,7 +46,7 @@ def confusion_matrix(
   return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def overall_accuracy(confusion: Int[np.ndarray, "c c"]) -> float:
+def overall_accuracy(confusion: Int[np.ndarray, "c c"] | Tally) -> float:
   """The fraction of examples predicted correctly.
 
   sum_c confusion_cc / sum confusion
@@ -60,13 +63,13 @@ def overall_accuracy(confusion: Int[np.ndarray, "c c"]) -> float:
   >>> overall_accuracy(np.array([[3, 1], [2, 2]]))
   0.625
   """
-  confusion = np.asarray(confusion)
-  if not confusion.sum():
+  right, total = by_class(confusion)
+  if not total.sum():
     raise DataError("the confusion matrix is empty: there was no test example to measure an accuracy on.")
-  return float(np.trace(confusion) / confusion.sum())
+  return float(right.sum() / total.sum())
 
 
-def per_class_accuracy(confusion: Int[np.ndarray, "c c"]) -> Float[np.ndarray, "c"]:
+def per_class_accuracy(confusion: Int[np.ndarray, "c c"] | Tally) -> Float[np.ndarray, "c"]:
   """The fraction of each class's examples predicted correctly.
 
   confusion_cc / sum_j confusion_cj, and 0 for a class without test examples
@@ -80,11 +83,11 @@ def per_class_accuracy(confusion: Int[np.ndarray, "c c"]) -> Float[np.ndarray, "
   >>> per_class_accuracy(np.array([[3, 1], [0, 0]])).tolist()
   [0.75, 0.0]
   """
-  confusion = np.asarray(confusion)
-  return np.diagonal(confusion) / np.maximum(confusion.sum(axis=1), 1)
+  right, total = by_class(confusion)
+  return right / np.maximum(total, 1)
 
 
-def group_accuracy(confusion: Int[np.ndarray, "c c"], class_counts: Int[np.ndarray, "c"]) -> dict[str, float]:
+def group_accuracy(confusion: Int[np.ndarray, "c c"] | Tally, class_counts: Int[np.ndarray, "c"]) -> dict[str, float]:
   """Overall accuracy, and the mean class accuracy of the many-, medium- and few-shot classes.
 
   Args:
@@ -105,10 +108,10 @@ def group_accuracy(confusion: Int[np.ndarray, "c c"], class_counts: Int[np.ndarr
   >>> group_accuracy(np.array([[3, 1], [2, 2]]), np.array([500, 50]))
   {'overall': 0.625, 'many': 0.75, 'medium': 0.5, 'few': 0.0}
   """
-  confusion, class_counts = np.asarray(confusion), np.asarray(class_counts)
-  if confusion.shape != (len(class_counts),) * 2:
-    raise DataError(f"class_counts has {len(class_counts)} classes, but the confusion matrix is {confusion.shape}.")
-  accuracy, tested = per_class_accuracy(confusion), confusion.sum(axis=1) > 0
+  class_counts, shapes = np.asarray(class_counts), [np.shape(part) for part in by_class(confusion)]
+  if shapes != [class_counts.shape] * 2 or np.shape(confusion)[-1] != len(class_counts):
+    raise DataError(f"class_counts has {len(class_counts)} classes, but the confusion matrix is {np.shape(confusion)}.")
+  accuracy, tested = per_class_accuracy(confusion), by_class(confusion).total > 0
   scores = {"overall": overall_accuracy(confusion)}
   for name, classes in shot_groups(class_counts).items():
     members = classes[tested[classes]]
@@ -116,18 +119,18 @@ def group_accuracy(confusion: Int[np.ndarray, "c c"], class_counts: Int[np.ndarr
   return scores
 
 
-def measured(confusion: Int[np.ndarray, "c c"]) -> list[float | None]:
+def measured(confusion: Int[np.ndarray, "c c"] | Tally) -> list[float | None]:
   """`per_class_accuracy` for JSON: None instead of 0 for a class without test examples.
 
   >>> measured(np.array([[3, 1], [0, 0]]))
   [0.75, None]
   """
-  tested = np.asarray(confusion).sum(axis=1) > 0
+  tested = by_class(confusion).total > 0
   return [float(accuracy) if there else None
           for accuracy, there in zip(per_class_accuracy(confusion), tested, strict=True)]
 
 
-def balanced_accuracy(confusion: Int[np.ndarray, "c c"]) -> float:
+def balanced_accuracy(confusion: Int[np.ndarray, "c c"] | Tally) -> float:
   """The mean accuracy of the classes that have examples.
 
   >>> balanced_accuracy(np.array([[3, 1, 0], [0, 2, 2], [0, 0, 0]]))
@@ -136,13 +139,13 @@ def balanced_accuracy(confusion: Int[np.ndarray, "c c"]) -> float:
   return float(_tested(confusion).mean())
 
 
-def scores(confusion: Int[np.ndarray, "c c"], class_counts: Int[np.ndarray, "c"]) -> dict[str, float | None]:
+def scores(confusion: Int[np.ndarray, "c c"] | Tally, class_counts: Int[np.ndarray, "c"]) -> dict[str, float | None]:
   """`group_accuracy` for results: None instead of 0 for a group without test examples.
 
   >>> scores(np.array([[3, 1], [2, 2]]), np.array([500, 50]))
   {'overall': 0.625, 'many': 0.75, 'medium': 0.5, 'few': None}
   """
-  tested, found = np.asarray(confusion).sum(axis=1) > 0, group_accuracy(confusion, class_counts)
+  tested, found = by_class(confusion).total > 0, group_accuracy(confusion, class_counts)
   groups = shot_groups(class_counts)
   return {name: value if name not in groups or tested[groups[name]].any() else None for name, value in found.items()}
 
@@ -189,4 +192,4 @@ def harmonic_mean(confusion: Int[np.ndarray, "c c"]) -> float:
 
 
 def _tested(confusion) -> np.ndarray:
-  return per_class_accuracy(confusion)[np.asarray(confusion).sum(axis=1) > 0]
+  return per_class_accuracy(confusion)[by_class(confusion).total > 0]

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Real
 
 from ltjax import metrics
+from ltjax.data import tally
 from ltjax.errors import ConfigError, DataError
 from ltjax.losses.adjustment import log_power
 from ltjax.losses.arguments import Number, at_least_float32, class_prior, ranged
@@ -253,27 +254,27 @@ def run(blocks, stage, variables: dict) -> list[dict]:
   # On the host: these arrays are small, and every process computes the same values.
   kernel = jax.device_get(variables["params"].get("head", {}).get("kernel"))
 
-  def confusion(block, candidate, split):
+  def tallied(block, candidate, split):
     logits = method_logits(block.name, candidate, lambda of, key: outputs(split if of == "these" else of, key), kernel,
                            dataset.train[1], counts)
-    return metrics.confusion_matrix(getattr(dataset, split)[1], np.argmax(logits, axis=-1), len(counts))
+    return tally.count(getattr(dataset, split)[1], np.argmax(logits, axis=-1), len(counts))
 
   found = []
   for block in blocks:
     chosen, selection = block.candidates[0], None
     if block.choices:
-      chosen, selection = _choose(block, functools.partial(confusion, block, split="held_out"))
-    tested = confusion(block, chosen, "test")
+      chosen, selection = _choose(block, functools.partial(tallied, block, split="held_out"))
+    tested = tallied(block, chosen, "test")
     found.append(dict(name=block.name, stage=block.stage, hyper_parameters=chosen, selection=selection,
                       test=metrics.scores(tested, counts), per_class=metrics.measured(tested)))
   return found
 
 
-def _choose(block, held_out_confusion) -> tuple[dict, dict]:
+def _choose(block, held_out) -> tuple[dict, dict]:
   """Returns (best candidate by mean class accuracy, record of the choice); the first wins a tie."""
-  confusions = [held_out_confusion(candidate) for candidate in block.candidates]
-  tried = confusions[0].sum(axis=1)
-  scores = [metrics.balanced_accuracy(confusion) for confusion in confusions]
+  tallies = [held_out(candidate) for candidate in block.candidates]
+  tried = tallies[0].total
+  scores = [metrics.balanced_accuracy(found) for found in tallies]
   candidates = [{key: candidate[key] for key in block.choices} | dict(balanced_accuracy=score)
                 for candidate, score in zip(block.candidates, scores, strict=True)]
   return block.candidates[int(np.argmax(scores))], dict(

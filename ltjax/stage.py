@@ -21,7 +21,7 @@ from ltjax.config.spec import RunSpec, StageSpec
 from ltjax.data import extract, feed, prng, samplers, sources
 from ltjax.data.evaluate import Evaluator, Extractor
 from ltjax.data.order import Order
-from ltjax.distributed import processes, sharding
+from ltjax.distributed import platforms, processes, sharding
 from ltjax.errors import ConfigError
 from ltjax.models import preprocess
 from ltjax.models.identity import Identity
@@ -126,22 +126,27 @@ class Stage:
   # -- training -------------------------------------------------------------------------------------------------------
 
   @functools.cached_property
-  def feed(self) -> feed.Feed:
-    """The training examples."""
+  def batch(self) -> Callable[[int], Any]:
+    """The training examples: step -> this process's rows of its batch, on the host."""
     return feed.make(self.dataset, self.order, self.augmentation, self.mesh, streamed=self.streamed,
                      seed=self.settings.seed, stage=self.name)
 
+  @property
+  def constants(self) -> dict:
+    """The constant arrays of the step, on the host, and the stage's random key."""
+    return feed.constants(self.dataset, self.streamed) | dict(
+        class_counts=self.class_counts.astype(np.float32), key=prng.stream(self.settings.seed, self.name))
+
   @functools.cached_property
   def data(self) -> dict:
-    """The constant arrays of the step, on the devices, and the stage's random key."""
-    return sharding.replicate(self.feed.constants | dict(
-        class_counts=self.class_counts.astype(np.float32), key=prng.stream(self.settings.seed, self.name)), self.mesh)
+    """`constants`, on the devices."""
+    return sharding.replicate(self.constants, self.mesh)
 
   @functools.cached_property
   def parts(self) -> steps.Parts:
     """The parts of the training step."""
-    transform = feed.make_transform(self.feed.read, self.augmentation, self.spec.transforms, self.spec.join,
-                                    self.order.steps)
+    transform = feed.make_transform(feed.reader(self.streamed), self.augmentation, self.spec.transforms,
+                                    self.spec.join, self.order.steps)
     return steps.Parts(self.model, self.optimizer, self.objective, transform, self.spec.batch_norm,
                        self.settings.on_nonfinite)
 
@@ -152,13 +157,13 @@ class Stage:
     # part of a device's memory, and one such step is long enough.
     images = not self.dataset.holds_features
     return self.settings.steps_per_call or (
-        1 if self.streamed or images and jax.default_backend() == "cpu" else 50)
+        1 if self.streamed or images and platforms.target() == "cpu" else 50)
 
   @functools.cached_property
   def train_steps(self) -> dict[int, Callable]:
     """{steps per call: the compiled function}."""
     step = steps.make_train_step(self.parts)
-    on_cpu = jax.default_backend() == "cpu" and not self.dataset.holds_features
+    on_cpu = platforms.target() == "cpu" and not self.dataset.holds_features
     everywhere = sharding.replicated(self.mesh)
     return {count: jax.jit(function, donate_argnums=0, out_shardings=everywhere) for count, function in (
         (self.chunk, steps.repeat(step, self.chunk, unroll=on_cpu)), (1, step))}
@@ -198,7 +203,7 @@ class Stage:
 
     A batch is indices, or images and labels; with several streams, each has one more axis behind b.
     """
-    batches = [self.feed.batch(step) for step in range(first, first + count)]
+    batches = [self.batch(step) for step in range(first, first + count)]
     scalars = [self.scalars(self.order.clock(step)) for step in range(first, first + count)]
     if count == 1:
       batches, scalars = batches[0], scalars[0]
@@ -243,7 +248,7 @@ class Stage:
 
   def _with(self, **parts) -> "Stage":
     found = copy.copy(self)
-    for name in ("feed", "data", "parts", "chunk", "train_steps", "evaluators"):
+    for name in ("batch", "data", "parts", "chunk", "train_steps", "evaluators"):
       found.__dict__.pop(name, None)
     found.__dict__.update(parts)
     return found
@@ -289,18 +294,19 @@ class Stage:
                      batch_size=batch_size or self.settings.eval_batch_size, mesh=self.mesh)
 
 
-def build(config: ConfigDict | RunSpec, dataset) -> tuple[Stage, ...]:
+def build(config: ConfigDict | RunSpec, dataset, mesh: jax.sharding.Mesh | None = None) -> tuple[Stage, ...]:
   """All stages of a config as objects.
 
   Args:
     config: a config, or the result of `config.parse`.
     dataset: a `data.sources.Dataset`.
+    mesh: the devices; all that there are by default.
 
   Raises:
     ConfigError: something in the config cannot run, or not on this data set.
   """
   spec = config if isinstance(config, RunSpec) else configs.parse(config)
-  mesh = sharding.data_mesh()
+  mesh = mesh or sharding.data_mesh()
   check.check_data(spec, dataset, mesh.devices.size)
   spec, dataset = preprocess.resolve(spec, dataset)
   stages = tuple(Stage(stage, spec, dataset, mesh) for stage in spec.stages)

@@ -10,6 +10,7 @@ from flax import struct
 
 from ltjax import optim
 from ltjax.augment.batches import Batch
+from ltjax.distributed import platforms
 from ltjax.losses.objective import Objective
 from ltjax.models import batch_norm
 
@@ -109,7 +110,7 @@ def make_gradients(parts: Parts):
 
     start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trained), state.batch_stats, state.loss_state)
     # XLA runs convolutions inside a loop about fifty times slower on a CPU, so there the loop is unrolled.
-    unroll = pieces if jax.default_backend() == "cpu" else 1
+    unroll = pieces if platforms.target() == "cpu" else 1
     (loss, grads, batch_stats, loss_state), logits = jax.lax.scan(add, start, jnp.arange(pieces), unroll=unroll)
     return Gradients(loss, grads, batch_stats, loss_state, batch, jnp.swapaxes(logits, 0, 1).reshape(
         -1, logits.shape[-1]))  # piece p has the rows p, p + pieces, ...

@@ -32,15 +32,16 @@ class StageResult(NamedTuple):
   """The result of a stage.
 
   `variables` holds its {"params", "batch_stats"}, `averaged` their moving average if the optimiser has one; `confusion`
-  is the matrix on the test set, `averaged_confusion` the matrix of the average; `posthoc` holds the results of the
-  methods that change this stage's model. `dropped` counts the examples left out of the batches, over all epochs.
+  is the matrix on the test set, or its `Tally` where there are too many classes, `averaged_confusion` that of the
+  average; `posthoc` holds the results of the methods that change this stage's model. `dropped` counts the examples left
+  out of the batches, over all epochs.
   """
 
   variables: dict
   averaged: dict | None
   parameters: int
-  confusion: np.ndarray
-  averaged_confusion: np.ndarray | None
+  confusion: np.ndarray | metrics.Tally
+  averaged_confusion: np.ndarray | metrics.Tally | None
   posthoc: list[dict]
   dropped: int
 
@@ -144,7 +145,7 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
   return result(stage, state, confusion)
 
 
-def result(stage: Stage, state: TrainState, confusion: np.ndarray | None) -> StageResult:
+def result(stage: Stage, state: TrainState, confusion: np.ndarray | metrics.Tally | None) -> StageResult:
   """The result of the stage after its last step."""
   variables, evaluate = variables_of(state), stage.evaluators["test"]
   averaged = None if state.ema is None else stage.optimizer.averaged(state.ema, state.params)

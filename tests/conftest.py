@@ -15,7 +15,9 @@ from ltjax.report import activation_maps, figures, predictions
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory):
   """Keeps compiled programs for the session: most tests run the same few steps, and XLA takes seconds over each."""
-  jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+  folder = str(tmp_path_factory.mktemp("compiled"))
+  os.environ["XDG_CACHE_HOME"] = folder  # of programs that tests start
+  jax.config.update("jax_compilation_cache_dir", folder)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
   compilation_cache.reset_cache()  # programs compiled during collection have fixed that there is no cache

@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import pytest
 
-from benchmarks.published import published
 from ltjax.commands import compare
 from ltjax.config.keys import flat
 from ltjax.report import activation_maps, comparison, figures
@@ -133,12 +132,3 @@ def with_command(command: str) -> comparison.Run:
 def test_the_published_number_is_that_of_the_unchanged_config(command, top1):
   found = comparison.published(with_command(f"python -m ltjax.main {command}"))
   assert (found and found["top1"]) == top1
-
-
-def test_the_published_numbers_are_those_of_the_tests_table():
-  golden = tiny.pathlib.Path(__file__).parent / "golden" / "published_results.csv"
-  with open(golden, newline="") as file, open(tiny.pathlib.Path(comparison.__file__).parent / "published.csv",
-                                              newline="") as own:
-    for row, found in zip(csv.DictReader(file), csv.DictReader(own), strict=True):
-      assert found == {key: row[key] for key in found if key != "config"} | dict(
-          config=published(row).removeprefix("configs/"))

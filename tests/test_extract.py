@@ -50,7 +50,7 @@ def test_the_central_crop_of_files_is_that_of_a_test(images, finished, tmp_path)
   found = tiny.config("ce_digits", backbone=tiny.ONE_CONV, augment=CENTRAL, dataset=dict(
       name="folder", root=str(images)), representation__batch_size=8)
   stage = tiny.stages(found)["representation"]
-  indices, pixels = stage.order.batch(0), stage.feed.batch(0)["images"]
+  indices, pixels = stage.order.batch(0), stage.batch(0)["images"]
   np.testing.assert_array_equal(pixels, evaluate.pixels(stage.dataset.train[0], indices, stage.augmentation))
 
 

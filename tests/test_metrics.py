@@ -1,9 +1,12 @@
 import doctest
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ltjax import metrics
+from ltjax.data import tally
 from ltjax.errors import DataError
 from tests import goldens
 
@@ -32,6 +35,31 @@ def test_confusion_counts_every_example_once_and_adds_up():
   parts = sum(metrics.confusion_matrix(labels[piece], predictions[piece], 7) for piece in pieces)
   np.testing.assert_array_equal(parts, confusion)
   assert metrics.overall_accuracy(confusion) == (labels == predictions).mean()
+
+
+def test_a_tally_has_the_accuracies_of_its_matrix():
+  rng, counts = np.random.RandomState(0), np.array([500, 400, 50, 30, 5, 4, 3])
+  labels, predictions = rng.randint(0, 6, 500), rng.randint(0, 7, 500)  # class 6 has no test example
+  confusion, found = metrics.confusion_matrix(labels, predictions, 7), tally.count(labels, predictions, 7)
+  for part, other in zip(found, tally.by_class(confusion), strict=True):
+    np.testing.assert_array_equal(part, other)
+  assert metrics.scores(found, counts) == metrics.scores(confusion, counts)
+  assert metrics.measured(found) == metrics.measured(confusion) and metrics.measured(found)[6] is None
+  assert metrics.balanced_accuracy(found) == metrics.balanced_accuracy(confusion)
+  with pytest.raises(DataError, match="3 classes"):
+    metrics.scores(found, counts[:3])
+
+
+def test_batches_of_thousands_of_classes_are_counted_without_a_matrix():
+  rng, classes = np.random.RandomState(0), tally.LARGEST_MATRIX + 1
+  labels, predictions, valid = rng.randint(0, classes, 900), rng.randint(0, classes, 900), rng.rand(900) < 0.9
+  predictions[::3] = labels[::3]
+  counts = jax.tree.map(jnp.asarray, tally.zeros(classes))
+  for rows in np.split(np.arange(900), 3):
+    counts = jax.jit(tally.add)(counts, labels[rows], predictions[rows], valid[rows])
+  for part, other in zip(counts, tally.count(labels[valid], predictions[valid], classes), strict=True):
+    np.testing.assert_array_equal(part, other)
+  assert isinstance(tally.zeros(classes - 1), np.ndarray)
 
 
 def test_narrow_integers_do_not_overflow():

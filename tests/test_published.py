@@ -7,10 +7,10 @@ import re
 
 import pytest
 
-from benchmarks.published import published
 from ltjax.config import keys, load, parse
 from ltjax.data import longtail
 from ltjax.errors import ConfigError
+from ltjax.report.published import published
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -37,8 +37,9 @@ def test_ci_runs_the_commands_of_the_readme(tmp_path):
   calls = (tmp_path / "calls").read_text().splitlines()
   commands = {name: re.search(rf"<!-- {name} -->\n```sh\n(.*?)```", README, re.DOTALL)[1].replace('"', "").splitlines()
               for name in ("test", "main")}
+  plans = [".venv/bin/pip install -e .[test,plan]", ".venv/bin/python -m pytest -n0 tests/test_plan.py"]
   expected = [line.split(" || ")[0] for line in (*commands["test"], ".venv/bin/ruff check .", *commands["main"])]
-  assert calls == expected
+  assert calls == [*expected, *plans]
 
 
 def test_the_library_example_trains():

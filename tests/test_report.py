@@ -24,6 +24,7 @@ from tests.test_names import HOSTILE
 def finished(tmp_path_factory):
   """(config, data set, work folder, results) of a tiny run of both stages."""
   workdir = tmp_path_factory.mktemp("run")
+  (workdir / "plan.md").write_text("# Plan\n\nof a slice\n")
   config = tiny.config(epochs=1, dataset__holdout=0.1, posthoc=(
       dict(name="tau_normalize", tau=(0.5, 1.0)), dict(name="nearest_class_mean", stage="representation")))
   return config, tiny.dataset(config), workdir, tiny.run(config, workdir)
@@ -48,6 +49,11 @@ def test_the_results_identify_the_run(finished):
   assert all(results["hardware"][key] for key in ("device", "host", "processes"))
   assert {"python", "ltjax", "jax", "flax", "optax", "numpy"} <= set(results["versions"])
   assert results["commit"] == "unknown" or len(results["commit"].removesuffix("+changes")) == 40
+
+
+def test_a_plan_made_before_the_run_is_in_the_page(finished):
+  _, _, workdir, _ = finished
+  assert (workdir / "report" / "README.md").read_text().endswith("\n## Plan\n\nof a slice\n")
 
 
 def test_the_results_hold_every_number(finished):

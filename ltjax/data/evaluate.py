@@ -9,23 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from ltjax.augment.crops import CORNERS
-from ltjax.data import feed
+from ltjax.data import feed, tally
 from ltjax.data.files import Files
 from ltjax.data.pipeline import CentralCrops, FiveCrops, Pipeline
 from ltjax.distributed import sharding
 
 
 def make_eval_step(model, images_of):
-  """eval_step(variables, data, batch, valid [b], confusion [c c]) -> confusion plus the valid examples.
+  """eval_step(variables, data, batch, valid [b], counts) -> counts plus the valid examples, see `tally.add`.
 
   `images_of(data, batch)` gives normalised images and labels.
   """
 
-  def eval_step(variables, data, batch, valid, confusion):
+  def eval_step(variables, data, batch, valid, counts):
     images, labels = images_of(data, batch)
     logits = outputs(model, variables, images)["logits"]
     labels = labels if labels.ndim == 1 else labels[:, 0]  # files come with a label for each view
-    return confusion.at[labels, jnp.argmax(logits, axis=-1)].add(valid.astype(jnp.int32))
+    return tally.add(counts, labels, jnp.argmax(logits, axis=-1), valid)
 
   return eval_step
 
@@ -45,6 +45,15 @@ def outputs(model, variables: dict, images: jax.Array, maps: bool = False) -> di
   if len(shape) == 5:
     found = {name: jnp.mean(array.reshape(*shape[:2], *array.shape[1:]), axis=1) for name, array in found.items()}
   return found
+def compiled_step(model, augmentation: feed.Augmentation, mesh, *, streamed: bool) -> Callable:
+  """The evaluation step on `mesh`, to be compiled when it is first called; it takes the memory of its counts."""
+  step = make_eval_step(model, feed.evaluation_images(feed.reader(streamed), augmentation))
+  return jax.jit(step, donate_argnums=4, out_shardings=sharding.replicated(mesh))
+
+
+def shared_batch(batch_size: int, mesh) -> int:
+  """`batch_size`, rounded up to a multiple of the devices."""
+  return math.ceil(batch_size / mesh.devices.size) * mesh.devices.size
 
 
 class Evaluator:
@@ -55,38 +64,41 @@ class Evaluator:
     """`split` is "test" or "held_out"."""
     images, labels = getattr(dataset, split)
     self._size, self._stream, self._mesh = len(labels), None, mesh
-    self._batch_size = _shared(min(batch_size, self._size), mesh)
+    self._batch_size = shared_batch(min(batch_size, self._size), mesh)
     self._rows = sharding.local_rows(mesh, self._batch_size)
     if streamed:
       self._stream = _in_order(images, np.arange(self._size), self._batch_size, mesh, augmentation, labels)
     constants = feed.statistics(dataset) if streamed else feed.arrays(dataset, split)
     self._data = sharding.replicate(constants, mesh)
-    self._zeros = np.zeros((len(dataset.class_counts),) * 2, np.int32)
-    step = make_eval_step(model, feed.evaluation_images(feed.received if streamed else feed.gather, augmentation))
-    self._step = jax.jit(step, donate_argnums=4, out_shardings=sharding.replicated(mesh))
+    self._zeros = tally.zeros(len(dataset.class_counts))
+    self._step = compiled_step(model, augmentation, mesh, streamed=streamed)
 
-  def __call__(self, variables: dict, stops: Callable[[jax.Array], bool] = lambda counted: False) -> np.ndarray | None:
+  def __call__(self, variables: dict, stops: Callable[[jax.Array], bool] = lambda counted: False) -> (
+      np.ndarray | tally.Tally | None):
     """int32 [c, c] confusion matrix of {"params", "batch_stats"}: rows are true classes, columns predictions.
 
-    Returns None as soon as `stops(counted)` is true; it is called between batches with the device's counts so far.
+
+    Above `tally.LARGEST_MATRIX` classes it is a `Tally`. Returns None as soon as `stops(counted)` is true; it is called
+    between batches with the device's counts so far.
     """
-    confusion = sharding.replicate(self._zeros, self._mesh)
+    counts = sharding.replicate(self._zeros, self._mesh)
     for number, (indices, valid) in enumerate(_batches(self._size, self._batch_size)):
-      if number and stops(confusion):
+      if number and stops(jax.tree.leaves(counts)[0]):
         return None
       batch = self._stream.batch(number) if self._stream else indices[self._rows]
       batch, valid = sharding.place((batch, valid[self._rows]), self._mesh)
-      confusion = self._step(variables, self._data, batch, valid, confusion)
-    confusion = np.asarray(jax.device_get(confusion))
-    assert confusion.sum() == self._size, (confusion.sum(), self._size)
-    return confusion
+      counts = self._step(variables, self._data, batch, valid, counts)
+    counts = jax.tree.map(np.asarray, jax.device_get(counts))
+    counted = tally.by_class(counts).total.sum()
+    assert counted == self._size, (counted, self._size)
+    return counts
 
 
 class Extractor:
   """A trained model's features and logits of images, in evaluation mode and without augmentation."""
 
   def __init__(self, model, variables: dict, augmentation: feed.Augmentation, *, mean, std, batch_size: int, mesh):
-    self._batch_size, self._mesh, self._augmentation = _shared(batch_size, mesh), mesh, augmentation
+    self._batch_size, self._mesh, self._augmentation = shared_batch(batch_size, mesh), mesh, augmentation
     self._rows = sharding.local_rows(mesh, self._batch_size)
 
     def forward(variables, images, maps):
@@ -136,11 +148,6 @@ def pixels(images: np.ndarray | Files, places: np.ndarray, augmentation: feed.Au
     return images[places]
   return Pipeline(images, np.zeros(len(images)), lambda _: places, 1, crop=CentralCrops(augmentation.size),
                   interpolation=augmentation.interpolation).batch(0)["images"]
-
-
-def _shared(batch_size: int, mesh) -> int:
-  """`batch_size`, rounded up to a multiple of the devices."""
-  return math.ceil(batch_size / mesh.devices.size) * mesh.devices.size
 
 
 def _batches(size: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

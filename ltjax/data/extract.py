@@ -171,8 +171,7 @@ def _augmented(stage, variables, batch_size: int, maps: bool) -> Callable:
   """(view, first image) -> batches of features of augmented training images: a function of the seed and the view."""
   dataset, order = stage.dataset, _InOrder(len(stage.dataset.train[1]), batch_size)
   augmentation, mesh, seed = stage.augmentation, stage.mesh, stage.settings.seed
-  made = functools.partial(feed.make, dataset, order, augmentation, mesh, streamed=stage.streamed, seed=seed)
-  read = made(stage="").read
+  read = feed.reader(stage.streamed)
 
   @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
   def forward(variables, data, batch, key):
@@ -182,10 +181,10 @@ def _augmented(stage, variables, batch_size: int, maps: bool) -> Callable:
 
   def run(view: int, first: int) -> Iterator:
     name = f"view {view + 1}"
-    images, key = made(stage=name), prng.stream(seed, name)
-    data = sharding.replicate(images.constants, mesh)
+    images = feed.make(dataset, order, augmentation, mesh, streamed=stage.streamed, seed=seed, stage=name)
+    data, key = sharding.replicate(feed.constants(dataset, stage.streamed), mesh), prng.stream(seed, name)
     for step in range(first // batch_size, order.steps):
-      batch = sharding.place(images.batch(step), mesh)
+      batch = sharding.place(images(step), mesh)
       valid = step * batch_size + np.arange(batch_size) < order.size
       yield forward(variables, data, batch, jax.random.fold_in(key, step)), valid
 

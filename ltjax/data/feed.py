@@ -14,7 +14,7 @@ from ltjax.augment.batches import Batch, Term
 from ltjax.augment.crops import CORNERS, MARGIN
 from ltjax.augment.images import normalize, resize
 from ltjax.data.order import Order
-from ltjax.data.pipeline import Pipeline, RandomCrops
+from ltjax.data.pipeline import CentralCrops, Pipeline, RandomCrops
 from ltjax.distributed import sharding
 
 # The numbers under which transforms fold their draws into the key of a step; others use a hash of their name.
@@ -50,14 +50,6 @@ class Augmentation(NamedTuple):
     return self._replace(crops="center", evaluate=evaluation(self.resized, "center", self.interpolation))
 
 
-class Feed(NamedTuple):
-  """The training examples of a stage."""
-
-  batch: Callable[[int], Any]  # step -> this process's rows of its batch, on the host
-  read: Callable  # (constant arrays, batch) -> images and labels, inside jit
-  constants: dict[str, np.ndarray]  # arrays that live on the devices during training
-
-
 def gather(data, batch):
   """(images uint8 [b h w c], labels int [b]) of a batch of the resident path: indices into what `data` holds."""
   return data["images"][batch], data["labels"][batch]
@@ -69,10 +61,20 @@ def received(data, batch):
   return batch["images"], batch["labels"]
 
 
+def reader(streamed: bool) -> Callable:
+  """What reads a batch inside jit."""
+  return received if streamed else gather
+
+
 def arrays(dataset, split: str) -> dict[str, np.ndarray]:
   """The arrays of `split` ("train", "test" or "held_out") that `gather` indexes."""
   images, labels = getattr(dataset, split)
   return dict(images=images, labels=labels.astype(np.int32), **statistics(dataset))
+
+
+def constants(dataset, streamed: bool) -> dict[str, np.ndarray]:
+  """The arrays of a stage's training data that live on the devices."""
+  return statistics(dataset) if streamed else arrays(dataset, "train")
 
 
 def statistics(dataset) -> dict[str, np.ndarray]:
@@ -80,20 +82,23 @@ def statistics(dataset) -> dict[str, np.ndarray]:
   return dict(mean=np.float32(dataset.mean), std=np.float32(dataset.std))
 
 
-def make(dataset, order: Order, augmentation: Augmentation, mesh, *, streamed: bool, seed: int, stage: str) -> Feed:
-  """The feed of `stage`; reads no image yet. `streamed` batches come from tf.data, others are resident."""
+def make(dataset, order: Order, augmentation: Augmentation, mesh, *, streamed: bool, seed: int,
+         stage: str) -> Callable[[int], Any]:
+  """batch(step) -> this process's rows of a batch of `stage`, on the host; reads no image yet.
+
+  `streamed` batches come from tf.data, others are resident.
+  """
   rows = sharding.local_rows(mesh, order.batch_size)
   if not streamed:
-    return Feed(lambda step: order.batch(step)[rows], gather, arrays(dataset, "train"))
+    return lambda step: order.batch(step)[rows]
   (images, labels), crop = dataset.train, None
   if not isinstance(images, np.ndarray):
     crop, boxes = CentralCrops(augmentation.size), augmentation.boxes
     if boxes:
       moves = "progress" in inspect.signature(boxes).parameters
       crop = RandomCrops(augmentation.size, seed, stage, order.batch(0).size, boxes, steps=order.steps if moves else 0)
-  batches = Pipeline(images, labels, order.batch, order.steps, crop=crop, rows=rows,
-                     interpolation=augmentation.interpolation)
-  return Feed(batches.batch, received, statistics(dataset))
+  return Pipeline(images, labels, order.batch, order.steps, crop=crop, rows=rows,
+                  interpolation=augmentation.interpolation).batch
 
 
 def make_transform(read: Callable, augmentation: Augmentation, calls, join=None, steps: int = 0) -> Callable:

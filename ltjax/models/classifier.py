@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ltjax.distributed import platforms
 from ltjax.models.camc import crop_windows
 
 __all__ = ["Classifier"]
@@ -51,7 +52,7 @@ class Classifier(nn.Module):
       return carry, _pooled(module.backbone(crops, train=train))
 
     # One crop at a time bounds the memory; XLA runs convolutions inside a loop fifty times slower on a CPU.
-    unroll = grid**2 if jax.default_backend() == "cpu" else 1
+    unroll = grid**2 if platforms.target() == "cpu" else 1
     moving = "batch_stats" if self.is_mutable_collection("batch_stats") else ()
     loop = nn.scan(vector, variable_broadcast=nn.DenyList(moving), variable_carry=moving, unroll=unroll)
     _, vectors = loop(self, (), windows)

@@ -1,6 +1,5 @@
 """Finished runs side by side: groups of seeds, differences with their certainty, and the distance from papers."""
 
-import csv
 import json
 import pathlib
 import re
@@ -11,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ltjax.errors import WorkdirError
+from ltjax.report import published as table
 from ltjax.report.figures.style import GROUPS
 from ltjax.report.tables import PREDICTION_COLUMNS
 
@@ -152,8 +152,8 @@ def published(run: Run) -> dict | None:
   files = [value for key, value in pairs if not key and value]
   if changed or not files:
     return None
-  with open(pathlib.Path(__file__).parent / "published.csv", newline="", encoding="utf-8") as file:
-    return next((row for row in csv.DictReader(file) if _call(row["config"]) == _call(files[0])), None)
+  call = _call(files[0])
+  return next((row for row in table.rows() if _call(table.published(row)) == call), None)
 
 
 def _call(config: str) -> tuple[str, frozenset[str]]:

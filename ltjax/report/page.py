@@ -14,7 +14,7 @@ import numpy as np
 
 import ltjax
 from ltjax import metrics
-from ltjax.data import longtail
+from ltjax.data import longtail, tally
 from ltjax.distributed import processes
 from ltjax.errors import writing
 from ltjax.report import activation_maps as cams
@@ -55,12 +55,13 @@ def of_run(spec, stages, results: Mapping, workdir: pathlib.Path, command: str, 
   simple = _attempt("the baselines", baselines.of_stage, last, variables) if spec.own_data else None
 
   def write():
-    confusion = results[last.name].confusion
-    more = _attempt("further measures", measures, confusion, last.class_counts, last.dataset.class_names, seen)
+    full = results | {last.name: _attempt("the confusion matrix", with_matrix, results[last.name], seen)}
+    more = full[last.name] and _attempt("further measures", measures, full[last.name].confusion, last.class_counts,
+                                        last.dataset.class_names, seen)
     complete = keep(found | dict(baselines=simple or []) | (dict(metrics=more) if more else {}))
     with writing(workdir):
       logs = {each.name: log.read(workdir / each.name / "metrics.jsonl") for each in stages}
-      _attempt("the report", draw, spec.config.to_json(indent=1), stages, results, complete, seen, activations, logs,
+      _attempt("the report", draw, spec.config.to_json(indent=1), stages, full, complete, seen, activations, logs,
                workdir / "report")
     return complete
 
@@ -76,6 +77,16 @@ def _attempt(what: str, function: Callable, *arguments):
   except Exception as error:
     print(f"WARNING: {what} failed ({type(error).__name__}: {error})", file=sys.stderr)
     return None
+
+
+def with_matrix(result, seen):
+  """`result` with a confusion matrix: that of many classes comes from the predictions `seen`, on the host alone."""
+  if not isinstance(result.confusion, tally.Tally):
+    return result
+  if seen is None:
+    raise ValueError("there are no predictions that it could be made of")
+  classes = len(result.confusion.total)
+  return result._replace(confusion=metrics.confusion_matrix(seen.labels, seen.predicted, classes))
 
 
 def measures(confusion: np.ndarray, class_counts: np.ndarray, class_names: Sequence[str], seen) -> dict:
@@ -160,7 +171,10 @@ def draw(config: str, stages, results: Mapping, found: dict, seen, activations, 
     tables.write_predictions(seen, [examples.image_name(images, place) for place in range(len(seen.labels))], names,
                              folder / "predictions.csv")
   drawn = figures.draw(figures.of_run(stages, results, logs, seen, activations), names, folder)
-  (folder / "README.md").write_text(_page(last.name, found, drawn), encoding="utf-8")
+  text = _page(last.name, found, drawn)
+  if (plan := folder.parent / "plan.md").is_file():
+    text += f"\n#{plan.read_text(encoding='utf-8')}"  # its heading, one level down
+  (folder / "README.md").write_text(text, encoding="utf-8")
   shown_images = seen and _attempt("the images of the page", examples.of_stage, last, confusion, seen)
   text = _attempt("the page", html.of_run, found, config, drawn, folder, classes, shown_images)
   if text:

@@ -14,9 +14,11 @@ from ml_collections import ConfigDict
 from ltjax import recipes
 from ltjax.distributed import processes
 from ltjax.errors import LtjaxError, WorkdirError
-from ltjax.workdir import durable, identity, lock
+from ltjax.workdir import compiled, durable, identity, lock
 
+keep_programs = compiled.keep  # beside the work folder's own files, the only ones that a run writes
 PARTIALS = ("config.json.partial", "identity.json.partial", "identity.json")  # left by an interrupted start
+PLANS = ("plan.json", "plan.md")  # of ltjax plan, which may come before the run
 # Keys that change no number of a run may differ when it continues. identity.json compares the data themselves.
 FREE = ("eval_batch_size", "posthoc", "eval_every_epochs", "checkpoint_every_epochs", "keep_checkpoints",
         "log_every_steps", "skip_limit", "dataset.on_bad_image", "preset")
@@ -62,7 +64,7 @@ def check(config: ConfigDict, workdir: pathlib.Path, defaults: Mapping = Mapping
     if path.exists():
       _compare(json.loads(path.read_text()), json.loads(config.to_json()), workdir, defaults)
       return True
-    if workdir.exists() and any(entry.name not in (*PARTIALS, lock.NAME) for entry in workdir.iterdir()):
+    if workdir.exists() and any(entry.name not in (*PARTIALS, *PLANS, lock.NAME) for entry in workdir.iterdir()):
       raise WorkdirError(f"--workdir: {workdir} is not empty and has no config.json, so it is not a run of ltjax; "
                          "give a new or empty folder")
   except OSError as error:

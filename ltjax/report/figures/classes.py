@@ -6,7 +6,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter, StrMethodFormatter
 
 from ltjax import metrics
-from ltjax.data import longtail
+from ltjax.data import longtail, tally
 from ltjax.report.figures import style
 
 _POINTS = 100  # classes up to which each has a point of its own; above, means of ten groups say more
@@ -104,7 +104,7 @@ def long_tail(class_counts: np.ndarray) -> Figure:
 
 def accuracies(confusion: np.ndarray) -> np.ndarray:
   """The accuracy of each class, NaN without test images, [c]."""
-  return np.where(confusion.sum(axis=1) > 0, metrics.per_class_accuracy(confusion), np.nan)
+  return np.where(tally.by_class(confusion).total > 0, metrics.per_class_accuracy(confusion), np.nan)
 
 
 def tenths(class_counts: np.ndarray) -> list[np.ndarray]:

@@ -1,5 +1,8 @@
-"""The command of every row of tests/golden/published_results.csv."""
+"""The published numbers, in published.csv, and the command of every row."""
 
+import csv
+import functools
+import pathlib
 from collections.abc import Mapping
 
 from ltjax.errors import ConfigError
@@ -39,8 +42,15 @@ _LARGE_SCALE = ("camc", "camcpp", "ce", "ce_crt", "fbl", "gcl", "kps", "norm_fc"
 _NORM_FC = dict(linear="classifier=linear", norm_fc="", norm_fc_crt="", norm_fc_ncm="")
 
 
+@functools.cache
+def rows() -> tuple[dict[str, str], ...]:
+  """The rows of published.csv."""
+  with open(pathlib.Path(__file__).with_suffix(".csv"), newline="", encoding="utf-8") as file:
+    return tuple(csv.DictReader(file))
+
+
 def published(row: Mapping[str, str]) -> str:
-  """The value of --config that reproduces `row` of tests/golden/published_results.csv.
+  """The value of --config that reproduces `row` of published.csv.
 
   Args:
     row: at least its columns paper, method, dataset, imbalance and backbone.

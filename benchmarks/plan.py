@@ -1,0 +1,69 @@
+"""What the image configs need on TPU slices, as the compiler says: python benchmarks/plan.py [NAME ...]
+
+python benchmarks/plan.py gcl_inat ce_imagenet_lt:backbone=resnet10 --topologies v5e:4x4 v6e:16x16
+
+Nothing is run on a device; times are estimates, the least that is possible. One compilation takes minutes. What is
+planned already stands in benchmarks/results/plan.json and is not compiled again; --again does. All go into plan.md.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import jax  # noqa: E402
+
+from ltjax.commands.planning import page, plan, topologies  # noqa: E402
+from ltjax.config import load  # noqa: E402
+from ltjax.errors import LtjaxError  # noqa: E402
+from ltjax.workdir import log  # noqa: E402
+
+NAMES = ("gcl_inat", "gcl_imagenet_lt", "gcl_places_lt", "ce_crt_inat", "kps_inat", "fbl_inat", "camc_inat",
+         "afa_imagenet_lt", "gcl_cifar")
+TOPOLOGIES = ("v5e:4x4", "v5e:16x16", "v4:4x4x8", "v6e:16x16")
+PLANS, TABLE = ROOT / "benchmarks" / "results" / "plan.json", ROOT / "benchmarks" / "results" / "plan.md"
+PRECISION = "bf16"
+HEAD = f"""# What the compiler says of TPU slices
+
+Compiled for the slice with libtpu, on a machine without a TPU: `python benchmarks/plan.py`. Memory, operations, traffic
+and collectives are the compiler's, of one device and one training step. **Times are estimated** from them and the
+published peaks of the chip: the least that is possible, not measured. Precision {PRECISION}, the published batch sizes.
+"""
+
+
+def write(plans: dict[str, dict]) -> None:
+  """Saves the plans and their table."""
+  log.write_durably(PLANS, json.dumps(plans, indent=1) + "\n")
+  lines = page.table({f"`{key}`": found for key, found in plans.items() if "stages" in found})
+  refused = [f"- `{key}`: {found['refused']}" for key, found in plans.items() if "refused" in found]
+  TABLE.write_text("\n".join([HEAD, *lines, "", *(["Not possible:", "", *refused, ""] if refused else [])]))
+
+
+def main(arguments=None) -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("names", nargs="*", default=NAMES, help="configs, NAME or NAME:ARGUMENT")
+  parser.add_argument("--topologies", nargs="+", default=TOPOLOGIES)
+  parser.add_argument("--again", action="store_true")
+  given = parser.parse_args(arguments)
+  jax.config.update("jax_platforms", "cpu")
+  plans = json.loads(PLANS.read_text()) if PLANS.is_file() else {}
+  for name in given.names:
+    file, _, argument = name.partition(":")
+    for wanted in given.topologies:
+      key = f"{name}, {wanted}"
+      if key in plans and not given.again:
+        continue
+      try:
+        config = load.read(f"{ROOT}/configs/{file}.py{f':{argument}' if argument else ''}")
+        load.override(config, "precision", PRECISION)
+        plans[key] = plan.make(config, topologies.find(wanted), say=lambda text: print(text, file=sys.stderr))
+      except LtjaxError as error:
+        plans[key] = dict(refused=str(error))
+      write(plans)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,1 @@
+"""Many runs, one after the other, each a process of its own: what reproduce and sweep share."""
