@@ -3,7 +3,7 @@ import math
 import pytest
 
 from ltjax import losses, recipes, schedules
-from ltjax.config import bind, spec
+from ltjax.config import bind, outside, spec
 from ltjax.errors import ConfigError
 
 
@@ -30,7 +30,7 @@ def test_a_short_run_has_a_curriculum_too():
 
 
 def test_every_exported_loss_belongs_under_one_key_of_a_config():
-  families = [bind.public(losses, spec.returns(axes)) for axes in ("b c", "b", "c", "")]
+  families = [bind.public(losses, outside.returns(axes)) for axes in ("b c", "b", "c", "")]
   names = [name for family in families for name in family]
   assert sorted(names) == sorted(losses.__all__)
   assert sorted(families[3]) == ["mean", "weighted_mean"]

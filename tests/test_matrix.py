@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ltjax import bridge, losses, recipes
-from ltjax.config import bind, check, parse, spec
+from ltjax.config import bind, check, outside, parse, spec
 from ltjax.data import samplers
 from ltjax.errors import ConfigError
 from ltjax.losses.objective import OFFERED
@@ -32,8 +32,8 @@ def blocks(choices, given=()) -> dict[str, dict]:
       if parameter.default is inspect.Parameter.empty and key not in given} for name, function in choices.items()}
 
 
-ADJUSTMENTS = {"none": None} | blocks(bind.public(losses, spec.returns("b c")), (*OFFERED, "seen_counts"))
-LOSSES = blocks(bind.public(losses, spec.returns("b")), (*OFFERED, "seen_counts"))
+ADJUSTMENTS = {"none": None} | blocks(bind.public(losses, outside.returns("b c")), (*OFFERED, "seen_counts"))
+LOSSES = blocks(bind.public(losses, outside.returns("b")), (*OFFERED, "seen_counts"))
 SAMPLERS = blocks(bind.public(samplers))
 HEADS = blocks(bind.public(heads), ("num_classes",))
 HEADS |= {f"{name}.cosine": dict(HEADS[name], cosine=True) for name in ("DisAlign", "LearnableScale")}

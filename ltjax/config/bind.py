@@ -302,3 +302,17 @@ def schedule(block, where: str, limits: str = ANY_NUMBER) -> Callable[[Clock], f
   if any(later <= earlier for earlier, later in zip(lists.get("at", ()), lists.get("at", ())[1:], strict=False)):
     raise ConfigError(f"{where}.at: expected increasing epochs, got {lists['at']!r}")
   return Schedule(call)
+
+
+def rates(block, where: str) -> dict[float, Callable[[Clock], float]]:
+  """{base: schedule} of a learning rate; several if its number, or its `base`, is a tuple of candidates."""
+  if isinstance(block, tuple | list):
+    bases, blocks = block, block
+  elif isinstance(block, Mapping | ConfigDict) and isinstance(block.get("base"), tuple | list):
+    bases, where = block["base"], f"{where}.base"
+    blocks = [dict(plain(block), base=base) for base in bases]
+  else:
+    return {0.0: schedule(block, where, "[0, inf)")}
+  if len(set(bases)) < 2:
+    raise ConfigError(f"{where}: expected a number, or a tuple of several candidates, got {show(bases)}")
+  return {float(base): schedule(block, where, "[0, inf)") for base, block in zip(bases, blocks, strict=True)}

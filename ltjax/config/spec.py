@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from ltjax import augment, losses, models, optim, posthoc, recipes
 from ltjax.augment import batches
 from ltjax.config import bind as b
+from ltjax.config import outside
 from ltjax.config.bind import Call
 from ltjax.config.keys import check_literals, stage_names
 from ltjax.data import decode, features, photos, samplers, sources
@@ -199,34 +200,6 @@ def _check_preset(preset) -> None:
                       f"{b.show(preset)}; choose a preset behind the colon, --config=FILE:preset=NAME")
 
 
-# -- checks of outside parts ------------------------------------------------------------------------------------------
-
-
-def _lacks(*parameters: str) -> Callable[[Callable], str | None]:
-  """A check that an outside function has `parameters`; "a|b" means one of the two."""
-
-  def check(part: Callable) -> str | None:
-    there = b.signature(part)
-    for wanted in parameters:
-      if not set(wanted.split("|")) & set(there):
-        return f"takes no {' or '.join(map(repr, wanted.split('|')))}, which it would be called with"
-    return None
-
-  return check
-
-
-def _backbone_lacks(part: Callable) -> str | None:
-  if not inspect.isclass(part) or not hasattr(part, "apply") or not hasattr(part, "init"):
-    return "is not a flax.linen module"
-  if "train" not in inspect.signature(part.__call__).parameters:
-    return "has no 'train' in __call__(self, images, *, train), which it is called with"
-  return None
-
-
-def _head_lacks(part: Callable) -> str | None:
-  return _backbone_lacks(part) or _lacks("num_classes")(part)
-
-
 # -- blocks -----------------------------------------------------------------------------------------------------------
 
 
@@ -244,28 +217,18 @@ def dataset(block) -> tuple[Call, dict]:
   return b.bind(block, choices, "dataset", given=("cache",), may_change=False, beside=tuple(READING)), reading
 
 
-def returns(axes: str) -> Callable[[Callable], bool]:
-  """A test whether a function's annotated result has `axes`, such as "b c"; without an annotation it passes."""
-
-  def accepts(function: Callable) -> bool:
-    annotation = inspect.signature(function).return_annotation
-    return getattr(annotation, "dim_str", axes) == axes
-
-  return accepts
-
-
 def _objective(block, where: str) -> tuple[Objective, Call | None]:
   adjust = None
   if block.adjust is not None:
-    adjust = b.bind(block.adjust, b.public(losses, returns("b c")), f"{where}.adjust", given=OFFERED,
-                    check=_lacks("logits|cosines"))
-  loss = b.bind(block.loss, b.public(losses, returns("b")), f"{where}.loss", given=OFFERED,
-                check=_lacks("logits|cosines", "labels"))
+    adjust = b.bind(block.adjust, b.public(losses, outside.returns("b c")), f"{where}.adjust", given=OFFERED,
+                    check=outside.lacks("logits|cosines"))
+  loss = b.bind(block.loss, b.public(losses, outside.returns("b")), f"{where}.loss", given=OFFERED,
+                check=outside.lacks("logits|cosines", "labels"))
   weights = None
   if block.class_weights is not None:
-    weights = b.bind(block.class_weights, b.public(losses, returns("c")), f"{where}.class_weights",
-                     given=("class_counts",), check=_lacks("class_counts"))
-  b.check_choice(block.reduce, tuple(b.public(losses, returns(""))), f"{where}.reduce")
+    weights = b.bind(block.class_weights, b.public(losses, outside.returns("c")), f"{where}.class_weights",
+                     given=("class_counts",), check=outside.lacks("class_counts"))
+  b.check_choice(block.reduce, tuple(b.public(losses, outside.returns(""))), f"{where}.reduce")
   return Objective(loss, adjust, weights is not None, block.reduce), weights
 
 
@@ -280,7 +243,7 @@ def _transforms(blocks, where: str) -> tuple[tuple[Call, ...], list]:
   for index, block in enumerate(_list(blocks, where)):
     at = f"{where}[{index}]"
     block = b.named_block(block, at, tuple(choices))
-    part = b.lookup(block["name"], choices, f"{at}.name", _lacks("batch|batches", "key"))
+    part = b.lookup(block["name"], choices, f"{at}.name", outside.lacks("batch|batches", "key"))
     if getattr(part, "streams", 1) > 1:
       if "sampler" not in block:
         others = [key for key in block if key != "name" and key not in b.signature(part)]
@@ -309,7 +272,7 @@ def _list(value, where: str) -> Sequence:
 def _augment(blocks, mixup: float, where: str) -> tuple[Call, ...]:
   choices = b.public(augment)
   calls = [b.bind(block, choices, f"{where}[{index}]", given=("images", "key", "labels", "progress"), may_change=False,
-                  check=_lacks("images", "key")) for index, block in enumerate(_list(blocks, where))]
+                  check=outside.lacks("images", "key")) for index, block in enumerate(_list(blocks, where))]
   if mixup:
     calls.append(Call(augment.mixup, dict(alpha=mixup), {}))
   return tuple(calls)
@@ -317,7 +280,7 @@ def _augment(blocks, mixup: float, where: str) -> tuple[Call, ...]:
 
 def sampler(block, where: str) -> Call:
   """A sampler block, bound."""
-  return b.bind(block, b.public(samplers), where, given=("class_counts",), check=_lacks("class_counts"))
+  return b.bind(block, b.public(samplers), where, given=("class_counts",), check=outside.lacks("class_counts"))
 
 
 def _optimizer(block, where: str) -> tuple[Call, dict]:
@@ -329,7 +292,7 @@ def _optimizer(block, where: str) -> tuple[Call, dict]:
   if "lr" in block or "learning_rate" in block:
     raise ConfigError(f"{where}: the learning rate is the stage's own key, {where.partition('.')[0]}.lr")
   call = b.bind(block, b.public(optim), where, given=("learning_rate", "lr", "mask"), may_change=False,
-                beside=(*AROUND, "no_decay"), check=_lacks("learning_rate|lr"))
+                beside=(*AROUND, "no_decay"), check=outside.lacks("learning_rate|lr"))
   if around["no_decay"] and "mask" not in call.arguments:
     raise ConfigError(f"{where}.no_decay: {call.name} takes no mask for its weight decay; write no_decay=()")
   return call, around
@@ -364,7 +327,7 @@ def _stage(config: ConfigDict, name: str) -> StageSpec:
   for key in STAGE_KEYS:
     if key not in block:
       raise ConfigError(f"{name}.{key}: missing; write stages with recipes.stage(...), which fills in the defaults")
-  rates = _rates(block.lr, f"{name}.lr")
+  rates = b.rates(block.lr, f"{name}.lr")
   for key, (kind, limits) in dict(epochs=(int, "[1, inf)"), batch_size=(int, "[1, inf)"),
                                   mixup=(float, "[0, inf)")).items():
     b.check_number(block[key], f"{name}.{key}", kind, limits)
@@ -379,30 +342,17 @@ def _stage(config: ConfigDict, name: str) -> StageSpec:
   head, head_where = (config.head, "head") if block.head is None else (block.head, f"{name}.head")
   optimizer, around = _optimizer(block.optimizer, f"{name}.optimizer")
   backbones = {key: value for key, value in b.public(models).items() if value is not models.Classifier}
-  backbone = b.bind(config.backbone, backbones, "backbone", given=("dtype",), may_change=False, check=_backbone_lacks)
+  backbone = b.bind(config.backbone, backbones, "backbone", given=("dtype",), may_change=False,
+                    check=outside.backbone_lacks)
   return StageSpec(
       name, block.epochs, block.batch_size, next(iter(rates.values())), objective, weights,
       tuple(sampler(*entry) for entry in ((block.sampler, f"{name}.sampler"), *further)),
       _augment(images, block.mixup, where), transforms, optimizer, around,
       backbone, b.bind(head, b.public(heads), head_where, given=("num_classes", "class_counts"), may_change=False,
-             check=_head_lacks), head_where, PRECISIONS[config.precision], *_trained(block, backbone, name),
+             check=outside.head_lacks), head_where, PRECISIONS[config.precision], *_trained(block, backbone, name),
       _patterns(block.reset, f"{name}.reset"), batch_norm, rates,
       None if block.head_init is None else b.bind(block.head_init, b.public(head_init), f"{name}.head_init",
                                                   given=head_init.OFFERED, may_change=False))
-
-
-def _rates(block, where: str) -> dict[float, Callable[[Clock], float]]:
-  """{base: schedule} of a learning rate; several where its number, or its `base`, is a tuple of candidates."""
-  if isinstance(block, tuple | list):
-    bases, blocks = block, block
-  elif isinstance(block, Mapping | ConfigDict) and isinstance(block.get("base"), tuple | list):
-    bases, where = block["base"], f"{where}.base"
-    blocks = [dict(b.plain(block), base=base) for base in bases]
-  else:
-    return {0.0: b.schedule(block, where, "[0, inf)")}
-  if len(set(bases)) < 2:
-    raise ConfigError(f"{where}: expected a number, or a tuple of several candidates, got {b.show(bases)}")
-  return {float(base): b.schedule(block, where, "[0, inf)") for base, block in zip(bases, blocks, strict=True)}
 
 
 def _backbone(call: Call, dtype, num_classes: int):

@@ -14,6 +14,7 @@ from ltjax.losses.arguments import check_fields
 from ltjax.models import tuning as tunings
 from ltjax.models.blocks import through
 from ltjax.models.initializers import kaiming_normal_fan_out
+from ltjax.models.numerics import depthwise
 
 __all__ = ["EfficientNet"]
 
@@ -110,7 +111,8 @@ class EfficientNet(nn.Module):
 
 def _conv(width, *, size, stride=1, groups=1, dtype, name):
   return nn.Conv(width, (size, size), strides=stride, padding="SAME", feature_group_count=groups, use_bias=False,
-                 kernel_init=kaiming_normal_fan_out, dtype=dtype, name=name)
+                 kernel_init=kaiming_normal_fan_out, dtype=dtype, name=name,
+                 conv_general_dilated=depthwise if groups > 1 else None)
 
 
 class _Block(nn.Module):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ltjax import losses, recipes
-from ltjax.config import bind, spec
+from ltjax.config import bind, outside, spec
 from ltjax.data import photos, samplers
 from ltjax.data.order import Order
 from ltjax.errors import DataError
@@ -18,8 +18,8 @@ from tests import photographs, tiny
 
 GIVEN = dict(power=dict(q=0.7), progressive=dict(progress=dict(name="linear")))
 SAMPLERS = {name: GIVEN.get(name, {}) for name in samplers.__all__}
-ADJUSTMENTS = [None, *bind.public(losses, spec.returns("b c"))]
-LOSSES = [*bind.public(losses, spec.returns("b"))]
+ADJUSTMENTS = [None, *bind.public(losses, outside.returns("b c"))]
+LOSSES = [*bind.public(losses, outside.returns("b"))]
 NEEDED = dict(label_aware_smoothing=dict(head=0.4, tail=0.1), effective_number=dict(beta=0.99), fbl=dict(alpha=60.0))
 
 
