@@ -24,7 +24,6 @@ from ltjax.data.order import Order
 from ltjax.distributed import platforms, processes, sharding
 from ltjax.errors import ConfigError
 from ltjax.models import preprocess
-from ltjax.models.identity import Identity
 from ltjax.report.progress import Progress
 from ltjax.schedules import Clock
 from ltjax.step import TrainState
@@ -242,8 +241,7 @@ class Stage:
     dataset = extract.cached(self, variables, folder, stops)
     if dataset is None:
       return None
-    # `Identity` leaves the parameters of the backbone unused.
-    return self._with(dataset=dataset, augmentation=feed.of_features(), model=self.model.clone(backbone=Identity()),
+    return self._with(dataset=dataset, augmentation=feed.of_features(), model=self.model.on_features(),
                       streamed=dataset.train[0].nbytes > RESIDENT)
 
   def _with(self, **parts) -> "Stage":

@@ -259,7 +259,7 @@ REFUSED = [
     (None, dict(insert="AFA", backbone=dict(name="ResNetBBN", depth=14)), "backbone.insert: ResNetBBN"),
     (None, dict(insert=None, backbone=dict(name="ResNetBBN", depth=14), representation__transforms=(
         dict(name="two_branches", sampler=dict(name="reverse"), share=0.5), BLOCK)),
-     "representation.transforms: nothing in the backbone makes the features"),
+     "representation.transforms: generate_features needs an insert between the layers of a backbone"),
 ]
 
 

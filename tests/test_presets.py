@@ -186,9 +186,10 @@ def test_a_preset_that_is_changed_in_part_says_so(argv, changed):
 
 @pytest.mark.parametrize(("call", "words"), [
     ("gcl_cifar.py:preset=papr", ("preset", "expected one of code, paper, short, got 'papr'", "'paper'")),
-    ("gcl_cifar.py:kang", ("'kang' is no choice", "cifar10, cifar100, code, paper, short")),
+    ("gcl_cifar.py:kang", ("'kang' is not a choice", "cifar10, cifar100, code, paper, short")),
     ("bbn_cifar.py:preset=paper", ("this config has one recipe, and no presets",)),
-    ("mislas_large.py:imagenet", ("'imagenet' is no choice (did you mean 'imagenet_lt'?)", "imagenet_lt, places_lt")),
+    ("mislas_large.py:imagenet", ("'imagenet' is not a choice (did you mean 'imagenet_lt'?)",
+                                  "imagenet_lt, places_lt")),
     ("mislas_large.py:dataset=cifar10", ("expected one of imagenet_lt, places_lt, inat, got 'cifar10'",)),
 ])
 def test_an_unknown_preset_or_data_set_is_refused(call, words):

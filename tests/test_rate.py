@@ -44,7 +44,7 @@ def test_the_run_is_that_of_the_chosen_rate(chosen, tmp_path):
 def test_a_run_that_continues_keeps_the_choice(chosen, tmp_path):
   candidates = config(dict(name="cosine", base=CANDIDATES))
   with pytest.raises(Interrupted):
-    tiny.run(candidates, tmp_path, stop_after=42)
+    tiny.run(candidates, tmp_path, stop_after=24)  # after the features, which are a batch a call
   path = tmp_path / "representation" / "learning_rate.json"
   before = path.stat().st_mtime_ns
   tiny.run(candidates, tmp_path)

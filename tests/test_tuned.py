@@ -63,6 +63,8 @@ def test_two_steps_move_what_is_trained_alone(loss, tuning, dataset):
       assert finite
     after, factors = optim.flat(jax.device_get(state.params)), optim.flat(stage.optimizer.factors)
     for path, leaf in before.items():
+      if path.startswith("head/fuse_"):  # these learn from prototypes, which the stage before would give
+        continue
       assert np.array_equal(leaf, after[path]) == (factors[path] is None), path
 
 

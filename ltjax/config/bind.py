@@ -313,6 +313,8 @@ def rates(block, where: str) -> dict[float, Callable[[Clock], float]]:
     blocks = [dict(plain(block), base=base) for base in bases]
   else:
     return {0.0: schedule(block, where, "[0, inf)")}
+  for base in bases:
+    check_number(base, where, float, "[0, inf)")
   if len(set(bases)) < 2:
     raise ConfigError(f"{where}: expected a number, or a tuple of several candidates, got {show(bases)}")
   return {float(base): schedule(block, where, "[0, inf)") for base, block in zip(bases, blocks, strict=True)}

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from ltjax.distributed import platforms
 from ltjax.models.camc import crop_windows
+from ltjax.models.identity import Identity
 
 __all__ = ["Classifier"]
 
@@ -25,6 +26,11 @@ class Classifier(nn.Module):
   """
   backbone: nn.Module
   head: nn.Module
+
+  @nn.nowrap
+  def on_features(self) -> "Classifier":
+    """The same head on features that the backbone has already computed; the backbone's parameters stay unused."""
+    return self.clone(backbone=Identity())
 
   def __call__(
       self, images: Float[Array, "b h w ch"], *, train: bool) -> tuple[Float[Array, "b c"], Float[Array, "b d"]]:

@@ -55,9 +55,11 @@ def of_run(spec, stages, results: Mapping, workdir: pathlib.Path, command: str, 
   simple = _attempt("the baselines", baselines.of_stage, last, variables) if spec.own_data else None
 
   def write():
-    full = results | {last.name: _attempt("the confusion matrix", with_matrix, results[last.name], seen)}
-    more = full[last.name] and _attempt("further measures", measures, full[last.name].confusion, last.class_counts,
-                                        last.dataset.class_names, seen)
+    full = results | {last.name: with_matrix(results[last.name], seen)}
+    more = None
+    if isinstance(full[last.name].confusion, np.ndarray):
+      more = _attempt("further measures", measures, full[last.name].confusion, last.class_counts,
+                      last.dataset.class_names, seen)
     complete = keep(found | dict(baselines=simple or []) | (dict(metrics=more) if more else {}))
     with writing(workdir):
       logs = {each.name: log.read(workdir / each.name / "metrics.jsonl") for each in stages}
@@ -81,10 +83,8 @@ def _attempt(what: str, function: Callable, *arguments):
 
 def with_matrix(result, seen):
   """`result` with a confusion matrix: that of many classes comes from the predictions `seen`, on the host alone."""
-  if not isinstance(result.confusion, tally.Tally):
+  if seen is None or not isinstance(result.confusion, tally.Tally):
     return result
-  if seen is None:
-    raise ValueError("there are no predictions that it could be made of")
   classes = len(result.confusion.total)
   return result._replace(confusion=metrics.confusion_matrix(seen.labels, seen.predicted, classes))
 
@@ -164,6 +164,9 @@ def draw(config: str, stages, results: Mapping, found: dict, seen, activations, 
   for old in folder.glob("*.png"):  # of an earlier report, which may not be drawn again
     old.unlink()
   counts, names, confusion = last.class_counts, last.dataset.class_names, results[last.name].confusion
+  if isinstance(confusion, tally.Tally):  # many classes, and no predictions that a matrix could be made of
+    (folder / "README.md").write_text(_page(last.name, found, []), encoding="utf-8")
+    return
   classes = tables.of_classes(confusion, counts, names)
   tables.write_classes(classes, folder / "classes.csv")
   if seen is not None:

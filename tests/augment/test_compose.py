@@ -201,7 +201,7 @@ def test_the_annotation_declares_the_input_of_an_operation():
   assert levels == dict(
       auto_augment=compose.PIXELS, jitter=compose.PIXELS, rand_augment=compose.PIXELS, random_crop=compose.PIXELS,
       random_resized_crop=compose.PIXELS, random_erasing=compose.NORMALIZED, cutmix=compose.MIXED, mixup=compose.MIXED,
-      cutout=None, flip=None)
+      central_crop=compose.PIXELS, cutout=None, flip=None)
 
 
 def test_annotations_in_quotes_count_and_missing_ones_mean_any_images():

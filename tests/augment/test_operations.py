@@ -69,7 +69,7 @@ def boxes_of(changed):
 
 
 def test_every_operation_is_here():
-  assert sorted(ALL) == sorted(augment.__all__)
+  assert sorted((*ALL, "central_crop")) == sorted(augment.__all__)  # which draws nothing and cuts files alone
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -74,7 +74,8 @@ def wrong_values(path: tuple, value) -> list:
   if isinstance(value, str):
     return [3, 0.5, ("a",)]
   if isinstance(value, tuple | list):
-    return ["all", 3, (None,), (("a", "b", "c"),), ({},)]
+    number = [] if path[-2:] == ("lr", "base") else [3]  # a tuple of learning rates to choose from, or one
+    return ["all", *number, (None,), (("a", "b", "c"),), ({},)]
   if isinstance(value, dict):
     return ["x", (1,), {}, {"x": 1}, True]
   return ["x", 3, True, {}] + ([()] if key != "augment" else [])  # None: an optional block

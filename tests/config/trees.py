@@ -49,6 +49,8 @@ def config(tree: dict) -> ConfigDict:
 def nodes(block, path: tuple = ()) -> Iterator[tuple[tuple, object]]:
   """(path, value) of every key, blocks before their entries; the index in a list is an int in the path."""
   for key, value in block.items() if isinstance(block, dict) else enumerate(block):
+    if (*path, key) == ("preset",):  # a record of how the config came about
+      continue
     if isinstance(block, dict):
       yield (*path, key), value
     if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(entry, dict) for entry in value)):

@@ -221,7 +221,7 @@ def test_the_parameters_have_two_top_keys(made):
   assert stage.init()["params"]["backbone"] == {}
 
 
-NEED_IMAGES = ("afa_cifar", "bbn_cifar", "camc_cifar", "camcpp_cifar")
+NEED_IMAGES = ("afa_cifar", "bbn_cifar", "camc_cifar", "camcpp_cifar", "lift_cifar")
 METHODS = sorted(path.stem for path in CONFIGS.glob("*_cifar.py") if path.stem not in NEED_IMAGES)
 
 
