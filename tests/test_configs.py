@@ -20,7 +20,8 @@ from tests import tiny
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
-ON_FILES = [name for name in NAMES if re.search("_(caltech|folder|imagenet_lt|inat|large|places_lt)$|^csv$|^folder$", name)]
+ON_FILES = [name for name in NAMES
+            if re.search("_(caltech|folder|imagenet_lt|inat|large|places_lt)$|^(csv|folder)$", name)]
 every_config = pytest.mark.parametrize("name", NAMES)
 PICTURES = {"training_curves", "accuracy_by_class_size", "confusion_matrix", "reliability", "feature_norms", "features"}
 
