@@ -1,5 +1,7 @@
 """Arithmetic for networks and heads: float32 or better, finite derivatives at zero, and convolutions that CPUs like."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -15,6 +17,14 @@ def depthwise(images, kernel, strides, padding, *, feature_group_count, **option
   if platforms.target() != "cpu":
     return jax.lax.conv_general_dilated(images, kernel, strides, padding, feature_group_count=feature_group_count,
                                         **options)
+  if not isinstance(padding, str):
+    padding = tuple(map(tuple, padding))
+  return _taps(images, kernel, tuple(strides), padding)
+
+
+# Compiled, so that a call outside of jit, as in drawing parameters, is one program and not hundreds.
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _taps(images, kernel, strides, padding):
   sides, taps = images.shape[1:3], kernel.shape[:2]
   if isinstance(padding, str):
     padding = jax.lax.padtype_to_pads(sides, taps, strides, padding)

@@ -50,9 +50,12 @@ def of_run(spec, stages, results: Mapping, workdir: pathlib.Path, command: str, 
 
   found = processes.from_first(lambda: keep(summary(spec, stages, results, workdir, command, bad_images)))
   # Of several processes, each takes part in what follows: the test set may be spread over their devices.
-  seen = _attempt("the predictions of the test set", predictions.of_stage, last, variables)
+  source = last
+  if last.has_constant_features:  # they are in the work folder
+    source = last.on_features(variables, workdir / "features", lambda _: False)
+  seen = _attempt("the predictions of the test set", predictions.of_stage, source, variables)
   activations = _attempt("the activation maps", cams.of_stage, last, variables)
-  simple = _attempt("the baselines", baselines.of_stage, last, variables) if spec.own_data else None
+  simple = _attempt("the baselines", baselines.of_stage, source, variables) if spec.own_data else None
 
   def write():
     full = results | {last.name: with_matrix(results[last.name], seen)}
