@@ -36,7 +36,7 @@ def of_stage(stage, variables: dict) -> list[dict]:
   kernel = posthoc.nearest_class_mean(train, labels, classes)
   predictions = {NAMES[0]: np.argmax(posthoc.nearest_mean_logits(test, kernel), axis=-1)}
   if train.size * classes <= LIMIT:
-    predictions[NAMES[1]] = _logistic_regression(train, labels, test)
+    predictions[NAMES[1]] = logistic_regression(train, labels, test)
   confusions = {name: metrics.confusion_matrix(truth, found, classes) for name, found in predictions.items()}
   return [dict(name=name, test=metrics.scores(confusion, stage.class_counts),
                balanced_accuracy=metrics.balanced_accuracy(confusion)) for name, confusion in confusions.items()]
@@ -60,7 +60,8 @@ def warn(results: dict) -> list[str]:
   return lines
 
 
-def _logistic_regression(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
+def logistic_regression(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:
+  """The classes [m] of `test` [m d] by a logistic regression on standardised features, classes weighted by 1 / n_c."""
   from sklearn.exceptions import ConvergenceWarning
   from sklearn.linear_model import LogisticRegression
   from sklearn.pipeline import make_pipeline
