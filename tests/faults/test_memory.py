@@ -16,7 +16,8 @@ def test_out_of_memory_gets_advice_and_leaves_the_checkpoint(tmp_path, monkeypat
     raise JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes.")
 
   monkeypatch.setattr(stage.Stage, "batches", batches)
-  monkeypatch.setattr(main.load, "parse", lambda *args: dict(config=config, workdir=str(workdir), strict=False))
+  monkeypatch.setattr(main.load, "parse", lambda *args: dict(
+      config=config, workdir=str(workdir), strict=False, compilation_cache="none"))
   assert main.main([], lambda: False) == 1
   err = capsys.readouterr().err
   assert "Traceback" not in err
