@@ -73,7 +73,7 @@ class Stage:
     images, size = self.dataset.train[0], self.augmentation.size
     if self.dataset.holds_features:
       return 1, *images.shape[2:]
-    if not isinstance(images, np.ndarray):
+    if self.dataset.holds_files:
       return 1, size, size, 3
     return (1, size, size, images.shape[-1]) if size else (1, *images.shape[1:])
 
@@ -321,7 +321,7 @@ def augmentation(spec: StageSpec, dataset, interpolation: str = "bilinear", crop
   operations = [(call.name, call.function, call) for call in calls]
   if dataset.holds_features:
     return feed.of_features(operations)
-  arrays = isinstance(dataset.train[0], np.ndarray)
+  arrays = not dataset.holds_files
   if not arrays:
     cut, *operations = calls[0], *operations[1:]
     options = {key: value for key, value in cut.constants.items() if key not in ("size", "interpolation")}

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from ltjax.commands import predict
+from ltjax.commands import evaluate, predict
 from ltjax.config import load
 from ltjax.workdir import manifest
 from tests import tiny
@@ -54,3 +54,11 @@ def test_it_predicts(finished):
   found = list(predict.predict(workdir, [str(root / "temple" / "0.jpg"), str(root / "flower" / "0.jpg")], top=1))
   assert [row.class_name for row in found] == ["temple", "flower"]
   assert jax.tree.all([row.probability > 0.5 for row in found])
+
+
+def test_it_is_evaluated_on_other_images(finished, tmp_path):
+  root, workdir, _ = finished
+  found = evaluate.evaluate(workdir, str(root), out=tmp_path)
+  assert found["final"]["overall"] == found["balanced_accuracy"] == found["metrics"]["balanced_accuracy"] == 1.0
+  assert found["data"]["test_images"] == sum(COUNTS.values())
+  assert found["baselines"] == []  # those of the run are of its own test images

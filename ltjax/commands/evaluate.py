@@ -164,7 +164,7 @@ def evaluate(workdir: pathlib.Path, data: str = "", root: str = "", split: str =
   names, counts = stage.dataset.class_names, stage.class_counts
   weights = priors(counts) | ({prior.name: read_prior(prior, names)} if prior else {})
   if data:
-    if stage.augmentation.boxes is None:
+    if not stage.dataset.holds_files:
       raise ConfigError(f"--data: {workdir} was trained on arrays of one size, not on image files; give --split "
                         "instead")
     images, labels = listed(data, root, names, stage.dataset.background)
@@ -189,7 +189,8 @@ def _results(before: Mapping, stage, confusion: np.ndarray, what: str, weights: 
   test = metrics.scores(confusion, stage.class_counts)
   row = before["stages"][stage.name] | dict(test=test, per_class=metrics.measured(confusion))
   return dict(before) | dict(
-      final=test, stages={stage.name: row}, posthoc=[], evaluated_on=shown(what, "json"),
+      final=test, balanced_accuracy=metrics.balanced_accuracy(confusion), stages={stage.name: row}, posthoc=[],
+      baselines=[], evaluated_on=shown(what, "json"),
       data=before["data"] | dict(test_images=int(confusion.sum())),
       priors={name: weighted_accuracy(confusion, values) for name, values in weights.items()})
 

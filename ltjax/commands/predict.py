@@ -87,7 +87,7 @@ def predict(workdir: pathlib.Path, names: Sequence[str], top: int = 5,
     DataError: an image cannot be decoded, and `bad` is None.
   """
   stage, variables = bridge.finished(workdir)
-  if isinstance(stage.dataset.train[0], np.ndarray):
+  if not stage.dataset.holds_files:
     raise ConfigError(f"{workdir}: the run was trained on arrays of one size, not on image files; predictions are made "
                       "with runs whose augment begins with random_resized_crop")
   size = stage.settings.eval_batch_size

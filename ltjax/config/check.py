@@ -270,7 +270,7 @@ def _check_posthoc(spec: RunSpec, block, where: str) -> None:
 
 def check_data(spec: RunSpec, dataset, devices: int) -> None:
   """Raises if the data set does not suit the config; reads no image."""
-  arrays, name = isinstance(dataset.train[0], np.ndarray), spec.dataset.name
+  arrays, name = not dataset.holds_files, spec.dataset.name
   for stage in spec.stages:
     _check_features(stage, stage.model(dataset.class_counts), dataset, name)
     check_batch(stage, devices, len(dataset.train[1]))

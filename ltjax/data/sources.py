@@ -55,6 +55,11 @@ class Dataset(NamedTuple):
   made_by: Mapping = {}
 
   @property
+  def holds_files(self) -> bool:
+    """Whether images are encoded files, of any size, and not arrays."""
+    return not isinstance(self.train[0], np.ndarray)
+
+  @property
   def holds_features(self) -> bool:
     """Whether these are features instead of images."""
     images = self.train[0]

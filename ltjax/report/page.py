@@ -146,14 +146,12 @@ def summary(spec, stages, results: Mapping, workdir: pathlib.Path, command: str,
 
 def _image_shape(dataset) -> list[int]:
   """[h w c] of arrays; empty for files, which have many sizes."""
-  images = dataset.train[0]
-  return list(images.shape[1:]) if isinstance(images, np.ndarray) else []
+  return [] if dataset.holds_files else list(dataset.train[0].shape[1:])
 
 
 def _image_type(dataset) -> str:
   """The type of the arrays, "uint8" for files."""
-  images = dataset.train[0]
-  return images.dtype.name if isinstance(images, np.ndarray) else "uint8"
+  return "uint8" if dataset.holds_files else dataset.train[0].dtype.name
 
 
 def draw(config: str, stages, results: Mapping, found: dict, seen, activations, logs: Mapping[str, list[dict]],
