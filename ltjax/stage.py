@@ -260,12 +260,14 @@ class Stage:
     return found
 
   def on_part(self, fraction: float) -> "Stage | None":
-    """This stage on features of which a part is held out; None where the others do not fill a batch.
+    """This stage on features of which a part is held out; None where there are too few for that.
 
-    Images that the data set holds out already are that part.
+    Images that the data set holds out already are that part. The others must fill a batch.
     """
     dataset = self.dataset
     if dataset.held_out is None:
+      if dataset.class_counts.max() < 2:  # there is no image to spare
+        return None
       kept, held = sources.hold_out(dataset.train[1], fraction, self.settings.seed)
       train, held_out = (tuple(array[places] for array in dataset.train) for places in (kept, held))
       dataset = dataset._replace(train=train, held_out=held_out, selected=dataset.selected[kept])

@@ -34,7 +34,7 @@ class StageResult(NamedTuple):
   `variables` holds its {"params", "batch_stats"}, `averaged` their moving average if the optimiser has one; `confusion`
   is the matrix on the test set, or its `Tally` where there are too many classes, `averaged_confusion` that of the
   average; `posthoc` holds the results of the methods that change this stage's model. `dropped` counts the examples left
-  out of the batches, over all epochs.
+  out of the batches, over all epochs; `learning_rate` is what `chosen_rate` found, if there were several.
   """
 
   variables: dict
@@ -44,6 +44,7 @@ class StageResult(NamedTuple):
   averaged_confusion: np.ndarray | metrics.Tally | None
   posthoc: list[dict]
   dropped: int
+  learning_rate: dict | None = None
 
 
 def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = None, reset_head: bool = False,
@@ -82,8 +83,10 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
     stage = stage.on_features(variables, workdir / "features", stops)
     if stage is None:
       raise Interrupted
+  rate = None
   if len(stage.spec.rates) > 1:
-    stage = with_chosen_rate(stage, variables, folder)
+    rate = chosen_rate(stage, variables, folder)
+    stage = stage.with_rate(rate["chosen"])
   if state is None:
     state = stage.make_state(bridge.start_head(stage, variables))
   done = start = int(jax.device_get(state.step))
@@ -142,7 +145,7 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
       progress.advance(count)
       stopping = stops(finite)
   journal.flush()
-  return result(stage, state, confusion)
+  return result(stage, state, confusion)._replace(learning_rate=rate)
 
 
 def result(stage: Stage, state: TrainState, confusion: np.ndarray | metrics.Tally | None) -> StageResult:
@@ -174,20 +177,21 @@ def check_start(stages: Sequence[Stage], reset_head: bool) -> None:
           "--config.pretrained=FILE", file=sys.stderr)
 
 
-def with_chosen_rate(stage: Stage, variables: dict, folder: pathlib.Path) -> Stage:
-  """`stage` with the best of its learning rates: seconds on features, and asked again it chooses the same.
+def chosen_rate(stage: Stage, variables: dict, folder: pathlib.Path) -> dict:
+  """The best of a stage's learning rates, and among which; chosen once, and kept in `folder/learning_rate.json`.
 
   Each candidate trains the head as the stage does, on four fifths of the training images; the one with the highest
-  balanced accuracy on the others is taken, of equals the first. `folder/learning_rate.json` keeps the choice.
+  balanced accuracy on the others is taken, of equals the first. On features that takes seconds.
 
   Args:
     stage: the stage, on features.
     variables: {"params", "batch_stats"} that it begins with, but for the start of its head.
     folder: of the stage.
   """
-  path, part = folder / RATE, stage.on_part(HELD_OUT)
+  path = folder / RATE
   found = processes.from_first(lambda: json.loads(path.read_text()) if path.is_file() else None)
   if found is None:
+    part = stage.on_part(HELD_OUT)
     started = part and bridge.start_head(part, variables)
     scores = {base: held_out_accuracy(part.with_rate(base), started) for base in stage.spec.rates} if part else {}
     middle = sorted(stage.spec.rates)[len(stage.spec.rates) // 2]
@@ -202,7 +206,7 @@ def with_chosen_rate(stage: Stage, variables: dict, folder: pathlib.Path) -> Sta
     tried, held_out = ", ".join(f"{base:g}" for base in stage.spec.rates), found["held_out_images"]
     why = f"best on {held_out} held-out training images" if held_out else "middle, for want of images to choose on"
     print(f"{stage.name}: learning rate {found['chosen']:g} of {tried}: the {why}", file=sys.stderr)
-  return stage.with_rate(found["chosen"])
+  return found
 
 
 def held_out_accuracy(stage: Stage, variables: dict) -> float:

@@ -52,7 +52,7 @@ def of_run(spec, stages, results: Mapping, workdir: pathlib.Path, command: str, 
   # Of several processes, each takes part in what follows: the test set may be spread over their devices.
   source = last
   if last.has_constant_features:  # they are in the work folder
-    source = last.on_features(variables, workdir / "features", lambda _: False)
+    source = _attempt("the features", last.on_features, variables, workdir / "features", lambda _: False) or last
   seen = _attempt("the predictions of the test set", predictions.of_stage, source, variables)
   activations = _attempt("the activation maps", cams.of_stage, last, variables)
   simple = _attempt("the baselines", baselines.of_stage, source, variables) if spec.own_data else None
@@ -200,16 +200,11 @@ def _stage(stage, folder: pathlib.Path, result) -> dict:
       # Named so that nobody takes it for the result: a number chosen on the test set is not the result.
       best_selected_on_test=dict(epoch=best["epoch"], overall=best["test"]["overall"]),
       held_out=held_out[-1]["held_out"] if held_out else None,  # after the last step
-      learning_rate=_choice(folder / "learning_rate.json"),
+      learning_rate=result.learning_rate,
       best_on_held_out=chosen and dict(step=chosen["step"], balanced_accuracy=chosen["held_out"]),
       skipped_steps=sum("skipped" in line for line in lines),
       epochs=stage.spec.epochs, batch_size=stage.spec.batch_size, steps=lines[-1]["step"], seconds=seconds,
       images_per_second=steps * stage.spec.batch_size / seconds if seconds else 0.0)  # 0: the log of times was lost
-
-
-def _choice(path: pathlib.Path) -> dict | None:
-  """The learning rate that was chosen on held-out images, and among which; None where the config gives one."""
-  return json.loads(path.read_text()) if path.is_file() else None
 
 
 def counts(results: dict) -> list[str]:
