@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import efficientnet_golden
 from ltjax import models
 from ltjax.augment import features
 from ltjax.errors import ConfigError, DataError
@@ -45,17 +46,9 @@ def inputs(golden):
 
 
 def drawn(golden) -> dict[str, np.ndarray]:
-  """The weights that benchmarks/efficientnet_golden.py draws."""
-  rng, found = np.random.RandomState(0), {}
-  for name, shape in zip(golden["names"].tolist(), golden["shapes"].tolist(), strict=True):
-    shape = tuple(map(int, shape.split("x")))
-    if name.endswith("running_var") or ("_bn" in name and name.endswith("weight")):
-      found[name] = rng.uniform(0.5, 1.5, shape)
-    elif len(shape) > 1:
-      found[name] = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
-    else:
-      found[name] = 0.1 * rng.standard_normal(shape)
-  return {name: value.astype(np.float32) for name, value in found.items()}
+  """The weights that the golden features were made with."""
+  shapes = zip(golden["names"].tolist(), golden["shapes"].tolist(), strict=True)
+  return efficientnet_golden.drawn({name: tuple(map(int, shape.split("x"))) for name, shape in shapes})
 
 
 def test_random_weights_give_the_features_of_the_package(golden, pooled, tmp_path):
