@@ -210,13 +210,18 @@ def chosen_rate(stage: Stage, variables: dict, folder: pathlib.Path) -> dict:
 
 
 def held_out_accuracy(stage: Stage, variables: dict) -> float:
-  """The balanced accuracy on held-out images after training `stage` from `variables`, in memory."""
+  """The balanced accuracy on held-out images after training `stage` from `variables`."""
+  return metrics.balanced_accuracy(stage.evaluators["held_out"](in_memory(stage, variables)))
+
+
+def in_memory(stage: Stage, variables: dict) -> dict:
+  """{"params", "batch_stats"} after training `stage` from `variables`, without a folder: nothing is logged or saved."""
   state, step = stage.make_state(jax.tree.map(jax.numpy.copy, variables)), 0  # a step takes its state's memory
   while step < stage.order.steps:
     count = stage.count(step, stage.order.steps)
     state, _ = stage.train_steps[count](state, stage.data, *stage.batches(step, count))
     step += count
-  return metrics.balanced_accuracy(stage.evaluators["held_out"](variables_of(state)))
+  return variables_of(state)
 
 
 class Flight:
