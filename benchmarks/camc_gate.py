@@ -60,7 +60,7 @@ def gates(made: stage.Stage, variables: dict) -> np.ndarray:
 
   for first in range(0, len(images), size):
     places = np.arange(first, min(first + size, len(images)))
-    found.append(np.asarray(look(variables, evaluate.pixels(images, places, made.augmentation.size))).ravel())
+    found.append(np.asarray(look(variables, evaluate.pixels(images, places, made.augmentation))).ravel())
   return np.concatenate(found)
 
 

@@ -24,11 +24,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from ltjax import losses  # noqa: E402
-from ltjax.config import bind, spec  # noqa: E402
+from ltjax.config import bind, outside  # noqa: E402
 from ltjax.report import page as report  # noqa: E402
 
 GOAL = 1.5
-ADJUSTMENT = spec.returns("b c")  # whether a function gives logits
+ADJUSTMENT = outside.returns("b c")  # whether a function gives logits
 DIM = 64
 CASES = {
   "fbl": dict(alpha=60.0),
@@ -48,7 +48,7 @@ DRAWS = ("gcl", "gcl_angular", "softmax_equalization")  # with a key, besides wi
 
 def functions() -> dict:
   """{row: (function, static keywords, whether it draws)} of every loss and adjustment."""
-  found = bind.public(losses, spec.returns("b")) | bind.public(losses, ADJUSTMENT)
+  found = bind.public(losses, outside.returns("b")) | bind.public(losses, ADJUSTMENT)
   rows = {name: (function, CASES.get(name, {}), False) for name, function in found.items()}
   rows |= {row: (found[row.split(",")[0]], keywords, False) for row, keywords in CASES.items() if "," in row}
   return rows | {f"{name}, drawing": (found[name], {}, True) for name in DRAWS}
