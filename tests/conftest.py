@@ -9,6 +9,7 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from ltjax.distributed import signals
 from ltjax.report import activation_maps, figures, predictions
 
 
@@ -21,6 +22,14 @@ def compiled_once(tmp_path_factory):
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
   compilation_cache.reset_cache()  # programs compiled during collection have fixed that there is no cache
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals_end_no_test_process():
+  """Commands that tests call would listen for signals for ever, and the next signal would end all tests at once."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(signals, "listen", lambda: lambda: False)
+    yield
 
 
 @pytest.fixture(scope="module", autouse=True)
