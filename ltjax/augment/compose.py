@@ -61,8 +61,8 @@ def compose(operations: Sequence[tuple[str, Callable, Callable]], normalize: Cal
 
   A further argument `progress`, the part of the stage that is over, goes to the operations that take it.
 
-  Images are normalised right after the last operation that wants raw pixels. An operation that takes either kind
-  works on raw pixels before that place, and on normalised images after it.
+  Images are normalised right after the last operation that wants raw pixels and the flips that follow it. An operation
+  that takes either kind works on raw pixels before that place, and on normalised images after it.
 
   Args:
     operations: (name, function, the function with its hyper-parameters bound) in their order.
@@ -74,7 +74,8 @@ def compose(operations: Sequence[tuple[str, Callable, Callable]], normalize: Cal
   check_order([(name, function) for name, function, _ in operations])
   names, levels = [name for name, _, _ in operations], [level(function) for _, function, _ in operations]
   pixels = max((place + 1 for place, wanted in enumerate(levels) if wanted == PIXELS), default=0)
-
+  while pixels < len(operations) and getattr(operations[pixels][1], "rearranges", False):
+    pixels += 1
   moving = ["progress" in inspect.signature(function).parameters for _, function, _ in operations]
 
   def apply(images, key, labels, mean, std, progress=0.0):

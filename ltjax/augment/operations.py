@@ -24,6 +24,9 @@ def flip(images: Real[Array, "b h w c"], key: jax.Array) -> Real[Array, "b h w c
   return arithmetic.random_flip(images, key)
 
 
+flip.rearranges = True  # the pixels only: the same before and after normalisation, but bytes move faster than floats
+
+
 def jitter(images: UInt8[Array, "b h w 3"], key: jax.Array, *,
            strengths: Annotated[Sequence[float], "[0, 1]"]) -> Real[Array, "b h w 3"]:
   """Brightness, contrast and saturation by factors uniform in 1 +- strength, in a random order; hue if asked for.
