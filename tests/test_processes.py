@@ -329,18 +329,6 @@ def _connection(port: int) -> socket.socket:
   raise AssertionError("process 0 does not listen")
 
 
-@pytest.mark.parametrize(("host", "address"), [
-    ("127.0.0.1", "127.0.0.1"), ("localhost", "127.0.0.1"), ("0.0.0.0", "0.0.0.0"), ("192.0.2.7", ""),
-    ("no.such.host.invalid", "")])
-def test_process_0_listens_only_on_its_address(host, address):
-  assert rendezvous.local_address(host) == address
-
-
-def test_only_the_given_address_is_bound():
-  with rendezvous._listener("127.0.0.1", port := free_port(), 0) as listener:
-    assert listener.getsockname() == ("127.0.0.1", port)
-
-
 def test_a_collective_that_timed_out_is_a_missing_process(monkeypatch):
   class Watch:
     def unheard(self, seconds):
@@ -352,33 +340,6 @@ def test_a_collective_that_timed_out_is_a_missing_process(monkeypatch):
   monkeypatch.setattr(processes, "_watch", Watch())
   assert "came too late for it: process 2 (host a, pid 3), silent for 31 s; the newest" in processes.find_lost(late)
   assert processes.find_lost(ValueError("shapes differ")) == ""
-
-
-def test_compilation_switched_off_is_one_error():
-  with jax.disable_jit(), pytest.raises(errors.ConfigError, match="^JAX_DISABLE_JIT: .* unset it"):
-    processes.start({})
-
-
-def test_a_port_in_use_is_reported():
-  with socket.create_server(("", 0)) as taken, pytest.raises(errors.MissingProcess, match="cannot listen on port"):
-    rendezvous.meet(f"localhost:{taken.getsockname()[1]}", 0, 2, watchdog.Timing(1, 1, 1), 0.3)
-
-
-NAMED = dict(LTJAX_COORDINATOR="localhost:1234", LTJAX_PROCESSES="2", LTJAX_PROCESS_ID="0")
-
-
-@pytest.mark.parametrize("key", NAMED)
-@pytest.mark.parametrize("value", ["", "x", "-1", "2.5", "a:b", ":1"])
-def test_a_wrong_environment_is_named(key, value):
-  with pytest.raises(errors.ConfigError, match=f"^{key}: "):
-    processes.start(NAMED | {key: value})
-
-
-@pytest.mark.parametrize("key", ["LTJAX_HEARTBEAT", "LTJAX_STALL", "LTJAX_INIT_TIMEOUT"])
-@pytest.mark.parametrize("value", ["x", "0", "-1", "inf", "nan"])
-def test_a_wrong_time_is_named(key, value):
-  with pytest.raises(errors.ConfigError, match=f"^{key}: expected seconds"):
-    processes.start(NAMED | {key: value})
 
 
 def test_a_step_of_slurm_is_recognised():
