@@ -1,7 +1,7 @@
 """Writes the generated blocks of README.md: python benchmarks/readme.py
 
-The tables of methods and presets come from the configs, their docstrings and tests/golden; the results on digits come
-from benchmarks/results/digits.md. A test fails if the README is out of date.
+The tables of methods and presets come from the configs, their docstrings and tests/golden; the results on digits and
+photographs come from benchmarks/results/. A test fails if the README is out of date.
 """
 
 import ast
@@ -114,9 +114,19 @@ def digits() -> str:
   return (ROOT / "benchmarks" / "results" / "digits.md").read_text().split("\n", 1)[1].strip()
 
 
+def photographs() -> str:
+  """The results of a pretrained backbone on photographs, beside those of training from scratch."""
+  results = ROOT / "benchmarks" / "results"
+  text = (results / "folder.md").read_text().split("\n", 1)[1].strip()
+  (scratch,) = re.findall(r"^\| gcl_caltech (.*)$", (results / "caltech.md").read_text(), flags=re.MULTILINE)
+  rows, _, rest = text.rpartition("\n\nA run took")
+  rest = rest.replace("(caltech.md)", "(benchmarks/results/caltech.md)")
+  return f"{rows}\n| GCL, half a ResNet-10 from scratch, 64 px {scratch}\n\nA run took{rest}"
+
+
 def filled(readme: str) -> str:
   """`readme` with its generated blocks up to date."""
-  for name, content in (("digits", digits()), ("methods", methods()), ("presets", presets.table())):
+  for name, content in (("digits", digits()), ("photographs", photographs()), ("methods", methods()), ("presets", presets.table())):
     before, rest = readme.split(f"<!-- {name} -->\n")
     readme = f"{before}<!-- {name} -->\n{content}\n<!-- end -->{rest.split('<!-- end -->', 1)[1]}"
   return readme
