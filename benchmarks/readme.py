@@ -126,7 +126,8 @@ def photographs() -> str:
 
 def filled(readme: str) -> str:
   """`readme` with its generated blocks up to date."""
-  for name, content in (("digits", digits()), ("photographs", photographs()), ("methods", methods()), ("presets", presets.table())):
+  for name, content in dict(
+      digits=digits(), photographs=photographs(), methods=methods(), presets=presets.table()).items():
     before, rest = readme.split(f"<!-- {name} -->\n")
     readme = f"{before}<!-- {name} -->\n{content}\n<!-- end -->{rest.split('<!-- end -->', 1)[1]}"
   return readme

@@ -67,7 +67,8 @@ def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "", st
 
 def main(arguments: list[str] | None = None, stop=_STOP) -> int:
   """The command line; returns the exit code. `stop` says whether the run has been asked to stop."""
-  logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax logs every file it writes
+  # Orbax logs every file that it writes, and a failed save with pages of traceback; SaveError says it in a sentence.
+  logging.getLogger("absl").setLevel(logging.CRITICAL)
   arguments = sys.argv[1:] if arguments is None else arguments
   code, words, workdir = 0, "finished", None
   try:

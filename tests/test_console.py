@@ -72,3 +72,14 @@ def test_a_command_whose_reader_has_seen_enough_ends_in_silence():
   found = subprocess.run([sys.executable, "-m", "ltjax", "--help"], cwd=ROOT, stdout=stream, stderr=subprocess.PIPE)
   os.close(stream)
   assert (found.returncode, found.stderr) == (0, b"")
+
+
+def test_what_a_failed_save_leaves_behind_is_not_shown_and_other_faults_are():
+  class Found:
+    exc_value = None
+
+  shown = []
+  for words in ("Event loop is closed", "no number"):
+    Found.exc_value = RuntimeError(words)
+    console._unraisable(Found, show=lambda found: shown.append(str(found.exc_value)))
+  assert shown == ["no number"]

@@ -42,7 +42,7 @@ class Lossy:
 
 
 def protect() -> None:
-  """Makes `sys.stdout` and `sys.stderr` lossy, and turns characters outside their encoding into escapes.
+  """Makes `sys.stdout` and `sys.stderr` lossy, escapes characters outside their encoding, and shows less noise.
 
   For programs; the library never calls it.
   """
@@ -55,3 +55,13 @@ def protect() -> None:
     if hasattr(stream, "reconfigure"):
       stream.reconfigure(errors="backslashreplace")
     setattr(sys, name, Lossy(stream))
+  sys.unraisablehook = _unraisable
+
+
+def _unraisable(found, show=sys.unraisablehook) -> None:
+  """Shows an exception that nobody can catch, but not those of a save that has failed: it is reported as a whole.
+
+  The writes of tensorstore may end after Orbax has closed the event loop that waited for them.
+  """
+  if str(found.exc_value) != "Event loop is closed":
+    show(found)

@@ -290,7 +290,10 @@ def _orbax() -> ocp.Checkpointer:
 
 
 def _one_line(error: Exception) -> str:
-  return " ".join(str(error).split()).split(". ")[0][:200] or type(error).__name__
+  text = " ".join(str(error).split())
+  if system := re.search(r"([A-Z][^:]*) \[os_error_code=", text):  # tensorstore's: the cause comes after long names
+    return system[1]
+  return text.split(". ")[0][:200] or type(error).__name__
 
 
 def _items(state) -> dict[str, dict]:

@@ -27,6 +27,7 @@ def test_a_run_reports_failed_saves_and_continues_when_they_work_again(tmp_path,
       ["sh", "-c", 'ulimit -f 7; exec "$@"', "sh", sys.executable, "-m", *runs.command(workdir, "2")], cwd=ROOT,
       text=True, capture_output=True, timeout=240, env=os.environ | runs.environment(cache))
   assert ended.returncode == 74, ended.stderr[-3000:]
+  assert "Traceback" not in ended.stderr and "ERROR:absl" not in ended.stderr
   last = [line for line in ended.stderr.splitlines() if line.startswith("error: ")][-1]
   assert f"{workdir}/representation/checkpoints/5: the checkpoint could not be saved" in last
   assert "make room or repair the folder" in last
