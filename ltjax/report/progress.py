@@ -78,7 +78,8 @@ class Progress:
     left = seconds * (self._steps - self._done)
     amount, unit = next((left / size, unit) for size, unit in ((3600, "h"), (60, "min"), (1, "s"))
                         if left >= 2 * size or unit == "s")
-    return f", {self._batch_size / max(seconds, 1e-9):,.0f} images/s, {amount:.0f} {unit} left"
+    rate = self._batch_size / max(seconds, 1e-9)
+    return f", {rate:{',.0f' if rate >= 100 else '.3g'}} images/s, {amount:.0f} {unit} left"
 
 
 def _can_write(stream, text: str) -> bool:
