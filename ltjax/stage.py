@@ -63,7 +63,7 @@ class Stage:
     spec, counts = self.spec, dataset.class_counts
     return Order(dataset.train[1], len(counts), batch_size=spec.batch_size, epochs=spec.epochs,
                  seed=self.settings.seed, stage=spec.name,
-                 samplers=[sampler(call, spec.name, counts) for call in spec.samplers])
+                 samplers=[sampler(call, spec.name, counts) for call in spec.samplers], draws=spec.draws)
 
   # -- parameters -----------------------------------------------------------------------------------------------------
 

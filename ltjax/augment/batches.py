@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ltjax.augment import features
 
-__all__ = ["generate_features", "two_branches"]
+__all__ = ["contrastive_views", "generate_features", "two_branches"]
 
 
 class Term(NamedTuple):
@@ -94,7 +94,31 @@ def two_branches(batches: tuple[Batch, Batch], key: jax.Array, *,
                (own._replace(weight=share), other._replace(weight=1 - share)))
 
 
-two_branches.streams = 2  # it joins batches of two samplers
+two_branches.draws = (0, 1)  # the sampler of each batch that it joins: the stage's, then its own
+two_branches.needs = "takes_branches"  # the trait of a backbone that takes what it makes
+
+
+def contrastive_views(batches: tuple[Batch, Batch, Batch], key: jax.Array) -> Batch:
+  """Puts a batch for the classifier before two views of another batch, for `losses.hybrid_contrastive`.
+
+  The stage's sampler draws the images of the two views, which differ in their augmentation. The images for the
+  classifier come from a sampler of their own, which the block names as `sampler`. BatchNorm sees all three together.
+
+  Args:
+    batches: both views, then the batch for the classifier, each of plain images.
+    key: not used.
+
+  References:
+    Wang et al., `Contrastive Learning based Hybrid Networks for Long-Tailed Image Classification
+    <https://arxiv.org/abs/2103.14267>`_, 2021.
+  """
+  del key
+  rows = batches[2], batches[0], batches[1]
+  labels = jnp.concatenate([batch.terms[0].labels for batch in rows])
+  return Batch(jnp.concatenate([batch.inputs for batch in rows]), (Term(labels, 1.0),))
+
+
+contrastive_views.draws = (0, 0, 1)
 
 
 def generate_features(batch: Batch, key: jax.Array, *, num_classes: int,

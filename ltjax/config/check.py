@@ -105,6 +105,13 @@ def _check_parts(stage: StageSpec, model, names: Sequence[str]) -> None:
   if stage.class_weights and _trait(loss, "of_batch"):
     raise ConfigError(f"{name}.class_weights: {loss.name} is the loss of a complete batch, so its examples cannot have "
                       "different weights; write class_weights=None")
+  rows_of, projects = _trait(loss, "rows_of"), getattr(head, "projects", False)
+  if rows_of and (stage.join is None or stage.join.name != rows_of):
+    raise ConfigError(f"{name}.loss: {loss.name} reads the rows as {rows_of} arranges them; write {name}.transforms="
+                      f"(dict(name={rows_of!r}, sampler=dict(name='class_balanced')),), or another loss")
+  if projects and stage.batch_norm != "train":
+    raise ConfigError(f"{name}.batch_norm: {head_name} gives its projections to the loss in train mode only; write "
+                      "batch_norm='train', or another head")
   if _trait(adjust, "drops_columns") and _trait(loss, "of_batch"):
     raise ConfigError(f"{name}.loss: {loss.name} reads down the columns of the logits, some of which {adjust.name} "
                       "drops at random; write loss=dict(name='cross_entropy'), or adjust=None")
@@ -130,12 +137,13 @@ def _check_parts(stage: StageSpec, model, names: Sequence[str]) -> None:
 
 def _check_join(stage: StageSpec, model) -> None:
   name, call = stage.name, stage.join
-  if not getattr(model.backbone, "takes_branches", False):
+  needs = getattr(call.function, "needs", None)
+  if needs and not getattr(model.backbone, needs, False):
     raise ConfigError(f"{name}.transforms: {call.name} makes two batches, but the backbone {stage.backbone.name!r} "
                       "takes one; write backbone=dict(name='ResNetBBN')")
   if stage.head.constants.get("crops"):
-    raise ConfigError(f"{stage.head_where}.crops: crops are taken of one batch, but {call.name} of {name} makes two; "
-                      "remove one of them")
+    raise ConfigError(f"{stage.head_where}.crops: crops are taken of one batch, but {call.name} of {name} joins "
+                      "several; remove one of them")
   if mixing := [op.name for op in stage.augment if mixes(op)]:
     raise ConfigError(f"{name}.mixup: {call.name} makes two batches, which {mixing[0]} would mix once more; "
                       "write mixup=0.0, or remove the transform")

@@ -16,7 +16,7 @@ Sampler = Callable[[Clock], np.ndarray] | Cycle | None
 
 
 class Order:
-  """Example indices of every batch of a stage, from one stream of examples or, for two-branch networks, from two.
+  """Example indices of every batch of a stage, from one stream of examples or, for two-branch networks, from several.
 
   Without a sampler an epoch is a permutation of the data. Batches have one static shape, so the epoch drops its last
   N mod B examples; the next epoch permutes all of them again. With probabilities every position is an independent draw
@@ -25,7 +25,7 @@ class Order:
   """
 
   def __init__(self, labels: np.ndarray, num_classes: int, *, batch_size: int, epochs: int, seed: int, stage: str,
-               samplers: Sequence[Sampler] = (None,)):
+               samplers: Sequence[Sampler] = (None,), draws: Sequence[int] = ()):
     self.epochs, self.batch_size, self.steps_per_epoch = epochs, batch_size, len(labels) // batch_size
     # Examples that fit into no batch of an epoch. Only a permutation leaves any out.
     self.dropped = len(labels) % batch_size if None in samplers else 0
@@ -33,6 +33,7 @@ class Order:
     counts = np.bincount(labels, minlength=num_classes)
     self._streams = [_Stream(by_class, counts, batch_size, seed, (stage, "order", *["branch"] * number), sampler)
                      for number, sampler in enumerate(samplers)]
+    self._draws = tuple(draws) or tuple(range(len(self._streams)))  # the stream of each column
 
   @property
   def steps(self) -> int:
@@ -44,9 +45,9 @@ class Order:
     return Clock(step, self.steps_per_epoch, self.epochs)
 
   def batch(self, step: int) -> np.ndarray:
-    """int32 [batch_size], or [batch_size streams] where there are several: the examples of batch `step`."""
+    """int32 [batch_size], or [batch_size columns] where there are several: the examples of batch `step`."""
     batches = [stream.batch(self.clock(step)) for stream in self._streams]
-    return batches[0] if len(batches) == 1 else np.stack(batches, axis=-1)
+    return batches[0] if len(self._draws) == 1 else np.stack([batches[stream] for stream in self._draws], axis=-1)
 
 
 class _Stream:

@@ -2,6 +2,7 @@
 
 from ltjax.losses.adjustment import fbl, logit_adjustment, seesaw, softmax_equalization
 from ltjax.losses.angular import arcface, gcl_angular, kps_angular
+from ltjax.losses.contrastive import hybrid_contrastive
 from ltjax.losses.cross_entropy import cross_entropy, focal
 from ltjax.losses.disentangling import lade, prior_lade
 from ltjax.losses.margins import cosface, gcl, kps, ldam
@@ -20,6 +21,7 @@ __all__ = [
   "focal",
   "gcl",
   "gcl_angular",
+  "hybrid_contrastive",
   "inverse_frequency",
   "kps",
   "kps_angular",

@@ -3,7 +3,8 @@
 Call a head as `head(features, train=train)`; most compute the same in training and in evaluation. Each head declares
 its output and its needs: `gives` is "logits" (the default), "cosines" or "scaled_cosines"; `keeps_norm` is False if
 the length of the features does not affect the logits; a head with `takes_maps` takes the feature maps before pooling;
-one with `wants_prototypes` holds features of training images; one with `batch_statistics` holds running statistics.
+one with `wants_prototypes` holds features of training images; one with `batch_statistics` holds running statistics;
+one that `projects` returns (logits, projections) in training, and the loss takes the latter for features.
 """
 
 import math
@@ -20,7 +21,8 @@ from ltjax.models.camc import CAMC
 from ltjax.models.initializers import kaiming_normal
 from ltjax.models.numerics import full_precision, length, matmul, normalize
 
-__all__ = ["CAMC", "Cosine", "DisAlign", "LearnableScale", "Linear", "NormalizedLinear", "TDE", "WeightNorm"]
+__all__ = ["CAMC", "Cosine", "DisAlign", "LearnableScale", "Linear", "NormalizedLinear", "ProjectedLinear", "TDE",
+           "WeightNorm"]
 
 _normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")  # N(0, 1) / sqrt(d), untruncated
 
@@ -51,6 +53,46 @@ class Linear(nn.Module):
     kernel = self.param("kernel", kaiming_normal, (dim, self.num_classes), jnp.float32)
     bias = self.param("bias", start, (self.num_classes,), jnp.float32)
     return matmul(full_precision(features), kernel) + bias
+
+
+class ProjectedLinear(nn.Module):
+  """`Linear`, and beside it a projection for a contrastive loss: p = W_2 ReLU(W_1 x + b_1) + b_2.
+
+  All of the projection starts as the linear head does. Evaluation ignores it.
+
+  Args:
+    num_classes: c.
+    dim: of the projections; 128 in supervised contrastive learning.
+    hidden: units of the hidden layer; 0 for as many as the features have.
+
+  References:
+    Khosla et al., `Supervised Contrastive Learning <https://arxiv.org/abs/2004.11362>`_, 2020; Wang et al.,
+    `Contrastive Learning based Hybrid Networks for Long-Tailed Image Classification
+    <https://arxiv.org/abs/2103.14267>`_, 2021.
+  """
+  num_classes: int
+  dim: Annotated[int, "[1, inf)"] = 128
+  hidden: Annotated[int, "[0, inf)"] = 0
+
+  projects = True
+
+  def __post_init__(self):
+    check_fields(self)
+    super().__post_init__()
+
+  @nn.compact
+  def __call__(self, features: Float[Array, "b d"], *, train: bool = False) -> Float[Array, "b c"] | tuple[
+      Float[Array, "b c"], Float[Array, "b p"]]:
+    """Returns the logits [b c] of features [b d], in float32 (float64 for float64); in training also projections."""
+    inner = Linear(self.num_classes)
+    nn.share_scope(self, inner)
+    x = full_precision(features)
+    for number, width in ((1, self.hidden or x.shape[-1]), (2, self.dim)):
+      kernel = self.param(f"project_kernel{number}", kaiming_normal, (x.shape[-1], width), jnp.float32)
+      bias = self.param(f"project_bias{number}", _symmetric_uniform(x.shape[-1]**-0.5), (width,), jnp.float32)
+      x = matmul(nn.relu(x) if number == 2 else x, kernel) + bias
+    logits = inner(features, train=train)
+    return (logits, x) if train else logits
 
 
 class Cosine(nn.Module):
