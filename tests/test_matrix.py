@@ -33,9 +33,12 @@ def blocks(choices, given=()) -> dict[str, dict]:
 
 
 ADJUSTMENTS = {"none": None} | blocks(bind.public(losses, outside.returns("b c")), (*OFFERED, "seen_counts"))
-LOSSES = blocks(bind.public(losses, outside.returns("b")), (*OFFERED, "seen_counts"))
+# Without the loss that belongs to one transform, and the head whose projections it takes: see test_contrastive.py.
+LOSSES = blocks({name: function for name, function in bind.public(losses, outside.returns("b")).items()
+                 if not hasattr(function, "rows_of")}, (*OFFERED, "seen_counts"))
 SAMPLERS = blocks(bind.public(samplers))
-HEADS = blocks(bind.public(heads), ("num_classes",))
+HEADS = blocks({name: head for name, head in bind.public(heads).items() if not hasattr(head, "projects")},
+               ("num_classes",))
 HEADS |= {f"{name}.cosine": dict(HEADS[name], cosine=True) for name in ("DisAlign", "LearnableScale")}
 HEADS["CAMC.crops"] = dict(HEADS["CAMC"], crops=2)
 HEADS["NormalizedLinear.features"] = dict(HEADS["NormalizedLinear"], normalize_features=True)

@@ -105,16 +105,10 @@ def _check_parts(stage: StageSpec, model, names: Sequence[str]) -> None:
   if stage.class_weights and _trait(loss, "of_batch"):
     raise ConfigError(f"{name}.class_weights: {loss.name} is the loss of a complete batch, so its examples cannot have "
                       "different weights; write class_weights=None")
-  rows_of, projects = _trait(loss, "rows_of"), getattr(head, "projects", False)
-  if rows_of and (stage.join is None or stage.join.name != rows_of):
-    raise ConfigError(f"{name}.loss: {loss.name} reads the rows as {rows_of} arranges them; write {name}.transforms="
-                      f"(dict(name={rows_of!r}, sampler=dict(name='class_balanced')),), or another loss")
-  if projects and stage.batch_norm != "train":
-    raise ConfigError(f"{name}.batch_norm: {head_name} gives its projections to the loss in train mode only; write "
-                      "batch_norm='train', or another head")
   if _trait(adjust, "drops_columns") and _trait(loss, "of_batch"):
     raise ConfigError(f"{name}.loss: {loss.name} reads down the columns of the logits, some of which {adjust.name} "
                       "drops at random; write loss=dict(name='cross_entropy'), or adjust=None")
+  _check_projections(stage, head)
   if getattr(head, "wants_prototypes", False):
     _check_prototypes(stage, names)
   groups = stage.backbone.constants.get("bn_groups", 1)
@@ -135,17 +129,37 @@ def _check_parts(stage: StageSpec, model, names: Sequence[str]) -> None:
                       "cut into parts; write accumulate=1")
 
 
+def _check_projections(stage: StageSpec, head) -> None:
+  """Raises unless a head's projections, the loss of them and the transform that arranges the rows come together."""
+  name, loss, adjust = stage.name, stage.objective.loss, stage.objective.adjust
+  rows_of, projects = _trait(loss, "rows_of"), getattr(head, "projects", False)
+  if rows_of and (stage.join is None or stage.join.name != rows_of):
+    raise ConfigError(f"{name}.loss: {loss.name} reads the rows as {rows_of} arranges them; write {name}.transforms="
+                      f"(dict(name={rows_of!r}, sampler=dict(name='class_balanced')),), or another loss")
+  if projects and "features" not in loss.arguments:
+    raise ConfigError(f"{stage.head_where}: {loss.name} of {name} does not take the projections of {stage.head.name}; "
+                      "write head=dict(name='Linear'), or loss=dict(name='hybrid_contrastive', ...)")
+  if projects and adjust and "features" in adjust.arguments:
+    raise ConfigError(f"{name}.adjust: {adjust.name} would take the projections of {stage.head.name} for features; "
+                      "write adjust=None, or head=dict(name='Linear')")
+  if projects and stage.batch_norm != "train":
+    raise ConfigError(f"{name}.batch_norm: {stage.head.name} gives its projections to the loss in train mode only; "
+                      "write batch_norm='train', or another head")
+
+
 def _check_join(stage: StageSpec, model) -> None:
   name, call = stage.name, stage.join
+  number = {2: "two", 3: "three"}.get(len(call.function.draws), "several")
   needs = getattr(call.function, "needs", None)
   if needs and not getattr(model.backbone, needs, False):
-    raise ConfigError(f"{name}.transforms: {call.name} makes two batches, but the backbone {stage.backbone.name!r} "
-                      "takes one; write backbone=dict(name='ResNetBBN')")
+    raise ConfigError(f"{name}.transforms: {call.name} makes {number} batches, but the backbone "
+                      f"{stage.backbone.name!r} takes one; write backbone=dict(name='ResNetBBN')")
   if stage.head.constants.get("crops"):
-    raise ConfigError(f"{stage.head_where}.crops: crops are taken of one batch, but {call.name} of {name} joins "
+    raise ConfigError(f"{stage.head_where}.crops: crops are taken of one batch, but {call.name} of {name} makes "
                       "several; remove one of them")
   if mixing := [op.name for op in stage.augment if mixes(op)]:
-    raise ConfigError(f"{name}.mixup: {call.name} makes two batches, which {mixing[0]} would mix once more; "
+    raise ConfigError(f"{name}.mixup: {call.name} makes {number} batches, which {mixing[0]} would mix once "
+                      "more; "
                       "write mixup=0.0, or remove the transform")
 
 
