@@ -5,6 +5,8 @@ import sys
 
 from ml_collections import ConfigDict
 
+from ltjax.recipes.arguments import one_of
+
 CIFAR = ("cifar10", "cifar100")  # choices for `arguments`
 LARGE = ("imagenet_lt", "places_lt", "inat")  # likewise
 
@@ -79,7 +81,7 @@ def resnets(first: str) -> tuple[str, ...]:
 
 def resnet(name: str) -> dict:
   """The backbone block of a ResNet or ResNeXt (32x4d) by name, such as "resnext50"."""
-  return dict(name="ResNet", **_RESNETS[name], bn_groups=1)
+  return dict(name="ResNet", **one_of("backbone", name, _RESNETS), bn_groups=1)
 
 
 def last_block(backbone: str, part: str = "stage4_block3") -> dict:
