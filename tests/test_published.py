@@ -22,8 +22,8 @@ CIFAR = [row for row in ROWS if row["dataset"].startswith("cifar")]
 OURS = list(reproducible())
 # Methods that are only quoted and that ltjax does not have, or not on the data set or with the second stage of a row.
 WITHOUT = {"bbn", "capsule", "capsule_tde", "cosine_tde", "de_confound", "decoupling_ncm", "decoupling_tau", "fslwf",
-           "iem", "l2rw", "lifted_loss", "meta_class_weight", "meta_class_weight_focal", "meta_class_weight_ldam",
-           "meta_weight_net", "oltr", "range_loss", "rethink_da"}
+           "iem", "lifted_loss", "meta_class_weight", "meta_class_weight_focal", "meta_class_weight_ldam",
+           "oltr", "range_loss", "rethink_da"}
 CALLS = sorted({published(row) for row in OURS})
 NAMES = dict(imagenet="imagenet_lt", places="places_lt", inat18="inat2018")
 

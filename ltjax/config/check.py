@@ -120,6 +120,8 @@ def _check_parts(stage: StageSpec, model, names: Sequence[str]) -> None:
   for call in stage.transforms:
     if _trait(call, "adds_rows"):
       _check_added_rows(stage, model, call)
+  if stage.draws_held_out:
+    _check_held_out(stage)
   pieces = stage.around["accumulate"]
   if stage.batch_size % pieces:
     raise ConfigError(f"{name}.optimizer.accumulate: {pieces} does not divide {name}.batch_size={stage.batch_size}; "
@@ -161,6 +163,20 @@ def _check_join(stage: StageSpec, model) -> None:
     raise ConfigError(f"{name}.mixup: {call.name} makes {number} batches, which {mixing[0]} would mix once "
                       "more; "
                       "write mixup=0.0, or remove the transform")
+
+
+def _check_held_out(stage: StageSpec) -> None:
+  """Raises where the weights of examples that a transform learns have no meaning."""
+  name, call, loss = stage.name, stage.join, stage.objective.loss
+  if _trait(loss, "of_batch"):
+    raise ConfigError(f"{name}.transforms: {call.name} weighs each example, but {loss.name} is the loss of a complete "
+                      "batch; use another loss, or remove the transform")
+  if _trait(stage.samplers[1], "permutes"):
+    raise ConfigError(f"{name}.transforms[0].sampler: {stage.samplers[1].name} draws without replacement, for which "
+                      "few held-out images do not suffice; write sampler=dict(name='class_balanced')")
+  if stage.around["accumulate"] > 1:
+    raise ConfigError(f"{name}.optimizer.accumulate: {call.name} weighs the examples of a complete batch, which "
+                      "cannot be cut into parts; write accumulate=1")
 
 
 def mixes(call) -> bool:
@@ -296,6 +312,10 @@ def check_data(spec: RunSpec, dataset, devices: int) -> None:
   for stage in spec.stages:
     _check_features(stage, stage.model(dataset.class_counts), dataset, name)
     check_batch(stage, devices, len(dataset.train[1]))
+    if stage.draws_held_out and (dataset.held_out is None or not arrays):
+      raise ConfigError(f"{stage.name}.transforms: {stage.join.name} learns on held-out images "
+                        + ("in memory, but those here are files" if not arrays else "and there are none; write "
+                           "--config.dataset.holdout=0.1, or holdout_each=10 in config.dataset") + "; or remove it")
     first = stage.augment[0] if stage.augment else None
     if not arrays and not hasattr(first and first.function, "boxes"):
       raise ConfigError(f"augment: the images of {name!r} have many sizes; write augment=(dict(name="

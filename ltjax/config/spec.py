@@ -71,12 +71,17 @@ class StageSpec(NamedTuple):
   @property
   def join(self) -> Call | None:
     """The transform that joins several batches, if any."""
-    return next((call for call in self.transforms if joins(call.function)), None)
+    return next((call for call in self.transforms if hasattr(call.function, "draws")), None)
 
   @property
   def draws(self) -> tuple[int, ...]:
-    """For each batch that a step takes, the sampler that draws it."""
+    """For each batch of a step, the sampler that draws it."""
     return self.join.function.draws if self.join else (0,)
+
+  @property
+  def draws_held_out(self) -> bool:
+    """Whether the second sampler draws from the images that are held out."""
+    return bool(self.join) and getattr(self.join.function, "draws_held_out", False)
 
   def model(self, class_counts: Sequence[int] | np.ndarray | None) -> models.Classifier:
     """The network; without class counts for two classes, as a check of the parameters needs no more."""
@@ -237,11 +242,6 @@ def _objective(block, where: str) -> tuple[Objective, Call | None]:
   return Objective(loss, adjust, weights is not None, block.reduce), weights
 
 
-def joins(transform: Callable) -> bool:
-  """Whether a transform joins several batches."""
-  return hasattr(transform, "draws")
-
-
 def _transforms(blocks, where: str) -> tuple[tuple[Call, ...], list]:
   """(bound transforms, [(sampler block, its path)] of further batches)."""
   calls, further, choices = [], [], b.public(batches)
@@ -249,7 +249,7 @@ def _transforms(blocks, where: str) -> tuple[tuple[Call, ...], list]:
     at = f"{where}[{index}]"
     block = b.named_block(block, at, tuple(choices))
     part = b.lookup(block["name"], choices, f"{at}.name", outside.lacks("batch|batches", "key"))
-    if joins(part):
+    if hasattr(part, "draws"):  # it joins several batches
       if "sampler" not in block:
         others = [key for key in block if key != "name" and key not in b.signature(part)]
         misspelt = next((key for key in others if nearest(key, ["sampler"])), None)

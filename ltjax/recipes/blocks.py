@@ -11,14 +11,16 @@ CIFAR = ("cifar10", "cifar100")  # choices for `arguments`
 LARGE = ("imagenet_lt", "places_lt", "inat")  # likewise
 
 
-def cifar_lt(dataset: str, *, imbalance: float) -> ConfigDict:
+def cifar_lt(dataset: str, *, imbalance: float, holdout_each: int = 0) -> ConfigDict:
   """CIFAR-10-LT or CIFAR-100-LT with ResNet-32, pad-4 crops and flips; `dataset.dir` empty means TFDS.
+
+  `holdout_each` images of each class are held out, from those outside the long-tailed set where there are any.
 
   `dataset.pipeline` "tf_data" gives the same batches as "resident" and keeps the images off the device.
   """
   return _run(
       dataset=dict(name=dataset, dir="", imbalance=float(imbalance), profile="exponential", subset_seed=0,
-                   holdout=0.0, pipeline="resident"),
+                   holdout=0.0, pipeline="resident", **dict(holdout_each=holdout_each) if holdout_each else {}),
       augment=(dict(name="random_crop", padding=4), dict(name="flip")), backbone=dict(name="ResNetCIFAR", depth=32))
 
 

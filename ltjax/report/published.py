@@ -58,8 +58,8 @@ _MISLAS = {
 _DATASETS = dict(imagenet=("imagenet_lt", "resnet50"), places=("places_lt", "resnet152"), inat18=("inat", "resnet50"))
 # Methods with a config for CIFAR, with one for all of the large data sets, and with one for each of those.
 _CIFAR = ("arcface", "bbn", "camc", "camcpp", "cb_fine_tuning", "cb_focal", "ce", "ce_mixup_crt", "contrastive",
-          "cosface", "equalization", "fbl", "focal", "gcl", "gcl_lws", "gcl_tau_norm", "kps", "ldam_drw",
-          "logit_adjustment", "mislas", "mislas_kps", "tde")
+          "cosface", "equalization", "fbl", "focal", "gcl", "gcl_lws", "gcl_tau_norm", "kps", "l2rw",
+          "ldam_drw", "logit_adjustment", "meta_weight_net", "mislas", "mislas_kps", "tde")
 _LARGE = ("arcface", "cb_focal", "ce_mixup_crt", "cosface", "cosine", "disalign", "equalization", "focal", "lade",
           "ldam_drw", "logit_adjustment", "lws", "mislas", "mislas_kps", "tde")
 _LARGE_SCALE = ("camc", "camcpp", "ce", "ce_crt", "fbl", "gcl", "kps", "norm_fc")
