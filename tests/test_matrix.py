@@ -33,9 +33,10 @@ def blocks(choices, given=()) -> dict[str, dict]:
 
 
 ADJUSTMENTS = {"none": None} | blocks(bind.public(losses, outside.returns("b c")), (*OFFERED, "seen_counts"))
-# Without the loss that belongs to one transform, and the head whose projections it takes: see test_contrastive.py.
+# Without losses that belong to one transform or head, and heads whose projections they take: see test_contrastive.py
+# and models/test_oltr.py.
 LOSSES = blocks({name: function for name, function in bind.public(losses, outside.returns("b")).items()
-                 if not hasattr(function, "rows_of")}, (*OFFERED, "seen_counts"))
+                 if not hasattr(function, "rows_of") and not hasattr(function, "takes")}, (*OFFERED, "seen_counts"))
 SAMPLERS = blocks(bind.public(samplers))
 HEADS = blocks({name: head for name, head in bind.public(heads).items() if not hasattr(head, "projects")},
                ("num_classes",))

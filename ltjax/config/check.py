@@ -138,6 +138,10 @@ def _check_projections(stage: StageSpec, head) -> None:
   if rows_of and (stage.join is None or stage.join.name != rows_of):
     raise ConfigError(f"{name}.loss: {loss.name} reads the rows as {rows_of} arranges them; write {name}.transforms="
                       f"(dict(name={rows_of!r}, sampler=dict(name='class_balanced')),), or another loss")
+  takes = _trait(loss, "takes")
+  if takes and takes != projects:
+    raise ConfigError(f"{name}.loss: {loss.name} takes the {takes} of a head for features, and {stage.head.name} gives "
+                      "none; write head=dict(name='OLTR'), or another loss")
   if projects and "features" not in loss.arguments:
     raise ConfigError(f"{stage.head_where}: {loss.name} of {name} does not take the projections of {stage.head.name}; "
                       "write head=dict(name='Linear'), or loss=dict(name='hybrid_contrastive', ...)")

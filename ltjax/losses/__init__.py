@@ -2,6 +2,7 @@
 
 from ltjax.losses.adjustment import fbl, logit_adjustment, seesaw, softmax_equalization
 from ltjax.losses.angular import arcface, gcl_angular, kps_angular
+from ltjax.losses.centroids import discriminative_centroids
 from ltjax.losses.contrastive import hybrid_contrastive
 from ltjax.losses.cross_entropy import cross_entropy, focal
 from ltjax.losses.disentangling import lade, prior_lade
@@ -16,6 +17,7 @@ __all__ = [
   "class_balanced_focal",
   "cosface",
   "cross_entropy",
+  "discriminative_centroids",
   "effective_number",
   "fbl",
   "focal",

@@ -61,7 +61,7 @@ _CIFAR = ("arcface", "bbn", "camc", "camcpp", "cb_fine_tuning", "cb_focal", "ce"
           "cosface", "equalization", "fbl", "focal", "gcl", "gcl_lws", "gcl_tau_norm", "kps", "l2rw",
           "ldam_drw", "logit_adjustment", "meta_weight_net", "mislas", "mislas_kps", "tde")
 _LARGE = ("arcface", "cb_focal", "ce_mixup_crt", "cosface", "cosine", "disalign", "equalization", "focal", "lade",
-          "ldam_drw", "logit_adjustment", "lws", "mislas", "mislas_kps", "tde")
+          "ldam_drw", "logit_adjustment", "lws", "mislas", "mislas_kps", "oltr", "tde")
 _LARGE_SCALE = ("camc", "camcpp", "ce", "ce_crt", "fbl", "gcl", "kps", "norm_fc")
 _RESNEXT = ("cosine", "lade", "tde")  # configs whose backbone on ImageNet-LT is a ResNeXt-50
 
@@ -126,6 +126,8 @@ def _large_scale(row: Mapping[str, str]) -> str:
     raise _none(row, ("afa", *_LARGE_SCALE, *_LARGE))
   if dataset == "imagenet_lt" and stem in ("afa", "camc", "camcpp", "ce_crt", "norm_fc", *_RESNEXT):
     backbone = "resnext50"
+  if (dataset, stem) == ("imagenet_lt", "oltr"):
+    backbone = "resnet10"
   entries = [f"backbone={row['backbone']}" if row["backbone"] != backbone else "", given]
   if stem in _LARGE:
     return ",".join((f"configs/{stem}_large.py:{dataset}", *filter(None, entries)))
