@@ -47,8 +47,12 @@ DRAWS = ("gcl", "gcl_angular", "softmax_equalization")  # with a key, besides wi
 
 
 def functions() -> dict:
-  """{row: (function, static keywords, whether it draws)} of every loss and adjustment."""
+  """{row: (function, static keywords, whether it draws)} of every loss and adjustment of logits.
+
+  Losses that belong to a transform or a head compare features, and cost what their shape costs.
+  """
   found = bind.public(losses, outside.returns("b")) | bind.public(losses, ADJUSTMENT)
+  found = {name: function for name, function in found.items() if not {"rows_of", "takes"} & set(vars(function))}
   rows = {name: (function, CASES.get(name, {}), False) for name, function in found.items()}
   rows |= {row: (found[row.split(",")[0]], keywords, False) for row, keywords in CASES.items() if "," in row}
   return rows | {f"{name}, drawing": (found[name], {}, True) for name in DRAWS}

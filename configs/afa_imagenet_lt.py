@@ -4,7 +4,8 @@ python -m ltjax.main --config=configs/afa_imagenet_lt.py --workdir=runs/afa_imag
     --config=configs/afa_imagenet_lt.py:retrain=false                                   other arguments
     preset=paper    the paper; what it leaves silent is our choice (default); 52.6
     preset=kang     second stage as in Kang et al.'s code: class-aware sampling, BatchNorm trains; none
-Published 52.6 (many 64.8, medium 49.6, few 28.5; table IV), and 48.9 (68.2, 42.9, 15.3) with retrain=false.
+Published 52.6 (many 64.8, medium 49.6, few 28.5; table IV), and 48.9 (68.2, 42.9, 15.3) with retrain=false. With
+decomposition=none, the paper's baselines, 49.6, and 44.4 with retrain=false; both are copies.
 ltjax: see benchmarks/results.
 ResNeXt-50. A run of two stages reports both; retrain=false stops after the first. Ablations as in afa_cifar.py.
 Deviations: each epoch leaves out the last N mod 512 images of its permutation (static shapes); the last epoch, not the

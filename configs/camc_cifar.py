@@ -11,6 +11,9 @@ ResNet-32 (the paper names no backbone for CIFAR); the paper's optimiser, epochs
 prototypes and threshold (CIFAR-100: 100; CIFAR-10: 200 at imbalance 100 and 200, 1000 at 10, 20 and 50, which is
 threshold=1000), weight decay 2e-4 as in the other CIFAR configs, because the paper gives none. Ablations: pick=first or
 kmeans; shared_fusion=true; fusion_size=1; fusion_layers=2; normalize_prototypes=true; num_prototypes=; g=.
+    python -m ltjax sweep configs/camc_cifar.py:cifar100 --arg g=0.03125,0.0625,0.125,0.25,0.5,1,2,4,8,16,32   as fig. 6
+    python -m ltjax sweep configs/camc_cifar.py:cifar100 --arg threshold=20,100,inf                            as fig. 8
+    python -m ltjax sweep configs/camc_cifar.py:cifar100 --arg num_prototypes=1,3,5,7
 Deviations: each epoch leaves out the last N mod 256 images of its permutation (static shapes); the last epoch is
 reported and starts the next stage.
 """

@@ -13,6 +13,8 @@ threshold=1000), weight decay 2e-4 as in the other CIFAR configs, because the pa
 side in training and testing: 2 by default, because the paper gives no number for CIFAR (5 is best on ImageNet-LT).
 Ablations: pick=first or kmeans; shared_fusion=true; fusion_size=1; fusion_layers=2; normalize_prototypes=true;
 num_prototypes=; g=.
+    python -m ltjax sweep configs/camcpp_cifar.py:cifar100 --arg crops=2,3,4,5             as table III
+    python -m ltjax sweep configs/camcpp_cifar.py:cifar100 --arg threshold=20,100,inf      as fig. 8
 Deviations: each epoch leaves out the last N mod 256 images of its permutation (static shapes); the last epoch is
 reported and starts the next stage.
 """

@@ -3,7 +3,8 @@
 python -m ltjax.main --config=configs/ce_crt_imagenet_lt.py --workdir=runs/ce_crt_imagenet    default
     --config=configs/ce_crt_imagenet_lt.py:mixup=0.2                                          other arguments
 Published 49.6 with ResNeXt-50 (many 61.8, medium 46.2, few 27.4), 44.4 after the first stage (the released code's
-page). With GCL's schedule, ResNet-50 and mixup the thesis has 51.68 (table 5.3).
+page). CAMC copies 49.5, backbone=resnet10 41.8 and backbone=resnext152 52.4 (table IV). With GCL's schedule, ResNet-50
+and mixup the thesis has 51.68 (table 5.3).
 ltjax: see benchmarks/results.
 ResNeXt-50 and the released code's configuration (facebookresearch/classifier-balancing), class-aware sampling in the
 second stage.

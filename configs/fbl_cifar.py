@@ -12,6 +12,8 @@ ResNet-32. The paper's lambda is log n_max - log n, not divided by its maximum, 
 the last epoch; its alpha has no number, so preset=paper has the 13 that gives the strength of the code's 60 at
 imbalance 100. Thesis table 4.1 has batch size 128, its text and the paper 64. The other curricula are the paper's
 ablation.
+    python -m ltjax sweep configs/fbl_cifar.py --arg curriculum=parabolic,linear_decrease,linear_increase,sine_increase
+    python -m ltjax sweep configs/fbl_cifar.py --arg curriculum=cosine_increase
 Deviations: each epoch leaves out the last N mod 64 images of its permutation (static shapes); the last epoch is
 reported, not the best on the test set.
 """

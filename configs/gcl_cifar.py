@@ -9,6 +9,8 @@ Published on CIFAR-10-LT 82.68 (imbalance 100; 79.03 at 200, 85.46 at 50; thesis
 sampler=instance 80.41, sampler=class_balanced 82.43, sampler=effective_number 82.47, cloud_size=cosine 79.21,
 cloud_size=power_1_3 80.80, cloud_size=power_1_4 82.31. On CIFAR-100-LT 48.71 (imbalance 100; 44.88 at 200, 53.55 at 50;
 thesis table 5.2).
+    python -m ltjax sweep configs/gcl_cifar.py --arg cloud_size=log,cosine,power_1_3,power_1_4
+    python -m ltjax sweep configs/gcl_cifar.py --arg sampler=cben,class_balanced,effective_number,instance
 ltjax: see benchmarks/results.
 ResNet-32. The paper's batches, decays, noise and second stage differ from its code's, whose scales and margins it does
 not give; its second learning rate is 0.1 times the "decay ratio" 0.2.

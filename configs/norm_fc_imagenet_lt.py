@@ -5,7 +5,9 @@ python -m ltjax.main --config=configs/norm_fc_imagenet_lt.py --workdir=runs/norm
     preset=paper    the paper; what it leaves silent is our choice (default); 48.1 as trained, 51.3 re-trained
     preset=kang     second stage as in Kang et al.'s code: class-aware sampling, BatchNorm trains, new classifier; none
 Published (table II, ResNeXt-50) as trained 48.1 (many 68.9, medium 41.1, few 14.2), re-trained 51.3 (66.0, 46.7, 26.7),
-nearest class mean 51.2 (65.4, 46.2, 29.3); with classifier=linear 46.4 as trained (66.4, 40.1, 12.0).
+nearest class mean 51.2 (65.4, 46.2, 29.3). With retrain=linear the same three are 46.4, 50.0 and 49.8 for
+classifier=linear, 46.8, 50.5 and 50.0 for classifier=wn, 42.8, 46.9 and 45.0 for classifier=wn_g, 46.6, 49.9 and 49.4
+for g=1. Table III calls the re-trained 51.3 CAMC with tau = 0.
 ltjax: see benchmarks/results.
 ResNeXt-50. One run gives the three evaluations of the paper's table II: as trained (stage representation), re-trained
 with class-balanced sampling (classifier), and nearest class mean (post-hoc). With retrain=linear the second stage

@@ -2,7 +2,7 @@
 
 python -m ltjax.main --config=configs/tde_large.py --workdir=runs/tde    ImageNet-LT
     --config=configs/tde_large.py:places_lt,batch_size=128               another data set
-No published number in tests/golden/published_results.csv.
+Published on ImageNet-LT 51.8 (many 62.7, medium 48.8, few 31.6; AFA table IV).
 ltjax: see benchmarks/results.
 The released configuration of ImageNet-LT: ResNeXt-50, 90 epochs, batch size 512, cosine decay from 0.2, weight decay
 5e-4, two heads, tau 16, gamma 1/32, alpha 3. The one of Places-LT is the same, from scratch; ours is a pretrained

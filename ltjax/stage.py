@@ -61,9 +61,19 @@ class Stage:
 
   def _order(self, dataset) -> Order:
     spec, counts = self.spec, dataset.class_counts
+    second = dataset.held_out_counts if spec.draws_held_out else counts
+    samplers = [sampler(call, spec.name, own) for call, own in zip(spec.samplers, (counts, second), strict=False)]
     return Order(dataset.train[1], len(counts), batch_size=spec.batch_size, epochs=spec.epochs,
-                 seed=self.settings.seed, stage=spec.name,
-                 samplers=[sampler(call, spec.name, counts) for call in spec.samplers])
+                 seed=self.settings.seed, stage=spec.name, samplers=samplers, draws=spec.draws,
+                 others=dataset.held_out[1] if spec.draws_held_out else None)
+
+  @property
+  def _drawn(self):
+    """The data set whose training images are what the indices of a batch mean."""
+    if not self.spec.draws_held_out:
+      return self.dataset
+    return self.dataset._replace(train=tuple(
+        np.concatenate(parts) for parts in zip(self.dataset.train, self.dataset.held_out, strict=True)))
 
   # -- parameters -----------------------------------------------------------------------------------------------------
 
@@ -111,8 +121,16 @@ class Stage:
     """`variables`, as `init` returns them, as a state at step 0."""
     return TrainState(
         step=jnp.zeros((), jnp.int32), opt_state=self.optimizer.init(variables["params"]),
-        loss_state=self.objective.init_state(len(self.class_counts)),
+        loss_state=(self.objective.init_state(len(self.class_counts)) or {}) | self._weigher() or None,
         ema=self.optimizer.init_average(**variables), window=steps.init_window(), **variables)
+
+  def _weigher(self) -> dict:
+    """{"weigher": the first state} of a transform that learns weights with one; else nothing."""
+    init = getattr(self.spec.join and self.spec.join.function, "init", None)
+    if init is None:
+      return {}
+    given = {name: value for name, value in self.spec.join.constants.items() if name in bind.signature(init)}
+    return dict(weigher=init(prng.stream(self.settings.seed, self.name, "weigher"), **given))
 
   def make_state(self, variables: dict) -> TrainState:
     """`wrap`, on the devices."""
@@ -127,13 +145,13 @@ class Stage:
   @functools.cached_property
   def batch(self) -> Callable[[int], Any]:
     """The training examples: step -> this process's rows of its batch, on the host."""
-    return feed.make(self.dataset, self.order, self.augmentation, self.mesh, streamed=self.streamed,
+    return feed.make(self._drawn, self.order, self.augmentation, self.mesh, streamed=self.streamed,
                      seed=self.settings.seed, stage=self.name)
 
   @property
   def constants(self) -> dict:
     """The constant arrays of the step, on the host, and the stage's random key."""
-    return feed.constants(self.dataset, self.streamed) | dict(
+    return feed.constants(self._drawn, self.streamed) | dict(
         class_counts=self.class_counts.astype(np.float32), key=prng.stream(self.settings.seed, self.name))
 
   @functools.cached_property

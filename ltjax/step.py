@@ -9,7 +9,7 @@ import optax
 from flax import struct
 
 from ltjax import optim
-from ltjax.augment.batches import Batch
+from ltjax.augment.batches import Batch, Weighing
 from ltjax.distributed import platforms
 from ltjax.losses.objective import Objective
 from ltjax.models import batch_norm
@@ -18,8 +18,8 @@ from ltjax.models import batch_norm
 class TrainState(struct.PyTreeNode):
   """Everything that changes during a stage.
 
-  `loss_state` belongs to losses that declare a state, `ema` to an optimiser with a moving average; otherwise both are
-  None. `window` sums the numbers for the log since its last line.
+  `loss_state` belongs to losses that declare a state and to weights that are learned, `ema` to an optimiser with a
+  moving average; otherwise both are None. `window` sums the numbers for the log since its last line.
   """
 
   step: jax.Array
@@ -43,7 +43,7 @@ class Parts(NamedTuple):
     model: (inputs, train) -> (logits, features), a linen module.
     optimizer: an `optim.Optimizer`.
     objective: the loss.
-    transform: (data, batch, key, scalars) -> `Batch`, inside jit.
+    transform: (data, batch, key, scalars) -> `Batch` or `Weighing`, inside jit.
     batch_norm: "train", "eval", "shift", or patterns of the layers that train; see `recipes.stage`.
     on_nonfinite: "stop" or "skip".
   """
@@ -77,13 +77,20 @@ def make_gradients(parts: Parts):
     batch, key_loss = parts.transform(data, batch, key, scalars), jax.random.fold_in(key, 1)
     trained, frozen = optim.split(state.params, factors)
 
-    def loss_fn(trained, batch_stats, loss_state, batch: Batch, piece, totals):
+    def forward(trained, batch_stats, inputs, piece):
       variables = dict(params=optim.join(trained, frozen), batch_stats=batch_stats)
       train, layers = batch_norm.mode(parts.batch_norm)
       with layers:
-        (logits, features), updates = model.apply(
-            variables, batch.inputs, train=train, mutable=["batch_stats"],
-            rngs=dict(dropout=jax.random.fold_in(jax.random.fold_in(key, 4), piece)))
+        return model.apply(variables, inputs, train=train, mutable=["batch_stats"],
+                           rngs=dict(dropout=jax.random.fold_in(jax.random.fold_in(key, 4), piece)))
+
+    def row_losses(trained, batch: Batch):
+      (logits, features), _ = forward(trained, state.batch_stats, batch.inputs, 0)
+      return objective.values(logits, batch.terms[0].labels, features=features, key=key_loss, scalars=scalars,
+                              class_counts=data["class_counts"], state=state.loss_state)
+
+    def loss_fn(trained, batch_stats, loss_state, batch: Batch, piece, totals):
+      (logits, features), updates = forward(trained, batch_stats, batch.inputs, piece)
       for term in batch.observed:
         loss_state = objective.update_state(loss_state, logits[:len(term.labels)], term.labels, term.weight)
       keys = jax.random.split(jax.random.fold_in(key_loss, piece) if pieces > 1 else key_loss, len(batch.terms))
@@ -95,10 +102,13 @@ def make_gradients(parts: Parts):
                           total=total)
       return loss, (logits, updates.get("batch_stats", {}), loss_state)
 
-    differentiate = jax.value_and_grad(loss_fn, has_aux=True)
+    differentiate, weighted, loss_state = jax.value_and_grad(loss_fn, has_aux=True), batch, state.loss_state
+    if isinstance(batch, Weighing):
+      weighted, loss_state = weighed(batch, row_losses, trained, loss_state, scalars["lr"])
+      batch = batch.batch  # accuracies count all rows alike
     if pieces == 1:
       (loss, (logits, batch_stats, loss_state)), grads = differentiate(
-          trained, state.batch_stats, state.loss_state, batch, 0, [None] * len(batch.terms))
+          trained, state.batch_stats, loss_state, weighted, 0, [None] * len(batch.terms))
       return Gradients(loss, grads, batch_stats, loss_state, batch, logits)
     totals = [objective.row_weights(term.labels, scalars, term.valid)[1] for term in batch.terms]
 
@@ -116,6 +126,24 @@ def make_gradients(parts: Parts):
         -1, logits.shape[-1]))  # piece p has the rows p, p + pieces, ...
 
   return gradients
+
+
+def weighed(given: Weighing, row_losses, trained: dict, loss_state: dict | None, lr) -> tuple[Batch, dict | None]:
+  """(the batch with the weights that `given.weigh` finds, the new state of losses).
+
+  Args:
+    given: the batch, and what weighs it.
+    row_losses: (trained parameters, batch) -> the loss of each row.
+    trained: the parameters.
+    loss_state: the state of losses, with that of the weights if they have one.
+    lr: the learning rate.
+  """
+  batch, held_out, weigh = given
+  weights, weigher = weigh(lambda p: row_losses(p, batch), lambda p: jnp.mean(row_losses(p, held_out)), trained,
+                           (loss_state or {}).get("weigher"), lr)
+  (term,) = batch.terms
+  return Batch(batch.inputs, (term._replace(weight=jax.lax.stop_gradient(weights)),)), (
+      loss_state and loss_state | dict(weigher=weigher))
 
 
 def make_train_step(parts: Parts):

@@ -108,6 +108,8 @@ def shrunk(name, features):
   if folder and config.dataset.name.startswith("cifar"):
     config.dataset.dir, images = folder, 10000
   else:
+    with digits.unlocked():
+      digits.dataset.update({"holdout_each": 5} if "holdout_each" in config.dataset else {})
     config.dataset = digits.dataset
   if config.dataset.name.startswith("digits") and name != "balanced_softmax_cifar":
     config.augment = digits.augment

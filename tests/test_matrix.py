@@ -33,9 +33,13 @@ def blocks(choices, given=()) -> dict[str, dict]:
 
 
 ADJUSTMENTS = {"none": None} | blocks(bind.public(losses, outside.returns("b c")), (*OFFERED, "seen_counts"))
-LOSSES = blocks(bind.public(losses, outside.returns("b")), (*OFFERED, "seen_counts"))
+# Without losses that belong to one transform or head, and heads whose projections they take: see test_contrastive.py
+# and models/test_oltr.py.
+LOSSES = blocks({name: function for name, function in bind.public(losses, outside.returns("b")).items()
+                 if not hasattr(function, "rows_of") and not hasattr(function, "takes")}, (*OFFERED, "seen_counts"))
 SAMPLERS = blocks(bind.public(samplers))
-HEADS = blocks(bind.public(heads), ("num_classes",))
+HEADS = blocks({name: head for name, head in bind.public(heads).items() if not hasattr(head, "projects")},
+               ("num_classes",))
 HEADS |= {f"{name}.cosine": dict(HEADS[name], cosine=True) for name in ("DisAlign", "LearnableScale")}
 HEADS["CAMC.crops"] = dict(HEADS["CAMC"], crops=2)
 HEADS["NormalizedLinear.features"] = dict(HEADS["NormalizedLinear"], normalize_features=True)

@@ -246,7 +246,19 @@ def test_priors_of_a_file(run, tmp_path, with_predictions):
   assert found["priors"]["prior.csv"] == pytest.approx(dog / 4 + 3 * cat / 4)
 
 
+def test_classes_are_grouped_by_index(run, tmp_path, with_predictions):
+  workdir, _, results = run
+  found = evaluate.evaluate(workdir, groups="2", out=tmp_path / "out")
+  bird, cat, dog = results["stages"]["classifier"]["per_class"]
+  assert found["regrouped"] == pytest.approx({"0:2": (bird + cat) / 2, "2:3": dog})
+  text = evaluate.table(found)
+  assert "of classes by index" in text and "2:3" in text
+  assert evaluate.table(found | dict(regrouped={})).count("by index") == 0
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
+    (("{run}", "--regroup=2,1"), "--regroup: expected rising indices between 1 and 2, at which a group"),
+    (("{run}", "--regroup=3"), "got '3'"), (("{run}", "--regroup=a"), "got 'a'"),
     (("{run}", "--split=held_out"), "--split: the run holds out no images; there are train, test"),
     (("{run}", "--data={tmp}/none"), "none: no such folder or file"),
     (("{run}", "--data={tmp}/strange"), "the run knows no class 'dogs' (did you mean 'dog'?)"),

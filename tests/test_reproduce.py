@@ -1,9 +1,13 @@
 """Many runs from one command: which are run, what is run again, and the tables of what is there."""
 
+import ast
 import doctest
 import fcntl
 import json
 import os
+import pathlib
+import re
+import shlex
 import signal
 import threading
 import time
@@ -14,6 +18,7 @@ from ltjax.commands import reproduce, sweep
 from ltjax.commands.running import engine, scaled, tables
 from ltjax.config import load, parse
 from ltjax.errors import ConfigError
+from tests import tiny
 
 TINY = ("--config.backbone=dict(name='tests.tiny:OneConv')", "--config.dataset.imbalance=5",
         "--config.representation.epochs=1")
@@ -28,7 +33,7 @@ def test_docstring_examples():
 
 
 def test_rows_are_selected_by_their_columns():
-  assert len(reproduce.rows("")) == 175
+  assert len(reproduce.rows("")) == 352
   found = reproduce.rows("method=ce|gcl dataset=cifar10 imbalance=100 paper=thesis")
   assert [(row["method"], row["top1"]) for row in found] == [("ce", "70.70"), ("gcl", "82.68")]
 
@@ -73,6 +78,27 @@ def test_shorter_runs_have_shorter_schedules(name):
     lr = config[stage].lr
     if lr.get("name") == "multi_step":
       assert short[stage].lr.at == tuple(epoch / 20 for epoch in lr.at) and short[stage].lr.factors == lr.factors
+
+
+SWEEPS = [(path.stem, line) for path in sorted(pathlib.Path("configs").glob("*.py")) for line in re.findall(
+    r"^    python -m ltjax sweep (\S+.*?)(?:   .*)?$", ast.get_docstring(ast.parse(path.read_text())), re.MULTILINE)]
+
+
+def test_the_figures_of_the_papers_have_sweeps():
+  assert {name for name, _ in SWEEPS} == {f"{name}_cifar" for name in ("afa", "camc", "camcpp", "fbl", "gcl", "kps")}
+
+
+@pytest.mark.parametrize(("name", "line"), SWEEPS)
+def test_a_sweep_of_a_docstring_runs_as_it_is_typed(name, line):
+  keys, runs = sweep.combinations(*sweep.parse(shlex.split(line)))
+  assert len(keys) >= 1 and all(len(found) == 1 for found in runs.values())
+  different = {load.read(found[0].config).to_json() for found in runs.values()}
+  assert len(different) == len(runs) == len({found[0].name for found in runs.values()})
+  ends = [found[0].config for found in runs.values()][::max(1, len(runs) - 1)]
+  assert all(call.startswith(f"configs/{name}.py") for call in ends)
+  with tiny.shared_shapes():
+    for call in ends:
+      parse(load.read(call))
 
 
 # -- runs -------------------------------------------------------------------------------------------------------------

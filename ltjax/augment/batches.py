@@ -4,6 +4,8 @@ A transform is `name(batch, key, *, hyper-parameters) -> Batch`; it may add rows
 lists a stage's transforms: `transforms=(dict(name="generate_features", ...),)`.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -11,8 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from ltjax.augment import features
+from ltjax.losses import reweighting
 
-__all__ = ["generate_features", "two_branches"]
+__all__ = ["contrastive_views", "generate_features", "learning_to_reweight", "meta_weight_net", "two_branches"]
 
 
 class Term(NamedTuple):
@@ -59,6 +62,21 @@ class Batch(NamedTuple):
             term.valid)) for term in self.terms))
 
 
+class Weighing(NamedTuple):
+  """A batch whose rows have weights that a held-out batch teaches.
+
+  Args:
+    batch: with one set of labels.
+    held_out: of images that are not trained on, likewise.
+    weigh: (losses, held-out loss, parameters, state, lr) -> (weights [b] with a mean of 1, state). Both losses are
+      functions of the parameters: that of each row, [b], and the mean of `held_out`.
+  """
+
+  batch: Batch
+  held_out: Batch
+  weigh: Callable
+
+
 class Branches(NamedTuple):
   """What a two-branch network learns from in one step (BBN).
 
@@ -94,7 +112,74 @@ def two_branches(batches: tuple[Batch, Batch], key: jax.Array, *,
                (own._replace(weight=share), other._replace(weight=1 - share)))
 
 
-two_branches.streams = 2  # it joins batches of two samplers
+two_branches.draws = (0, 1)  # the sampler of each batch that it joins: the stage's, then its own
+two_branches.needs = "takes_branches"  # the trait of a backbone that takes what it makes
+
+
+def contrastive_views(batches: tuple[Batch, Batch, Batch], key: jax.Array) -> Batch:
+  """Puts a batch for the classifier before two views of another batch, for `losses.hybrid_contrastive`.
+
+  The stage's sampler draws the images of the two views, which differ in their augmentation. The images for the
+  classifier come from a sampler of their own, which the block names as `sampler`. BatchNorm sees all three together.
+
+  Args:
+    batches: both views, then the batch for the classifier, each of plain images.
+    key: not used.
+
+  References:
+    Wang et al., `Contrastive Learning based Hybrid Networks for Long-Tailed Image Classification
+    <https://arxiv.org/abs/2103.14267>`_, 2021.
+  """
+  del key
+  rows = batches[2], batches[0], batches[1]
+  labels = jnp.concatenate([batch.terms[0].labels for batch in rows])
+  return Batch(jnp.concatenate([batch.inputs for batch in rows]), (Term(labels, 1.0),))
+
+
+contrastive_views.draws = (0, 0, 1)
+
+
+def learning_to_reweight(batches: tuple[Batch, Batch], key: jax.Array) -> Weighing:
+  """Weighs each image by how well its gradient agrees with that of a held-out batch: `reweighting.agreement` (L2RW).
+
+  The second batch comes from the images that are held out, by a sampler that the block names as `sampler`.
+
+  Args:
+    batches: of the training images and of the held-out ones, each of plain images.
+    key: not used.
+
+  References:
+    Ren et al., `Learning to Reweight Examples for Robust Deep Learning <https://arxiv.org/abs/1803.09050>`_, 2018.
+  """
+  del key
+  return Weighing(*batches, reweighting.agreement)
+
+
+learning_to_reweight.draws, learning_to_reweight.draws_held_out = (0, 1), True
+
+
+def meta_weight_net(batches: tuple[Batch, Batch], key: jax.Array, *, hidden: Annotated[int, "[1, inf)"] = 100,
+                    rate: Annotated[float, "(0, inf)"] = 1e-5) -> Weighing:
+  """Weighs each image by a function of its loss that held-out images teach: `reweighting.weight_net`.
+
+  The second batch comes from the images that are held out, by a sampler that the block names as `sampler`.
+
+  Args:
+    batches: of the training images and of the held-out ones, each of plain images.
+    key: not used.
+    hidden: units of the hidden layer.
+    rate: the learning rate of the function's parameters.
+
+  References:
+    Shu et al., `Meta-Weight-Net: Learning an Explicit Mapping For Sample Weighting
+    <https://arxiv.org/abs/1902.07379>`_, 2019.
+  """
+  del key, hidden
+  return Weighing(*batches, functools.partial(reweighting.weight_net, rate=rate))
+
+
+meta_weight_net.draws, meta_weight_net.draws_held_out = (0, 1), True
+meta_weight_net.init = reweighting.init_weight_net  # the state that it carries from step to step
 
 
 def generate_features(batch: Batch, key: jax.Array, *, num_classes: int,

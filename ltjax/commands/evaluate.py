@@ -6,9 +6,11 @@ python -m ltjax evaluate runs/mine --data=DIR                    a folder for ea
 python -m ltjax evaluate runs/mine --data=FILE.csv --root=DIR    a table of paths and class names
 python -m ltjax evaluate runs/mine --data=FILE.txt --root=DIR    a list of `<path> <label>` lines
 python -m ltjax evaluate runs/mine --prior=FILE.csv              also with the weights `class,weight` of a file
+python -m ltjax evaluate runs/mine --regroup=36,71               also of the classes 0:36, 36:71 and 71: by their index
 
 writes index.html, results.json, classes.csv, predictions.csv and the figures to --out. The accuracies under other
 priors weigh the classes: forward priors are long-tailed like the training set, backward priors the other way round.
+MiSLAS's code groups CIFAR-LT by index, whatever the imbalance: 36,71 of CIFAR-100, 3,7 of CIFAR-10.
 """
 
 import argparse
@@ -117,6 +119,23 @@ def weighted_accuracy(confusion: np.ndarray, weights: np.ndarray) -> float | Non
   return float(weights @ metrics.per_class_accuracy(confusion) / weights.sum()) if weights.any() else None
 
 
+def regroup(text: str, classes: int) -> tuple[slice, ...]:
+  """Consecutive groups of classes from the indices at which new ones begin.
+
+  Raises:
+    ConfigError: indices that do not rise from 1 to `classes` - 1.
+
+  >>> [(part.start, part.stop) for part in regroup("3,7", 10)]
+  [(0, 3), (3, 7), (7, 10)]
+  """
+  words = text.split(",")
+  bounds = [0, *(int(word) if word.strip().isdecimal() else -1 for word in words), classes]
+  if any(first >= last for first, last in zip(bounds, bounds[1:], strict=False)):
+    raise ConfigError(f"--regroup: expected rising indices between 1 and {classes - 1}, at which a group of classes "
+                      f"begins, such as {max(1, classes // 3)},{max(2, 2 * classes // 3)}, got {text!r}")
+  return tuple(map(slice, bounds[:-1], bounds[1:]))
+
+
 def read_prior(path: pathlib.Path, class_names: Sequence[str]) -> np.ndarray:
   """Weights [c] from a CSV of class names and weights; 0 for a class that is not in it.
 
@@ -144,7 +163,8 @@ def read_prior(path: pathlib.Path, class_names: Sequence[str]) -> np.ndarray:
 
 
 def evaluate(workdir: pathlib.Path, data: str = "", root: str = "", split: str = "test",
-             prior: pathlib.Path | None = None, out: pathlib.Path = pathlib.Path("evaluation")) -> dict:
+             prior: pathlib.Path | None = None, groups: str = "",
+             out: pathlib.Path = pathlib.Path("evaluation")) -> dict:
   """Evaluates the last stage of a finished run, writes the page to `out`, and returns the content of its results.json.
 
   Args:
@@ -153,6 +173,7 @@ def evaluate(workdir: pathlib.Path, data: str = "", root: str = "", split: str =
     root: the folder that paths in `data` start from.
     split: "test", "held_out" or "train" of the run's data set.
     prior: a CSV of class names and weights.
+    groups: indices at which further groups of classes begin, see `regroup`.
     out: the folder of the page.
 
   Raises:
@@ -163,6 +184,7 @@ def evaluate(workdir: pathlib.Path, data: str = "", root: str = "", split: str =
   stage, variables = bridge.finished(workdir)
   names, counts = stage.dataset.class_names, stage.class_counts
   weights = priors(counts) | ({prior.name: read_prior(prior, names)} if prior else {})
+  parts = regroup(groups, len(counts)) if groups else ()
   if data:
     if not stage.dataset.holds_files:
       raise ConfigError(f"--data: {workdir} was trained on arrays of one size, not on image files; give --split "
@@ -176,6 +198,8 @@ def evaluate(workdir: pathlib.Path, data: str = "", root: str = "", split: str =
   before = json.loads((workdir / "results.json").read_text())
   found = _results(before, stage, confusion, data or f"its {SPLITS[split]} images", weights)
   found["metrics"] = page.measures(confusion, counts, names, seen)
+  found["regrouped"] = {f"{part.start}:{part.stop}": weighted_accuracy(
+      confusion, np.isin(np.arange(len(counts)), np.arange(part.start, part.stop))) for part in parts}
   with writing(out):
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -196,9 +220,11 @@ def _results(before: Mapping, stage, confusion: np.ndarray, what: str, weights: 
 
 
 def table(found: Mapping) -> str:
-  """The accuracies by group, and under every prior, for a terminal."""
-  rows = [f"{name:14}{'-' if value is None else f'{100 * value:8.2f}':>8}" for name, value in found["priors"].items()]
-  return "\n".join((page.table(found), "", "accuracy, %, under other class priors", *rows))
+  """The accuracies by group, by index if asked for, and under every prior, for a terminal."""
+  priors, groups = ([f"{name:14}{'-' if value is None else f'{100 * value:8.2f}':>8}" for name, value in found[
+      key].items()] for key in ("priors", "regrouped"))
+  title = ("", "accuracy, %, of classes by index") if groups else ()
+  return "\n".join((page.table(found), *title, *groups, "", "accuracy, %, under other class priors", *priors))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -210,11 +236,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument("--data", default="", help="a folder, CSV or list of other images")
   parser.add_argument("--root", default="", help="folder that the paths in --data start from; else the file's own")
   parser.add_argument("--prior", type=pathlib.Path, help="CSV of class names and weights")
+  parser.add_argument("--regroup", default="", metavar="INDEX,INDEX", help="where further groups of classes begin")
   parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("evaluation"), help="folder of the page")
   given = parser.parse_args(arguments)
   try:
     found = evaluate(given.run.expanduser(), given.data, given.root, given.split,
-                     given.prior and given.prior.expanduser(), given.out.expanduser())
+                     given.prior and given.prior.expanduser(), given.regroup, given.out.expanduser())
   except (LtjaxError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(EXIT_BAD_INPUT)

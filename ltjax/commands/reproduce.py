@@ -16,8 +16,7 @@ from ltjax.commands.running import engine, scaled, tables
 from ltjax.config import load
 from ltjax.distributed.signals import EXIT_STOPPED
 from ltjax.errors import ConfigError, LtjaxError, nearest, writing
-from ltjax.report.published import published
-from ltjax.report.published import rows as all_rows
+from ltjax.report.published import published, reproducible
 from ltjax.workdir import folder as workdirs
 
 TABLE = pathlib.Path("benchmarks") / "results" / "reproduction.md"
@@ -28,12 +27,12 @@ COLUMNS = ("paper", "method", "dataset", "imbalance", "backbone", "stage")
 
 
 def rows(text: str) -> list[dict]:
-  """The published results that `text` selects, as "method=ce|gcl imbalance=100"; all where it is empty.
+  """The published results with a config that `text` selects, as "method=ce|gcl imbalance=100"; all where it is empty.
 
   Raises:
     ConfigError: a column or a value that there is not.
   """
-  found = list(all_rows())
+  found = list(reproducible())
   for word in text.split():
     column, equals, values = word.partition("=")
     if column not in COLUMNS or not equals:

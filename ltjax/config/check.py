@@ -108,6 +108,7 @@ def _check_parts(stage: StageSpec, model, names: Sequence[str]) -> None:
   if _trait(adjust, "drops_columns") and _trait(loss, "of_batch"):
     raise ConfigError(f"{name}.loss: {loss.name} reads down the columns of the logits, some of which {adjust.name} "
                       "drops at random; write loss=dict(name='cross_entropy'), or adjust=None")
+  _check_projections(stage, head)
   if getattr(head, "wants_prototypes", False):
     _check_prototypes(stage, names)
   groups = stage.backbone.constants.get("bn_groups", 1)
@@ -119,6 +120,8 @@ def _check_parts(stage: StageSpec, model, names: Sequence[str]) -> None:
   for call in stage.transforms:
     if _trait(call, "adds_rows"):
       _check_added_rows(stage, model, call)
+  if stage.draws_held_out:
+    _check_held_out(stage)
   pieces = stage.around["accumulate"]
   if stage.batch_size % pieces:
     raise ConfigError(f"{name}.optimizer.accumulate: {pieces} does not divide {name}.batch_size={stage.batch_size}; "
@@ -128,17 +131,56 @@ def _check_parts(stage: StageSpec, model, names: Sequence[str]) -> None:
                       "cut into parts; write accumulate=1")
 
 
+def _check_projections(stage: StageSpec, head) -> None:
+  """Raises unless a head's projections, the loss of them and the transform that arranges the rows come together."""
+  name, loss, adjust = stage.name, stage.objective.loss, stage.objective.adjust
+  rows_of, projects = _trait(loss, "rows_of"), getattr(head, "projects", False)
+  if rows_of and (stage.join is None or stage.join.name != rows_of):
+    raise ConfigError(f"{name}.loss: {loss.name} reads the rows as {rows_of} arranges them; write {name}.transforms="
+                      f"(dict(name={rows_of!r}, sampler=dict(name='class_balanced')),), or another loss")
+  takes = _trait(loss, "takes")
+  if takes and takes != projects:
+    raise ConfigError(f"{name}.loss: {loss.name} takes the {takes} of a head for features, and {stage.head.name} gives "
+                      "none; write head=dict(name='OLTR'), or another loss")
+  if projects and "features" not in loss.arguments:
+    raise ConfigError(f"{stage.head_where}: {loss.name} of {name} does not take the projections of {stage.head.name}; "
+                      "write head=dict(name='Linear'), or loss=dict(name='hybrid_contrastive', ...)")
+  if projects and adjust and "features" in adjust.arguments:
+    raise ConfigError(f"{name}.adjust: {adjust.name} would take the projections of {stage.head.name} for features; "
+                      "write adjust=None, or head=dict(name='Linear')")
+  if projects and stage.batch_norm != "train":
+    raise ConfigError(f"{name}.batch_norm: {stage.head.name} gives its projections to the loss in train mode only; "
+                      "write batch_norm='train', or another head")
+
+
 def _check_join(stage: StageSpec, model) -> None:
   name, call = stage.name, stage.join
-  if not getattr(model.backbone, "takes_branches", False):
-    raise ConfigError(f"{name}.transforms: {call.name} makes two batches, but the backbone {stage.backbone.name!r} "
-                      "takes one; write backbone=dict(name='ResNetBBN')")
+  number = {2: "two", 3: "three"}.get(len(call.function.draws), "several")
+  needs = getattr(call.function, "needs", None)
+  if needs and not getattr(model.backbone, needs, False):
+    raise ConfigError(f"{name}.transforms: {call.name} makes {number} batches, but the backbone "
+                      f"{stage.backbone.name!r} takes one; write backbone=dict(name='ResNetBBN')")
   if stage.head.constants.get("crops"):
-    raise ConfigError(f"{stage.head_where}.crops: crops are taken of one batch, but {call.name} of {name} makes two; "
-                      "remove one of them")
+    raise ConfigError(f"{stage.head_where}.crops: crops are taken of one batch, but {call.name} of {name} makes "
+                      "several; remove one of them")
   if mixing := [op.name for op in stage.augment if mixes(op)]:
-    raise ConfigError(f"{name}.mixup: {call.name} makes two batches, which {mixing[0]} would mix once more; "
+    raise ConfigError(f"{name}.mixup: {call.name} makes {number} batches, which {mixing[0]} would mix once "
+                      "more; "
                       "write mixup=0.0, or remove the transform")
+
+
+def _check_held_out(stage: StageSpec) -> None:
+  """Raises where the weights of examples that a transform learns have no meaning."""
+  name, call, loss = stage.name, stage.join, stage.objective.loss
+  if _trait(loss, "of_batch"):
+    raise ConfigError(f"{name}.transforms: {call.name} weighs each example, but {loss.name} is the loss of a complete "
+                      "batch; use another loss, or remove the transform")
+  if _trait(stage.samplers[1], "permutes"):
+    raise ConfigError(f"{name}.transforms[0].sampler: {stage.samplers[1].name} draws without replacement, for which "
+                      "few held-out images do not suffice; write sampler=dict(name='class_balanced')")
+  if stage.around["accumulate"] > 1:
+    raise ConfigError(f"{name}.optimizer.accumulate: {call.name} weighs the examples of a complete batch, which "
+                      "cannot be cut into parts; write accumulate=1")
 
 
 def mixes(call) -> bool:
@@ -274,6 +316,10 @@ def check_data(spec: RunSpec, dataset, devices: int) -> None:
   for stage in spec.stages:
     _check_features(stage, stage.model(dataset.class_counts), dataset, name)
     check_batch(stage, devices, len(dataset.train[1]))
+    if stage.draws_held_out and (dataset.held_out is None or not arrays):
+      raise ConfigError(f"{stage.name}.transforms: {stage.join.name} learns on held-out images "
+                        + ("in memory, but those here are files" if not arrays else "and there are none; write "
+                           "--config.dataset.holdout=0.1, or holdout_each=10 in config.dataset") + "; or remove it")
     first = stage.augment[0] if stage.augment else None
     if not arrays and not hasattr(first and first.function, "boxes"):
       raise ConfigError(f"augment: the images of {name!r} have many sizes; write augment=(dict(name="

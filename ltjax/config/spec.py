@@ -52,7 +52,7 @@ class StageSpec(NamedTuple):
   lr: Callable[[Clock], float]
   objective: Objective
   class_weights: Call | None
-  samplers: tuple[Call, ...]  # one per stream of examples
+  samplers: tuple[Call, ...]  # of the stage, then of a transform that joins batches
   augment: tuple[Call, ...]
   transforms: tuple[Call, ...]
   optimizer: Call
@@ -70,8 +70,18 @@ class StageSpec(NamedTuple):
 
   @property
   def join(self) -> Call | None:
-    """The transform that joins several streams of examples, if any."""
-    return next((call for call in self.transforms if streams(call) > 1), None)
+    """The transform that joins several batches, if any."""
+    return next((call for call in self.transforms if hasattr(call.function, "draws")), None)
+
+  @property
+  def draws(self) -> tuple[int, ...]:
+    """For each batch of a step, the sampler that draws it."""
+    return self.join.function.draws if self.join else (0,)
+
+  @property
+  def draws_held_out(self) -> bool:
+    """Whether the second sampler draws from the images that are held out."""
+    return bool(self.join) and getattr(self.join.function, "draws_held_out", False)
 
   def model(self, class_counts: Sequence[int] | np.ndarray | None) -> models.Classifier:
     """The network; without class counts for two classes, as a check of the parameters needs no more."""
@@ -232,19 +242,14 @@ def _objective(block, where: str) -> tuple[Objective, Call | None]:
   return Objective(loss, adjust, weights is not None, block.reduce), weights
 
 
-def streams(call: Call) -> int:
-  """How many streams of examples a transform takes."""
-  return getattr(call.function, "streams", 1)
-
-
 def _transforms(blocks, where: str) -> tuple[tuple[Call, ...], list]:
-  """(bound transforms, [(sampler block, its path)] of further streams)."""
+  """(bound transforms, [(sampler block, its path)] of further batches)."""
   calls, further, choices = [], [], b.public(batches)
   for index, block in enumerate(_list(blocks, where)):
     at = f"{where}[{index}]"
     block = b.named_block(block, at, tuple(choices))
     part = b.lookup(block["name"], choices, f"{at}.name", outside.lacks("batch|batches", "key"))
-    if getattr(part, "streams", 1) > 1:
+    if hasattr(part, "draws"):  # it joins several batches
       if "sampler" not in block:
         others = [key for key in block if key != "name" and key not in b.signature(part)]
         misspelt = next((key for key in others if nearest(key, ["sampler"])), None)

@@ -123,7 +123,8 @@ def make_transform(read: Callable, augmentation: Augmentation, calls, join=None,
       found = load(data, batch, key_load, **progress)
     else:
       found = tuple(load(data, jax.tree.map(lambda column, number=number: column[:, number], batch),
-                         jax.random.fold_in(key_load, number), **progress) for number in range(join.function.streams))
+                         jax.random.fold_in(key_load, number), **progress)
+                    for number in range(len(join.function.draws)))
     for call, scheduled in zip(calls, scalars["transforms"], strict=True):
       if scheduled is not None:
         number = _STREAMS.get(call.name, zlib.crc32(call.name.encode()))

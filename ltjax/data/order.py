@@ -16,23 +16,30 @@ Sampler = Callable[[Clock], np.ndarray] | Cycle | None
 
 
 class Order:
-  """Example indices of every batch of a stage, from one stream of examples or, for two-branch networks, from two.
+  """Example indices of every batch of a stage, from one stream of examples or, for two-branch networks, from several.
 
   Without a sampler an epoch is a permutation of the data. Batches have one static shape, so the epoch drops its last
   N mod B examples; the next epoch permutes all of them again. With probabilities every position is an independent draw
   with replacement: a class by its probability, then one of its examples uniformly, as `torch.multinomial` over
   per-sample weights does. With a cycle the batches are consecutive parts of one endless sequence.
+  The last sampler draws from `others`, labels of further examples, if there are any; their indices follow those of
+  `labels`.
   """
 
   def __init__(self, labels: np.ndarray, num_classes: int, *, batch_size: int, epochs: int, seed: int, stage: str,
-               samplers: Sequence[Sampler] = (None,)):
+               samplers: Sequence[Sampler] = (None,), draws: Sequence[int] = (),
+               others: np.ndarray | None = None):
     self.epochs, self.batch_size, self.steps_per_epoch = epochs, batch_size, len(labels) // batch_size
     # Examples that fit into no batch of an epoch. Only a permutation leaves any out.
     self.dropped = len(labels) % batch_size if None in samplers else 0
-    by_class = np.argsort(labels, kind="stable").astype(np.int32)
-    counts = np.bincount(labels, minlength=num_classes)
-    self._streams = [_Stream(by_class, counts, batch_size, seed, (stage, "order", *["branch"] * number), sampler)
-                     for number, sampler in enumerate(samplers)]
+    pools = [(labels, 0)] * len(samplers)
+    if others is not None:
+      pools[-1] = others, len(labels)
+    self._streams = [
+        _Stream(first + np.argsort(own, kind="stable").astype(np.int32), np.bincount(own, minlength=num_classes),
+                batch_size, seed, (stage, "order", *["branch"] * number), sampler)
+        for number, (sampler, (own, first)) in enumerate(zip(samplers, pools, strict=True))]
+    self._draws = tuple(draws) or tuple(range(len(self._streams)))  # the stream of each column
 
   @property
   def steps(self) -> int:
@@ -44,9 +51,9 @@ class Order:
     return Clock(step, self.steps_per_epoch, self.epochs)
 
   def batch(self, step: int) -> np.ndarray:
-    """int32 [batch_size], or [batch_size streams] where there are several: the examples of batch `step`."""
+    """int32 [batch_size], or [batch_size columns] where there are several: the examples of batch `step`."""
     batches = [stream.batch(self.clock(step)) for stream in self._streams]
-    return batches[0] if len(batches) == 1 else np.stack(batches, axis=-1)
+    return batches[0] if len(self._draws) == 1 else np.stack([batches[stream] for stream in self._draws], axis=-1)
 
 
 class _Stream:

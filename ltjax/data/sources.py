@@ -16,6 +16,7 @@ __all__ = ["cifar10", "cifar100", "digits"]
 # Arguments of sources, with the ranges and choices that a config is checked against.
 Imbalance = Annotated[float, "[1, inf)"]
 Fraction, Part = Annotated[float, "[0, 1)"], Annotated[float, "(0, 1)"]
+Each = Annotated[int, "[0, inf)"]
 Seed = Annotated[int, "[0, 4294967295]"]
 Profile = Literal["exponential", "step", "pareto"]
 
@@ -191,7 +192,35 @@ def hold_out(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray
   return np.flatnonzero(~held), np.flatnonzero(held)
 
 
-def digits(*, imbalance: Imbalance, profile: Profile, subset_seed: Seed, holdout: Fraction = 0.0) -> Dataset:
+def hold_out_each(labels: np.ndarray, selected: np.ndarray, each: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+  """(places that are trained on, places that are held out): `each` images of every class.
+
+  They are images that are not selected, where a class has enough of them; the others come from the selected ones.
+  """
+  stream, used = np.random.RandomState(seed), np.isin(np.arange(len(labels)), selected)
+  held = []
+  for label in range(labels.max() + 1):
+    places = stream.permutation(np.flatnonzero(labels == label))
+    held.append(places[np.argsort(used[places], kind="stable")][:each])
+    if len(held[-1]) < each or not np.setdiff1d(places[used[places]], held[-1]).size:
+      raise ConfigError(f"dataset.holdout_each: class {label} has {len(places)} images, {used[places].sum()} of them "
+                        f"to train on, so {each} cannot be held out; lower it")
+  held = np.concatenate(held)
+  return selected[~np.isin(selected, held)], held
+
+
+def _held_out(labels: np.ndarray, selected: np.ndarray, fraction: float, each: int, seed: int) -> tuple[
+    np.ndarray, np.ndarray]:
+  """(places that are trained on, places that are held out) by one of the two rules."""
+  if fraction and each:
+    raise ConfigError("dataset: holdout takes a part of every class and holdout_each a number; set one of them to 0")
+  if each:
+    return hold_out_each(labels, selected, each, seed)
+  return tuple(selected[places] for places in hold_out(labels[selected], fraction, seed))
+
+
+def digits(*, imbalance: Imbalance, profile: Profile, subset_seed: Seed, holdout: Fraction = 0.0,
+           holdout_each: Each = 0) -> Dataset:
   """scikit-learn's handwritten digits (1,797 real 8x8 scans), made long-tailed; the test set is 40 images a class."""
   from sklearn.datasets import load_digits
 
@@ -201,36 +230,39 @@ def digits(*, imbalance: Imbalance, profile: Profile, subset_seed: Seed, holdout
   rest = np.setdiff1d(np.arange(len(labels)), test)
   counts = _counts(profile, 10, int(np.bincount(labels[rest]).min()), imbalance)
   selected = rest[longtail.long_tailed_subset(labels[rest], counts, seed=subset_seed)]
-  train, held_out = (selected[places] for places in hold_out(labels[selected], holdout, subset_seed))
+  train, held_out = _held_out(labels[rest], np.searchsorted(rest, selected), holdout, holdout_each, subset_seed)
+  train, held_out = rest[train], rest[held_out]
   unit = images[train] / 255
   return Dataset((images[train], labels[train]), (images[test], labels[test]), train, tuple("0123456789"),
-                 (float(unit.mean()),), (float(unit.std()),), (images[held_out], labels[held_out]) if holdout else None)
+                 (float(unit.mean()),), (float(unit.std()),),
+                 (images[held_out], labels[held_out]) if holdout or holdout_each else None)
 
 
 def cifar10(*, imbalance: Imbalance, profile: Profile, subset_seed: Seed, dir: str,
-            holdout: Fraction = 0.0) -> Dataset:
+            holdout: Fraction = 0.0, holdout_each: Each = 0) -> Dataset:
   """CIFAR-10-LT from the official binary files in `dir`, or from TFDS where `dir` is empty."""
-  return _cifar_lt(10, imbalance, profile, subset_seed, dir, holdout)
+  return _cifar_lt(10, imbalance, profile, subset_seed, dir, holdout, holdout_each)
 
 
 def cifar100(*, imbalance: Imbalance, profile: Profile, subset_seed: Seed, dir: str,
-             holdout: Fraction = 0.0) -> Dataset:
+             holdout: Fraction = 0.0, holdout_each: Each = 0) -> Dataset:
   """CIFAR-100-LT (fine labels) from the official binary files in `dir`, or from TFDS where `dir` is empty."""
-  return _cifar_lt(100, imbalance, profile, subset_seed, dir, holdout)
+  return _cifar_lt(100, imbalance, profile, subset_seed, dir, holdout, holdout_each)
 
 
 for _published in (digits, cifar10, cifar100):
   _published.own_data = False
 
 
-def _cifar_lt(classes: int, imbalance: float, profile: str, subset_seed: int, folder: str, holdout: float) -> Dataset:
+def _cifar_lt(classes: int, imbalance: float, profile: str, subset_seed: int, folder: str, holdout: float,
+              each: int) -> Dataset:
   # The counts come first: a bad imbalance should not cost a download.
   counts = _counts(profile, classes, 50000 // classes, imbalance)
   (images, labels), test, names = _cifar_binary(classes, folder) if folder else _cifar_tfds(classes)
   selected = longtail.long_tailed_subset(labels, counts, seed=subset_seed)
-  train, held_out = (selected[places] for places in hold_out(labels[selected], holdout, subset_seed))
+  train, held_out = _held_out(labels, selected, holdout, each, subset_seed)
   return Dataset((images[train], labels[train]), test, train, names, CIFAR_MEAN, CIFAR_STD,
-                 (images[held_out], labels[held_out]) if holdout else None)
+                 (images[held_out], labels[held_out]) if holdout or each else None)
 
 
 def _cifar_binary(classes: int, folder: str):

@@ -2,6 +2,8 @@
 
 from ltjax.losses.adjustment import fbl, logit_adjustment, seesaw, softmax_equalization
 from ltjax.losses.angular import arcface, gcl_angular, kps_angular
+from ltjax.losses.centroids import discriminative_centroids
+from ltjax.losses.contrastive import hybrid_contrastive
 from ltjax.losses.cross_entropy import cross_entropy, focal
 from ltjax.losses.disentangling import lade, prior_lade
 from ltjax.losses.margins import cosface, gcl, kps, ldam
@@ -15,11 +17,13 @@ __all__ = [
   "class_balanced_focal",
   "cosface",
   "cross_entropy",
+  "discriminative_centroids",
   "effective_number",
   "fbl",
   "focal",
   "gcl",
   "gcl_angular",
+  "hybrid_contrastive",
   "inverse_frequency",
   "kps",
   "kps_angular",

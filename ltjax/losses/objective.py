@@ -36,7 +36,8 @@ class Objective(NamedTuple):
 
   def update_state(self, state: dict | None, logits, labels, weight) -> dict | None:
     """The states after a batch with `labels` [b], which counts with `weight`."""
-    return state and {name: self.states[name].update(value, logits, labels, weight) for name, value in state.items()}
+    return state and {name: self.states[name].update(value, logits, labels, weight) if name in self.states else value
+                      for name, value in state.items()}
 
   def row_weights(self, labels, scalars, valid=None):
     """(weights [b] of the losses, the number that divides their weighted sum)."""
@@ -53,14 +54,19 @@ class Objective(NamedTuple):
     """
     if valid is not None:  # nothing in the other rows, not even a NaN, may reach the valid ones
       logits, features = (jnp.where(valid[:, None], rows, 1) for rows in (logits, features))
-    offered = dict(labels=labels, class_counts=class_counts, features=features, key=key, **(state or {}))
-    if self.adjust:
-      logits = _apply(self.adjust, logits, offered, scalars["adjust"])
-    values = _apply(self.loss, logits, offered, scalars["loss"])
+    values = self.values(logits, labels, features=features, key=key, scalars=scalars, class_counts=class_counts,
+                         state=state)
     if jnp.ndim(weight):
       values, weight = weight * values, 1.0
     weights, own_total = self.row_weights(labels, scalars, valid)
     return weight * (jnp.sum(weights * values) / (own_total if total is None else total))
+
+  def values(self, logits, labels, *, features, key, scalars, class_counts, state=None):
+    """The loss of each row, [b], before weights and reduction."""
+    offered = dict(labels=labels, class_counts=class_counts, features=features, key=key, **(state or {}))
+    if self.adjust:
+      logits = _apply(self.adjust, logits, offered, scalars["adjust"])
+    return _apply(self.loss, logits, offered, scalars["loss"])
 
 
 def _apply(call, logits, offered: Mapping, scheduled: Mapping):

@@ -2,6 +2,7 @@
 
 `of_batch`: the loss belongs to a complete batch, so its rows cannot be left out or weighted differently.
 `drops_columns`: the function removes columns of the logits at random, which no loss with `of_batch` can follow.
+`rows_of`: the transform whose order of rows the loss reads. `takes`: the projections that it takes for features.
 `needs_angles`: the cosines must lie in [-1, 1]. `state`: see `stateful`.
 """
 

@@ -36,13 +36,16 @@ class Classifier(nn.Module):
       self, images: Float[Array, "b h w ch"], *, train: bool) -> tuple[Float[Array, "b c"], Float[Array, "b d"]]:
     """Returns (logits [b c], features [b d]), both float32 whatever the backbone's precision (float64 for float64).
 
+    In training, the projections of a head that `projects` take the place of the features.
+
     Args:
       images: [b h w ch], normalised, or whatever input the backbone takes.
       train: the mode of the backbone's BatchNorm and of the head; True needs `mutable=["batch_stats"]`.
     """
     maps = self.maps(images, train=train)
     features = _pooled(maps)
-    return self.head(maps if getattr(self.head, "takes_maps", False) else features, train=train), features
+    output = self.head(maps if getattr(self.head, "takes_maps", False) else features, train=train)
+    return output if train and getattr(self.head, "projects", False) else (output, features)
 
   def maps(self, images: Float[Array, "b h w ch"], *, train: bool = False) -> Float[Array, "b h2 w2 d"]:
     """Returns the feature maps before pooling: the backbone's, or with `crops` one position per crop."""

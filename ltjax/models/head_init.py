@@ -141,8 +141,10 @@ def start(stage, variables: dict) -> dict:
   kernel, bias = processes.from_first(lambda: tuple(vectors()))
   if not getattr(stage.model.head, "keeps_norm", True):
     kernel = kernel / np.maximum(np.linalg.norm(kernel, axis=0), 1e-12)
-  new = dict(kernel=jnp.asarray(kernel, jnp.float32)) | (dict(bias=jnp.asarray(bias, jnp.float32)) if "bias" in head
-                                                         else {})
+  name = getattr(stage.model.head, "class_vectors", "kernel")
+  new = {name: jnp.asarray(kernel, jnp.float32)}
+  if "bias" in head and name == "kernel":
+    new["bias"] = jnp.asarray(bias, jnp.float32)
   return variables | dict(params=variables["params"] | dict(head=head | new))
 
 

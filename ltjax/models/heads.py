@@ -3,7 +3,9 @@
 Call a head as `head(features, train=train)`; most compute the same in training and in evaluation. Each head declares
 its output and its needs: `gives` is "logits" (the default), "cosines" or "scaled_cosines"; `keeps_norm` is False if
 the length of the features does not affect the logits; a head with `takes_maps` takes the feature maps before pooling;
-one with `wants_prototypes` holds features of training images; one with `batch_statistics` holds running statistics.
+one with `wants_prototypes` holds features of training images; one with `batch_statistics` holds running statistics;
+one that `projects` returns (logits, projections) in training, and the loss takes the latter for features; one with
+`class_vectors` names the parameter that a `head_init` sets, if it is not `kernel`.
 """
 
 import math
@@ -17,10 +19,12 @@ from jaxtyping import Array, Float
 from ltjax.errors import ConfigError
 from ltjax.losses.arguments import check_fields
 from ltjax.models.camc import CAMC
-from ltjax.models.initializers import kaiming_normal
+from ltjax.models.initializers import kaiming_normal, symmetric_uniform
 from ltjax.models.numerics import full_precision, length, matmul, normalize
+from ltjax.models.oltr import OLTR
 
-__all__ = ["CAMC", "Cosine", "DisAlign", "LearnableScale", "Linear", "NormalizedLinear", "TDE", "WeightNorm"]
+__all__ = ["CAMC", "OLTR", "TDE", "Cosine", "DisAlign", "LearnableScale", "Linear", "NormalizedLinear",
+           "ProjectedLinear", "WeightNorm"]
 
 _normal = nn.initializers.variance_scaling(1.0, "fan_in", "normal")  # N(0, 1) / sqrt(d), untruncated
 
@@ -47,10 +51,50 @@ class Linear(nn.Module):
     if self.rare_start and self.num_classes < 2:
       raise ConfigError(f"head: Linear with rare_start needs at least 2 classes, got {self.num_classes}")
     start = nn.initializers.constant(-math.log(self.num_classes - 1)) if self.rare_start else (
-        _symmetric_uniform(dim**-0.5))
+        symmetric_uniform(dim**-0.5))
     kernel = self.param("kernel", kaiming_normal, (dim, self.num_classes), jnp.float32)
     bias = self.param("bias", start, (self.num_classes,), jnp.float32)
     return matmul(full_precision(features), kernel) + bias
+
+
+class ProjectedLinear(nn.Module):
+  """`Linear`, and beside it a projection for a contrastive loss: p = W_2 ReLU(W_1 x + b_1) + b_2.
+
+  All of the projection starts as the linear head does. Evaluation ignores it.
+
+  Args:
+    num_classes: c.
+    dim: of the projections; 128 in supervised contrastive learning.
+    hidden: units of the hidden layer; 0 for as many as the features have.
+
+  References:
+    Khosla et al., `Supervised Contrastive Learning <https://arxiv.org/abs/2004.11362>`_, 2020; Wang et al.,
+    `Contrastive Learning based Hybrid Networks for Long-Tailed Image Classification
+    <https://arxiv.org/abs/2103.14267>`_, 2021.
+  """
+  num_classes: int
+  dim: Annotated[int, "[1, inf)"] = 128
+  hidden: Annotated[int, "[0, inf)"] = 0
+
+  projects = "embeddings"
+
+  def __post_init__(self):
+    check_fields(self)
+    super().__post_init__()
+
+  @nn.compact
+  def __call__(self, features: Float[Array, "b d"], *, train: bool = False) -> Float[Array, "b c"] | tuple[
+      Float[Array, "b c"], Float[Array, "b p"]]:
+    """Returns the logits [b c] of features [b d], in float32 (float64 for float64); in training also projections."""
+    inner = Linear(self.num_classes)
+    nn.share_scope(self, inner)
+    x = full_precision(features)
+    for number, width in ((1, self.hidden or x.shape[-1]), (2, self.dim)):
+      kernel = self.param(f"project_kernel{number}", kaiming_normal, (x.shape[-1], width), jnp.float32)
+      bias = self.param(f"project_bias{number}", symmetric_uniform(x.shape[-1]**-0.5), (width,), jnp.float32)
+      x = matmul(nn.relu(x) if number == 2 else x, kernel) + bias
+    logits = inner(features, train=train)
+    return (logits, x) if train else logits
 
 
 class Cosine(nn.Module):
@@ -216,7 +260,7 @@ class DisAlign(nn.Module):
     scale = self.param("logit_scale", nn.initializers.ones, (self.num_classes,), jnp.float32)
     shift = self.param("logit_bias", nn.initializers.zeros, (self.num_classes,), jnp.float32)
     direction = self.param("confidence_kernel", nn.initializers.constant(0.1), (dim, 1), jnp.float32)
-    offset = self.param("confidence_bias", _symmetric_uniform(dim**-0.5), (1,), jnp.float32)
+    offset = self.param("confidence_bias", symmetric_uniform(dim**-0.5), (1,), jnp.float32)
     confidence = jax.nn.sigmoid(matmul(full_precision(features), direction) + offset)
     return (1 + confidence * scale) * _wrapped(self)(features, train=train) + confidence * shift
 
@@ -274,7 +318,7 @@ class TDE(nn.Module):
     if dim % self.num_heads:
       raise ConfigError(f"head: TDE splits the features into num_heads equal pieces, but {dim} is not a multiple of "
                         f"{self.num_heads}; give a divisor")
-    kernel = self.param("kernel", _symmetric_uniform(dim**-0.5), (dim, self.num_classes), jnp.float32)
+    kernel = self.param("kernel", symmetric_uniform(dim**-0.5), (dim, self.num_classes), jnp.float32)
     mean = self.variable("batch_stats", "mean", jnp.zeros, (dim,), jnp.float32)
     if train and not self.is_initializing():
       mean.value = self.momentum * mean.value + jnp.mean(features, axis=0).astype(mean.value.dtype)
@@ -293,10 +337,6 @@ def _wrapped(head):
   inner = (Cosine if head.cosine else Linear)(head.num_classes)
   nn.share_scope(head, inner)
   return inner
-
-
-def _symmetric_uniform(bound):
-  return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def _unit_columns(key, shape, dtype):

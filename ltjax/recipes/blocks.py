@@ -5,18 +5,22 @@ import sys
 
 from ml_collections import ConfigDict
 
+from ltjax.recipes.arguments import one_of
+
 CIFAR = ("cifar10", "cifar100")  # choices for `arguments`
 LARGE = ("imagenet_lt", "places_lt", "inat")  # likewise
 
 
-def cifar_lt(dataset: str, *, imbalance: float) -> ConfigDict:
+def cifar_lt(dataset: str, *, imbalance: float, holdout_each: int = 0) -> ConfigDict:
   """CIFAR-10-LT or CIFAR-100-LT with ResNet-32, pad-4 crops and flips; `dataset.dir` empty means TFDS.
+
+  `holdout_each` images of each class are held out, from those outside the long-tailed set where there are any.
 
   `dataset.pipeline` "tf_data" gives the same batches as "resident" and keeps the images off the device.
   """
   return _run(
       dataset=dict(name=dataset, dir="", imbalance=float(imbalance), profile="exponential", subset_seed=0,
-                   holdout=0.0, pipeline="resident"),
+                   holdout=0.0, pipeline="resident", **dict(holdout_each=holdout_each) if holdout_each else {}),
       augment=(dict(name="random_crop", padding=4), dict(name="flip")), backbone=dict(name="ResNetCIFAR", depth=32))
 
 
@@ -79,7 +83,7 @@ def resnets(first: str) -> tuple[str, ...]:
 
 def resnet(name: str) -> dict:
   """The backbone block of a ResNet or ResNeXt (32x4d) by name, such as "resnext50"."""
-  return dict(name="ResNet", **_RESNETS[name], bn_groups=1)
+  return dict(name="ResNet", **one_of("backbone", name, _RESNETS), bn_groups=1)
 
 
 def last_block(backbone: str, part: str = "stage4_block3") -> dict:

@@ -153,7 +153,7 @@ def published(run: Run) -> dict | None:
   if changed or not files:
     return None
   call = _call(files[0])
-  return next((row for row in table.rows() if _call(table.published(row)) == call), None)
+  return next((row for row in table.reproducible() if _call(table.published(row)) == call), None)
 
 
 def _call(config: str) -> tuple[str, frozenset[str]]:

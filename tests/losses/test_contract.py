@@ -43,6 +43,10 @@ ROWS = [
     for shape in ("concave", "linear", "convex", "exp")),
   Row("lade", "logits labels class_counts", "b", {"remine": 0.1}),
   Row("prior_lade", "logits labels class_counts", "b", {"weight": 0.1, "remine": 0.1}),
+  *(Row("discriminative_centroids", arrays, "b", {"weight": 0.5, "repulsion": 0.2, "margin": 2.0})
+    for arrays in ("logits labels features=noise", "features=noise logits labels")),
+  *(Row("hybrid_contrastive", arrays, "b", {"share": 0.75, "temperature": 0.5})
+    for arrays in ("logits labels features", "features logits labels")),
   Row("logit_adjustment", "logits labels class_counts", "bc", {"tau": 1.0}, {"epsilon": 1e-12}),
   Row("logit_adjustment", "logits labels class_counts", "bc", {"tau": 2.0}, {"epsilon": 0.0}),
   Row("fbl", "logits labels class_counts features", "bc", {"alpha": 60.0}, {"normalize": True}),

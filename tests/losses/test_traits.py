@@ -11,6 +11,8 @@ from ltjax.models import heads
 
 TRAITS = {
   "arcface": {"needs_angles": True}, "kps_angular": {"needs_angles": True}, "gcl_angular": {"needs_angles": True},
+  "discriminative_centroids": {"of_batch": True, "takes": "distances"},
+  "hybrid_contrastive": {"of_batch": True, "rows_of": "contrastive_views"},
   "lade": {"of_batch": True}, "prior_lade": {"of_batch": True},
   "softmax_equalization": {"drops_columns": True},
   "seesaw": {"state": losses.seesaw.state},
@@ -23,8 +25,8 @@ COUNTS = np.array([1000, 50, 7, 2, 1])
 @pytest.mark.parametrize("name", losses.__all__)
 def test_every_function_declares_exactly_its_traits(name):
   function = getattr(losses, name)
-  found = {trait: getattr(function, trait) for trait in ("of_batch", "drops_columns", "needs_angles", "state")
-           if hasattr(function, trait)}
+  traits = "of_batch", "drops_columns", "needs_angles", "rows_of", "state", "takes"
+  found = {trait: getattr(function, trait) for trait in traits if hasattr(function, trait)}
   assert found == TRAITS.get(name, {})
 
 
@@ -61,6 +63,8 @@ HEADS = [
   (heads.Cosine(5), "cosines", False),
   (heads.NormalizedLinear(5, scale=2.0), "logits", True),
   (heads.NormalizedLinear(5, scale=2.0, normalize_features=True), "logits", False),
+  (heads.OLTR(5), "logits", True),
+  (heads.ProjectedLinear(5), "logits", True),
   (heads.WeightNorm(5), "logits", True),
   (heads.LearnableScale(5), "logits", True),
   (heads.LearnableScale(5, cosine=True), "scaled_cosines", False),
@@ -76,8 +80,10 @@ def test_heads_declare_their_output_and_whether_it_depends_on_the_norm_of_the_fe
   kind = type(head)
   assert getattr(head, "gives", "logits") == gives
   assert getattr(head, "keeps_norm", True) == keeps_norm
-  assert [name for name in ("takes_maps", "wants_prototypes", "batch_statistics") if getattr(head, name, False)] == {
-      heads.CAMC: ["takes_maps", "wants_prototypes"], heads.TDE: ["batch_statistics"]}.get(kind, [])
+  traits = "takes_maps", "wants_prototypes", "batch_statistics", "projects"
+  assert [name for name in traits if getattr(head, name, False)] == {
+      heads.CAMC: ["takes_maps", "wants_prototypes"], heads.TDE: ["batch_statistics"],
+      heads.ProjectedLinear: ["projects"], heads.OLTR: ["takes_maps", "projects"]}.get(kind, [])
   features = jax.random.normal(jax.random.key(0), (3, 2, 2, 8) if getattr(head, "takes_maps", False) else (3, 8))
   variables = head.init(jax.random.key(1), features)
   assert ("batch_stats" in variables) == getattr(head, "batch_statistics", False)

@@ -80,7 +80,7 @@ def evaluation_batch(stage: Stage) -> int:
 
 
 def _batch(stage: Stage):
-  streams = len(stage.spec.samplers)
+  streams = len(stage.spec.draws)
   return _examples(stage, (stage.order.batch_size, *((streams,) if streams > 1 else ())))
 
 
