@@ -49,7 +49,7 @@ class StageResult(NamedTuple):
 
 def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = None, reset_head: bool = False,
               stop: Callable[[], bool] = lambda: False, strict: bool = False,
-              run: str = "") -> StageResult:
+              run: str = "", track: Callable = lambda name, steps, lines: lambda entries: None) -> StageResult:
   """Trains `stage` to its end: from its newest checkpoint, from the model of `before`, or from the start.
 
   Args:
@@ -60,6 +60,7 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
     stop: whether this process has been asked to stop.
     strict: raises if the newest checkpoint is damaged, instead of falling back to the one before it.
     run: the run's random name, which its checkpoints hold.
+    track: (stage, steps, lines of its log so far) -> what is told each new line; see `report.trackers`.
 
   Raises:
     Interrupted: `stop()` became true; the state is saved.
@@ -92,6 +93,8 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
   done = start = int(jax.device_get(state.step))
   journal, timing = (Journal(folder / name, upto=done, logs=checkpoints.logs, on_loss=functools.partial(
       events.write, "log_losses")) for name in ("metrics.jsonl", "timing.jsonl"))
+
+  journal.follow(functools.partial(track, stage.name, order.steps))
 
   # -- the loop: {log, evaluate, checkpoint, step}. A resumed run repeats nothing that the log already shows -----------
   confusion, stopping, epoch, began = None, False, order.steps_per_epoch, time.perf_counter()
