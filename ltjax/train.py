@@ -105,7 +105,7 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
   with checkpoints, progress, jax.transfer_guard("disallow"):
     while True:
       processes.report_progress(f"{stage.name} step {done}")
-      last, now = done == order.steps, dict(step=done, epoch=done / epoch)
+      last, now, measured = done == order.steps, dict(step=done, epoch=done / epoch), {}
       log, evaluate, save = (bool(done) and (done % every == 0 or last)
                              for every in (log_every, evaluate_every, save_every))
       if log or evaluate or save or stopping:
@@ -121,14 +121,16 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
         if not stopping:
           scores = metrics.scores(confusion, stage.class_counts)
           journal.write(**now, test=scores)
-          progress.evaluated("test", scores["overall"])
+          measured["test"] = scores["overall"]
       if save and "held_out" in evaluators and not stopping and not journal.has(done, "held_out"):
         held_out = evaluators["held_out"](variables_of(state), stops)
         stopping = held_out is None
         if not stopping:
           score = metrics.balanced_accuracy(held_out)
           journal.write(**now, held_out=score)
-          progress.evaluated("held_out", score)
+          measured["held_out"] = score
+      if measured:
+        progress.evaluated(**measured)
       if (save or stopping) and done > start:
         timing.write(step=done, start=start, seconds=time.perf_counter() - began)
         checkpoints.save(state, scores=journal.values("held_out"), logs=(journal, timing),

@@ -236,6 +236,14 @@ def test_the_command_exits_with_2_after_one_line(finished, command, arguments, m
   assert (code, out, err.count("\n")) == (2, "", 1) and message in err
 
 
+@pytest.mark.parametrize(("module", "example"), [
+    (predict, "python -m ltjax predict --workdir=runs/mine"), (posthoc, "python -m ltjax posthoc runs/mine")])
+def test_help_has_an_example(capsys, module, example):
+  with pytest.raises(SystemExit) as stopped:
+    module.main(["--help"])
+  assert stopped.value.code == 0 and example in capsys.readouterr().out
+
+
 def test_without_held_out_images_there_is_no_temperature(tmp_path):
   paths = write_crops(tmp_path / "images", {"a": 6, "b": 5})
   config = load.read("configs/gcl_folder.py:resnet10,size=32,batch_size=8,epochs=1,retrain_epochs=1")
