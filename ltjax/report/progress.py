@@ -81,7 +81,8 @@ class Progress:
     left = seconds * (self._steps - self._done)
     amount, unit = next((left / size, unit) for size, unit in ((3600, "h"), (60, "min"), (1, "s"))
                         if left >= 2 * size or unit == "s")
-    return f", {self._batch_size / max(seconds, 1e-9):,.0f} images/s, {amount:.0f} {unit} left"
+    rate = self._batch_size / max(seconds, 1e-9)
+    return f", {f'{rate:,.0f}' if rate >= 10 else f'{rate:.3g}'} images/s, {amount:.0f} {unit} left"
 
 
 def _width() -> dict:
