@@ -23,7 +23,7 @@ from ltjax import stage
 from ltjax.config import load, notes, parse
 from ltjax.distributed import processes
 from ltjax.errors import ConfigError, LtjaxError, MissingProcess, SaveError, TrainingError
-from ltjax.report import page
+from ltjax.report import page, trackers
 from ltjax.train import Interrupted, check_start, run_stage
 from ltjax.workdir import folder
 
@@ -32,21 +32,23 @@ CACHE = ".ltjax_cache"  # listings, beside the work folder for all runs there, n
 OPTIONS = dict(
     workdir=load.Option("Folder of the run: created if it is missing, continued if it exists."),
     strict=load.Option("Stop if the newest checkpoint is damaged, instead of using the one before it.", False),
+    log=load.Option("Sends numbers and figures to tensorboard, wandb or both: --log=tensorboard,wandb.", ""),
     compilation_cache=load.Option("Folder that keeps compiled programs, or none; ~/.cache/ltjax by default.", ""))
 
 
-def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "", strict: bool = False) -> dict:
+def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "", strict: bool = False,
+        log: str = "") -> dict:
   """Runs the unfinished stages of `config` and writes the report; returns the content of `results.json`.
 
   `stop` says whether the run has been asked to stop; `command` is the command line, for the record; `strict` refuses
-  to continue from an older checkpoint if the newest is damaged. Of several processes, only the first touches the work
-  folder.
+  to continue from an older checkpoint if the newest is damaged; `log` names trackers, see `report.trackers`. Of several
+  processes, only the first touches the work folder.
 
   Raises:
     LtjaxError: the config, the data or the work folder is unusable; raised before anything is written.
     Interrupted: `stop()` became true; everything is saved.
   """
-  spec, workdir = parse(config), workdir.expanduser()
+  spec, workdir, tracked = parse(config), workdir.expanduser(), trackers.check(log)
   known = folder.check_before_data(config, workdir, spec.defaults)
   dataset, bad_images = spec.read(workdir.absolute().parent / CACHE, workdir / "bad_images.jsonl")
   stages = stage.build(spec, dataset)
@@ -54,15 +56,18 @@ def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "", st
     page.announce(dataset, stages, notes(spec), starts=not known)
   if not known:
     check_start(stages, spec.reset_head)
-  with folder.held(config, workdir, command, dataset, spec.defaults) as identity:
+  with folder.held(config, workdir, command, dataset, spec.defaults) as identity, trackers.opened(
+      tracked if processes.is_first() else (), workdir, config, identity) as tracker:
     results, before = {}, None
     for each in stages:
       results[each.name] = run_stage(each, workdir, before=before, reset_head=spec.reset_head,
-                                     stop=stop, strict=strict, run=identity)
+                                     stop=stop, strict=strict, run=identity, track=tracker.stage)
       bad_images.gather()
       bad_images.check()
       before = each
-    return page.of_run(spec, stages, results, workdir, command, bad_images)
+    found = page.of_run(spec, stages, results, workdir, command, bad_images)
+    tracker.finish(workdir / "report", found)
+    return found
 
 
 def main(arguments: list[str] | None = None, stop=_STOP) -> int:
@@ -80,7 +85,8 @@ def main(arguments: list[str] | None = None, stop=_STOP) -> int:
     folder.check_local(given["workdir"])
     workdir = pathlib.Path(given["workdir"]).expanduser()
     command = shlex.join(["python", "-m", "ltjax.main", *arguments])
-    results = run(given["config"], workdir, stop or (lambda: False), command, given["strict"])
+    results = run(given["config"], workdir, stop or (lambda: False), command, given["strict"],
+                  given["log"])
   except LtjaxError as error:
     code = next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), load.EXIT_BAD_INPUT)
     words = str(error)

@@ -49,7 +49,7 @@ class StageResult(NamedTuple):
 
 def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = None, reset_head: bool = False,
               stop: Callable[[], bool] = lambda: False, strict: bool = False,
-              run: str = "") -> StageResult:
+              run: str = "", track: Callable = lambda name, steps, lines: lambda entries: None) -> StageResult:
   """Trains `stage` to its end: from its newest checkpoint, from the model of `before`, or from the start.
 
   Args:
@@ -60,6 +60,7 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
     stop: whether this process has been asked to stop.
     strict: raises if the newest checkpoint is damaged, instead of falling back to the one before it.
     run: the run's random name, which its checkpoints hold.
+    track: (stage, steps, lines of its log so far) -> what is told each new line; see `report.trackers`.
 
   Raises:
     Interrupted: `stop()` became true; the state is saved.
@@ -93,6 +94,8 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
   journal, timing = (Journal(folder / name, upto=done, logs=checkpoints.logs, on_loss=functools.partial(
       events.write, "log_losses")) for name in ("metrics.jsonl", "timing.jsonl"))
 
+  journal.follow(functools.partial(track, stage.name, order.steps))
+
   # -- the loop: {log, evaluate, checkpoint, step}. A resumed run repeats nothing that the log already shows -----------
   confusion, stopping, epoch, began = None, False, order.steps_per_epoch, time.perf_counter()
   log_every, evaluate_every, save_every = (
@@ -102,7 +105,7 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
   with checkpoints, progress, jax.transfer_guard("disallow"):
     while True:
       processes.report_progress(f"{stage.name} step {done}")
-      last, now = done == order.steps, dict(step=done, epoch=done / epoch)
+      last, now, measured = done == order.steps, dict(step=done, epoch=done / epoch), {}
       log, evaluate, save = (bool(done) and (done % every == 0 or last)
                              for every in (log_every, evaluate_every, save_every))
       if log or evaluate or save or stopping:
@@ -118,14 +121,16 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
         if not stopping:
           scores = metrics.scores(confusion, stage.class_counts)
           journal.write(**now, test=scores)
-          progress.evaluated("test", scores["overall"])
+          measured["test"] = scores["overall"]
       if save and "held_out" in evaluators and not stopping and not journal.has(done, "held_out"):
         held_out = evaluators["held_out"](variables_of(state), stops)
         stopping = held_out is None
         if not stopping:
           score = metrics.balanced_accuracy(held_out)
           journal.write(**now, held_out=score)
-          progress.evaluated("held_out", score)
+          measured["held_out"] = score
+      if measured:
+        progress.evaluated(**measured)
       if (save or stopping) and done > start:
         timing.write(step=done, start=start, seconds=time.perf_counter() - began)
         checkpoints.save(state, scores=journal.values("held_out"), logs=(journal, timing),

@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 
 def jpeg(number: int, size: int = 8) -> bytes:
@@ -23,6 +24,18 @@ def write_tree(root, counts: dict[str, int], first: int = 0) -> list[str]:
       (root / name / f"{k:03d}.jpg").write_bytes(jpeg(first + len(paths)))
       paths.append(f"{name}/{k:03d}.jpg")
   return sorted(paths)
+
+
+def write_crops(root, counts: dict[str, int], height: int = 120, width: int = 150) -> list[str]:
+  """counts[c] crops of scikit-learn's two photographs in a folder for each class c, in turns; their complete paths."""
+  pixels, generator, paths = load_sample_images().images, np.random.default_rng(0), []
+  for label, (name, count) in enumerate(counts.items()):
+    (root / name).mkdir(parents=True)
+    for k in range(count):
+      top, left = generator.integers(0, 427 - height), generator.integers(0, 640 - width)
+      paths.append(str(root / name / f"{k}.png"))
+      Image.fromarray(pixels[label % 2][top:top + height, left:left + width]).save(paths[-1])
+  return paths
 
 
 def write_lines(path, *lines: str):

@@ -82,7 +82,7 @@ def test_logits_are_scaled_as_in_the_last_stage(run, adjust, scale):
     with changed.classifier.ignore_type():
       changed.classifier.adjust = adjust and ConfigDict(adjust)
   (made,) = tiny.stages(changed).values()
-  assert predict.logit_scale(made) == scale
+  assert predictions.logit_scale(made) == scale
 
 
 def test_images_of_files_and_folders(run, tmp_path):

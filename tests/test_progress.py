@@ -1,6 +1,10 @@
 """What a user sees of the time that a run takes: its progress, and a forecast on a CPU."""
 
 import io
+import os
+import pty
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -9,6 +13,7 @@ import pytest
 from ltjax import train
 from ltjax.report import forecast, progress
 from tests import tiny
+from tests.processes import ROOT
 
 
 class Terminal(io.StringIO):
@@ -25,9 +30,9 @@ def shown(stream, monkeypatch, **options) -> str:
     made.advance(1)
     made.trained(0.51, 0.9)
     made.advance(1)
-    made.evaluated("test", 0.25)
+    made.evaluated(test=0.25)
     made.advance(2)
-    made.evaluated("held_out", 0.5)
+    made.evaluated(held_out=0.5)
   return stream.getvalue()
 
 
@@ -43,6 +48,42 @@ def test_a_terminal_gets_a_bar_with_the_same_numbers(monkeypatch):
   assert "\r" in text and "step 1 of 4" not in text
   for part in ("loss=0.510", "accuracy=90.0%", "test=25.0%", "held_out=50.0%", "100%"):
     assert part in text
+
+
+def test_the_time_left_on_a_bar_leaves_out_the_first_call_and_counts_evaluations(monkeypatch):
+  stream = Terminal()
+  monkeypatch.setattr("sys.stderr", stream)
+  made = progress.Progress("first", steps=5, epochs=1, batch_size=8, done=0)
+  began = made._bar.start_t
+  for now in (began + 100, began + 110, began + 130):  # the first compiles, the last evaluates
+    monkeypatch.setattr(progress.time, "time", lambda now=now: now)
+    made._bar._time = progress.time.time
+    made.advance(1)
+  made._bar.refresh()
+  assert "[00:30<00:30," in stream.getvalue().split("\r")[-1]
+  made._bar.close()
+
+
+def test_a_terminal_that_says_no_width_gets_a_bar():
+  """As under `script` and in some containers."""
+  program = ("from ltjax.report.progress import Progress\n"
+             "with Progress('first', steps=2, done=0, epochs=1, batch_size=8) as made:\n"
+             "  made.advance(2)\n  made.evaluated(test=0.25, held_out=0.5)\n")
+  ours, theirs = pty.openpty()
+  subprocess.run([sys.executable, "-c", program], cwd=ROOT, stderr=theirs, check=True, timeout=60)
+  os.close(theirs)
+  text = os.read(ours, 10**5).decode()  # what was written fits into its buffer
+  os.close(ours)
+  assert "first: 100%" in text and "test=25.0%, held_out=50.0%" in text
+
+
+def test_splits_that_are_evaluated_together_are_one_line(monkeypatch):
+  stream = io.StringIO()
+  monkeypatch.setattr("sys.stderr", stream)
+  with progress.Progress("first", steps=4, epochs=2, batch_size=8, done=0) as made:
+    made.advance(4)
+    made.evaluated(test=0.25, held_out=0.5)
+  assert stream.getvalue().splitlines()[1:] == ["first: 100%|██████████| epoch 2 of 2, test 25.0%, held out 50.0%"]
 
 
 def test_an_output_whose_encoding_has_no_blocks_gets_numbers(monkeypatch):

@@ -29,13 +29,27 @@ from ltjax.config import parse
 from ltjax.config.load import EXIT_BAD_INPUT
 from ltjax.data import decode, listing, tables
 from ltjax.data.files import Paths
-from ltjax.errors import ConfigError, DataError, LtjaxError, nearest, writing
+from ltjax.errors import ConfigError, DataError, LtjaxError, WorkdirError, nearest, writing
 from ltjax.report import page, predictions
 from ltjax.report.names import printable, shown
-from ltjax.workdir import folder
+from ltjax.workdir import folder, identity
 
 SPLITS = dict(test="test", held_out="held-out", train="training")
 RATIOS = (50, 25, 10, 5, 2)  # of the largest to the smallest prior
+
+
+def own_data(workdir: pathlib.Path):
+  """The data set that a run was trained on, read again.
+
+  Raises:
+    WorkdirError: the data are not those that the run was started with.
+  """
+  dataset, _ = parse(folder.load(workdir)).read()
+  before = folder.read_identity(workdir)
+  if before and (different := identity.differences(before, identity.describe(dataset))):
+    raise WorkdirError(f"{workdir}: the data of its config are not those that the run was trained on: "
+                       f"{'; '.join(different)}. Restore them, or give the images with --data")
+  return dataset
 
 
 def own_split(workdir: pathlib.Path, split: str, class_names: Sequence[str]) -> tuple:
@@ -43,13 +57,19 @@ def own_split(workdir: pathlib.Path, split: str, class_names: Sequence[str]) -> 
 
   Raises:
     ConfigError: the run has no such split, or its data set has other classes by now.
+    WorkdirError: the data are not those that the run was started with.
   """
-  dataset, _ = parse(folder.load(workdir)).read()
+  dataset = own_data(workdir)
   if getattr(dataset, split) is None:
     raise ConfigError(f"--split: the run holds out no images; there are {', '.join(dataset.splits)}")
   if dataset.class_names != tuple(class_names):
     raise ConfigError(f"{workdir}: the data set of its config has other classes by now; give the images with --data")
   return getattr(dataset, split)
+
+
+def results(workdir: pathlib.Path) -> dict:
+  """The content of a finished run's results.json."""
+  return json.loads((workdir / "results.json").read_text())
 
 
 def listed(path: str, root: str, class_names: Sequence[str], background: str) -> tuple:
@@ -160,6 +180,23 @@ def read_prior(path: pathlib.Path, class_names: Sequence[str]) -> np.ndarray:
   if not found.any():
     raise ConfigError(f"--prior: {path}: no class has a weight; give lines `class,weight`")
   return found
+
+
+def target_prior(text: str, stage) -> np.ndarray:
+  """Weights [c] of the classes: "uniform", "train" for the counts of the run's training images, or those of a file.
+
+  Raises:
+    ConfigError: no such file, or not lines of `class,weight`.
+  """
+  if text == "uniform":
+    return np.ones(len(stage.class_counts))
+  if text == "train":
+    return np.asarray(stage.class_counts, np.float64)
+  path = pathlib.Path(text).expanduser()
+  if not path.is_file():
+    raise ConfigError(f"--prior: {text!r} is no file{nearest(text, ('uniform', 'train'))}; give uniform, train, or a "
+                      "CSV file of lines `class,weight`")
+  return read_prior(path, stage.dataset.class_names)
 
 
 def evaluate(workdir: pathlib.Path, data: str = "", root: str = "", split: str = "test",

@@ -8,7 +8,7 @@ from types import ModuleType
 
 
 @contextlib.contextmanager
-def _no_greetings():
+def no_greetings():
   """Drops what libraries write to file descriptor 2 from C++, which would break the progress bar."""
   sys.stderr.flush()
   try:
@@ -30,7 +30,7 @@ def tensorflow() -> ModuleType:
   if loaded := sys.modules.get("tensorflow"):
     return loaded
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-  with _no_greetings():
+  with no_greetings():
     module = importlib.import_module("tensorflow")
     module.config.set_visible_devices([], "GPU")  # it would take all of the accelerator's memory
     module.constant(0)  # its runtime logs when it starts
@@ -42,5 +42,5 @@ def tensorflow_datasets() -> ModuleType:
   tensorflow()
   if loaded := sys.modules.get("tensorflow_datasets"):
     return loaded
-  with _no_greetings():
+  with no_greetings():
     return importlib.import_module("tensorflow_datasets")

@@ -144,7 +144,7 @@ def calibrated_scores(
   maps, kernel = full_precision(maps), normalize(full_precision(kernel), axis=0)
   weights = reinforcement(maps, prototypes, fuse_kernel, fuse_bias, hidden=hidden,
                           normalize_prototypes=normalize_prototypes)
-  rows = maps.reshape(len(maps), -1, maps.shape[-1])
+  rows = maps.reshape(maps.shape[0], -1, maps.shape[-1])
   weights = weights.reshape(*rows.shape[:2], -1) / rows.shape[1]
   plain = matmul(normalize(jnp.mean(rows, axis=1), axis=-1), kernel)
   gram = jnp.einsum("bpd,bqd->bpq", rows, rows, precision=_HIGHEST)

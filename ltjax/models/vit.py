@@ -133,8 +133,8 @@ class ViT(nn.Module):
     # The fast variance, E[x^2] - E[x]^2, cancels where the mean is large, and pretrained networks have such channels.
     norm = functools.partial(nn.LayerNorm, epsilon=style.epsilon, use_fast_variance=False, dtype=self.dtype)
     x, prefix = self._embed(images, tune, style, width)
-    grid, (x, first) = x.shape[1:3], (x.reshape(len(x), -1, width), prefix)
-    x = jnp.concatenate([jnp.broadcast_to(first, (len(x), *first.shape)), x], axis=1)
+    grid, (x, first) = x.shape[1:3], (x.reshape(x.shape[0], -1, width), prefix)
+    x = jnp.concatenate([jnp.broadcast_to(first, (x.shape[0], *first.shape)), x], axis=1)
     if style.norm_pre:
       x = tune.layer(norm(name="norm_pre"), x)
     block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
@@ -143,14 +143,14 @@ class ViT(nn.Module):
       prompts = tune.prompts(self, number, width)
       if prompts is not None:  # after the first block they replace the prompts of the block before
         after = x[:, start + (tune.number if number else 0):]
-        prompts = jnp.broadcast_to(prompts.astype(x.dtype), (len(x), *prompts.shape))
+        prompts = jnp.broadcast_to(prompts.astype(x.dtype), (x.shape[0], *prompts.shape))
         x = jnp.concatenate([x[:, :start], prompts, after], axis=1)
       if self.insert is not None and number == depth - 1:
         x = _inserted(x, self.insert, start + tune.number, grid, plan)
       x = block(heads, norm, self.activation or style.activation, style.layer_scale, self.dropout,
                 self.drop_path * number / max(depth - 1, 1), self.dtype, tune, name=f"block{number + 1}")(x, train)
     x = tune.layer(norm(name="norm"), x)
-    return x[:, :start], x[:, start + tune.number:].reshape(len(x), *grid, width)
+    return x[:, :start], x[:, start + tune.number:].reshape(x.shape[0], *grid, width)
 
   def _embed(self, images, tune, style, width):
     """(patches with positions [b h w d], class token and registers [p d])."""
@@ -225,11 +225,11 @@ def resample(positions: Float[Array, "h w d"], grid: tuple[int, int]) -> Float[A
 
 
 def _inserted(x, insert, start, grid, plan):
-  maps = insert(x[:, start:].reshape(len(x), *grid, x.shape[-1]), plan)
+  maps = insert(x[:, start:].reshape(x.shape[0], *grid, x.shape[-1]), plan)
   first = x[:, :start]
   if plan is not None:
     first = jnp.concatenate([first, first[plan.class_rows]])
-  return jnp.concatenate([first, maps.reshape(len(maps), -1, x.shape[-1])], axis=1)
+  return jnp.concatenate([first, maps.reshape(maps.shape[0], -1, x.shape[-1])], axis=1)
 
 
 def _check(module: ViT) -> None:

@@ -1,6 +1,7 @@
 """How far a stage is, on standard error: a bar on a terminal, and everywhere else a plain line for each evaluation."""
 
 import math
+import os
 import sys
 import time
 
@@ -31,7 +32,7 @@ class Progress:
     terminal = sys.stderr is not None and sys.stderr.isatty()
     self._lines = shown and not terminal
     self._bar = tqdm(total=steps * batch_size, initial=done * batch_size, unit="img", unit_scale=True, desc=name,
-                     dynamic_ncols=True, disable=not (shown and terminal))
+                     smoothing=0, disable=not (shown and terminal), **_width())
 
   def __enter__(self) -> "Progress":
     return self
@@ -43,18 +44,20 @@ class Progress:
     """`count` more steps are done, or at least given to the devices."""
     self._done += count
     self._bar.update(count * self._batch_size)
-    if self._first is None:  # the first call has waited for the compiler
+    if self._first is None:  # the first call has waited for the compiler, and says nothing of the time left
       now = time.perf_counter()
       self._first = self._done, now
+      if not self._bar.disable:
+        self._bar.initial, self._bar.start_t = self._bar.n, time.time()
       self._print(f"step {self._done:,} of {self._steps:,} after {now - self._began:.0f} s")
 
   def trained(self, loss: float, accuracy: float) -> None:
     """Shows the means over the latest training steps."""
     self._show(loss=f"{loss:.3f}", accuracy=f"{accuracy:.1%}")
 
-  def evaluated(self, split: str, accuracy: float) -> None:
-    """Shows the accuracy on a split; outside a terminal, all that is known in one line."""
-    self._show(**{split: f"{accuracy:.1%}"})
+  def evaluated(self, **accuracies: float) -> None:
+    """Shows the accuracy on the splits test and held_out; outside a terminal, all that is known in one line."""
+    self._show(**{split: f"{accuracy:.1%}" for split, accuracy in accuracies.items()})
     known = ", ".join(f"{key.replace('_', ' ')} {self._latest[key]}" for key in _SHOWN if key in self._latest)
     self._print(f"epoch {self._done * self._epochs / self._steps:.4g} of {self._epochs}, {known}{self._left()}")
 
@@ -79,7 +82,16 @@ class Progress:
     amount, unit = next((left / size, unit) for size, unit in ((3600, "h"), (60, "min"), (1, "s"))
                         if left >= 2 * size or unit == "s")
     rate = self._batch_size / max(seconds, 1e-9)
-    return f", {rate:{',.0f' if rate >= 100 else '.3g'}} images/s, {amount:.0f} {unit} left"
+    return f", {f'{rate:,.0f}' if rate >= 10 else f'{rate:.3g}'} images/s, {amount:.0f} {unit} left"
+
+
+def _width() -> dict:
+  """The bar's width: that of the terminal, or 80 columns where it says 0, as under `script` and in some containers."""
+  try:
+    columns = os.get_terminal_size(sys.stderr.fileno()).columns
+  except (OSError, ValueError, AttributeError):  # no terminal
+    return dict(dynamic_ncols=True)
+  return dict(dynamic_ncols=True) if columns else dict(ncols=80, nrows=24)
 
 
 def _can_write(stream, text: str) -> bool:

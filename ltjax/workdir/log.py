@@ -36,6 +36,12 @@ class Journal:
     self._path = path
     self._lines = processes.from_first(lambda: _resume(path, upto, (logs or {}).get(path.name), on_loss))
     self._digest = hashlib.sha256(_text(self._lines).encode())  # grows with each line, so that a mark costs nothing
+    self._follow = lambda entries: None
+
+  def follow(self, start: Callable[[list[dict]], Callable[[dict], None]]) -> None:
+    """`start(lines so far)` returns what is called with each new line; for the first process only."""
+    if processes.is_first():
+      self._follow = start(list(self._lines))
 
   def has(self, step: int, key: str) -> bool:
     """Whether a line of `step` has `key`."""
@@ -55,6 +61,7 @@ class Journal:
     self._digest.update(_text([entries]).encode())
     if processes.is_first():
       append(self._path, entries)
+      self._follow(entries)
 
   def mark(self) -> dict[str, dict]:
     """{file name: number, last step and hash of the lines so far}, for a checkpoint's manifest."""
