@@ -39,7 +39,8 @@ def values(text: str) -> tuple[str, tuple[str, ...]]:
 
 def main(arguments=None) -> None:
   """The command line."""
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+  parser = argparse.ArgumentParser(prog="ltjax sweep", description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter,
                                    epilog="--config.KEY=VALUE is given to every run.")
   parser.add_argument("config", help="FILE or FILE:ARGUMENT")
   parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE,VALUE")

@@ -113,7 +113,7 @@ def _unknown_option(name: str, given: Mapping, config: str) -> ConfigError:
 
 def read(value: str) -> ConfigDict:
   """The config of `FILE` or `FILE:ARGUMENT`; any exception in the file becomes a `ConfigError`."""
-  path, argument = _split(value)
+  path, argument = split(value)
   if argument == "":
     raise ConfigError(f"--config={value}: nothing follows the colon; give an argument, or leave the colon out")
   if path.suffix == ".json":
@@ -145,7 +145,7 @@ def read(value: str) -> ConfigDict:
   return config
 
 
-def _split(value: str) -> tuple[pathlib.Path, str | None]:
+def split(value: str) -> tuple[pathlib.Path, str | None]:
   """(file, argument). A path may contain colons itself, so the longest prefix that is a file counts."""
   ends = [len(value), *(match.start() for match in reversed(list(re.finditer(":", value))))]
   for end in ends:

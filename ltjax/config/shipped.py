@@ -38,6 +38,13 @@ def path(name: str) -> str:
   return f"{folder() / stem}.py{colon}{argument}"
 
 
-def description(name: str) -> str:
+def description(file: pathlib.Path) -> str:
   """The docstring of a config's file."""
-  return ast.get_docstring(ast.parse((folder() / f"{name}.py").read_text(encoding="utf-8"))) or ""
+  return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+
+
+def parameter(file: pathlib.Path) -> tuple[str, str] | None:
+  """(name, default) of the text behind the colon, as the file's `get_config` calls it; None where it takes none."""
+  tree = ast.parse(file.read_text(encoding="utf-8"))
+  made = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "get_config")
+  return (made.args.args[0].arg, ast.unparse(made.args.defaults[0]).strip("'\"")) if made.args.defaults else None
