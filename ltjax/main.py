@@ -19,7 +19,7 @@ import pathlib
 import shlex
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
@@ -40,7 +40,8 @@ OPTIONS = dict(
 
 
 def run(config: ConfigDict | str | os.PathLike, workdir: str | os.PathLike,
-        stop: Callable[[], bool] = lambda: False, command: str = "", strict: bool = False) -> dict:
+        stop: Callable[[], bool] = lambda: False, command: str = "", strict: bool = False,
+        changes: Sequence[tuple[str, str, str]] = ()) -> dict:
   """Runs the unfinished stages of `config` and writes the report; returns the content of `results.json`.
 
   This is `ltjax.run`, which needs no command line. To call it again continues the run, and returns the results of one
@@ -52,6 +53,7 @@ def run(config: ConfigDict | str | os.PathLike, workdir: str | os.PathLike,
     stop: says whether the run has been asked to stop.
     command: the command line, for the record.
     strict: refuses to continue from an older checkpoint if the newest is damaged.
+    changes: (key, value, value of the config's file) of what the command line changes, for the record.
 
   Raises:
     LtjaxError: the config, the data or the work folder is unusable; raised before anything is written.
@@ -75,7 +77,7 @@ def run(config: ConfigDict | str | os.PathLike, workdir: str | os.PathLike,
       bad_images.gather()
       bad_images.check()
       before = each
-    return page.of_run(spec, stages, results, workdir, command, bad_images)
+    return page.of_run(spec, stages, results, workdir, command, bad_images, changes)
 
 
 def main(arguments: list[str] | None = None, stop=_STOP) -> int:
@@ -92,7 +94,8 @@ def main(arguments: list[str] | None = None, stop=_STOP) -> int:
       raise ConfigError("--workdir is missing; try --workdir=runs/digits")
     workdir = pathlib.Path(given["workdir"]).expanduser()
     command = shlex.join(["python", "-m", "ltjax.main", *arguments])
-    results = run(given["config"], given["workdir"], stop or (lambda: False), command, given["strict"])
+    results = run(given["config"], given["workdir"], stop or (lambda: False), command, given["strict"],
+                  given["changes"])
   except LtjaxError as error:
     code = next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), load.EXIT_BAD_INPUT)
     words = str(error)
