@@ -14,10 +14,14 @@ from ltjax.distributed import signals
 _STOP = signals.listen() if __name__ == "__main__" else None  # listens early: the other imports take seconds
 
 import logging
+import os
 import pathlib
 import shlex
 import sys
 import traceback
+from collections.abc import Callable, Sequence
+
+from ml_collections import ConfigDict
 
 from ltjax import stage
 from ltjax.config import load, notes, parse
@@ -36,19 +40,30 @@ OPTIONS = dict(
     compilation_cache=load.Option("Folder that keeps compiled programs, or none; ~/.cache/ltjax by default.", ""))
 
 
-def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "", strict: bool = False,
-        log: str = "") -> dict:
+def run(config: ConfigDict | str | os.PathLike, workdir: str | os.PathLike,
+        stop: Callable[[], bool] = lambda: False, command: str = "", strict: bool = False,
+        changes: Sequence[tuple[str, str, str]] = (), log: str = "") -> dict:
   """Runs the unfinished stages of `config` and writes the report; returns the content of `results.json`.
 
-  `stop` says whether the run has been asked to stop; `command` is the command line, for the record; `strict` refuses
-  to continue from an older checkpoint if the newest is damaged; `log` names trackers, see `report.trackers`. Of several
-  processes, only the first touches the work folder.
+  This is `ltjax.run`, which needs no command line. To call it again continues the run, and returns the results of one
+  that is finished. Of several processes, only the first touches the work folder.
+
+  Args:
+    config: of `config.load.read`, or the name of its file as behind --config.
+    workdir: the folder of the run.
+    stop: says whether the run has been asked to stop.
+    command: the command line, for the record.
+    strict: refuses to continue from an older checkpoint if the newest is damaged.
+    changes: (key, value, value of the config's file) of what the command line changes, for the record.
+    log: names trackers, see `report.trackers`.
 
   Raises:
     LtjaxError: the config, the data or the work folder is unusable; raised before anything is written.
     Interrupted: `stop()` became true; everything is saved.
   """
-  spec, workdir, tracked = parse(config), workdir.expanduser(), trackers.check(log)
+  folder.check_local(str(workdir))
+  config = load.read(os.fspath(config)) if isinstance(config, str | os.PathLike) else config
+  spec, workdir, tracked = parse(config), pathlib.Path(workdir).expanduser(), trackers.check(log)
   known = folder.check_before_data(config, workdir, spec.defaults)
   dataset, bad_images = spec.read(workdir.absolute().parent / CACHE, workdir / "bad_images.jsonl")
   stages = stage.build(spec, dataset)
@@ -65,7 +80,7 @@ def run(config, workdir: pathlib.Path, stop=lambda: False, command: str = "", st
       bad_images.gather()
       bad_images.check()
       before = each
-    found = page.of_run(spec, stages, results, workdir, command, bad_images)
+    found = page.of_run(spec, stages, results, workdir, command, bad_images, changes)
     tracker.finish(workdir / "report", found)
     return found
 
@@ -82,11 +97,10 @@ def main(arguments: list[str] | None = None, stop=_STOP) -> int:
     folder.keep_programs(given["compilation_cache"])
     if given["workdir"] is None:
       raise ConfigError("--workdir is missing; try --workdir=runs/digits")
-    folder.check_local(given["workdir"])
     workdir = pathlib.Path(given["workdir"]).expanduser()
     command = shlex.join(["python", "-m", "ltjax.main", *arguments])
-    results = run(given["config"], workdir, stop or (lambda: False), command, given["strict"],
-                  given["log"])
+    results = run(given["config"], given["workdir"], stop or (lambda: False), command, given["strict"],
+                  given["changes"], given["log"])
   except LtjaxError as error:
     code = next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), load.EXIT_BAD_INPUT)
     words = str(error)

@@ -36,6 +36,7 @@ def write(folder, number: int) -> list[dict]:
       groups={group: len(found) for group, found in page.longtail.shot_groups(counts).items()}, posthoc=[],
       metrics=page.measures(matrix, counts, names, None), counts=dict(skipped_steps=0), augmentation={},
       hardware=dict(device="a device", host="a host"), versions={}, commit="unknown",
+      changes=[["seed", "</script>", "0"]],
       command="python -m ltjax.main --config=configs/gcl_digits.py '--config.seed=</script>'")
   drawn = figures.draw([figures.Picture(
       "confusion_matrix", "Confusion", "A figure.", lambda: confusion.confusion_matrix(matrix, counts, names))],

@@ -113,8 +113,8 @@ def test_a_run_of_hours_on_a_cpu_is_announced(monkeypatch):
   stages = tuple(tiny.stages(tiny.config(backbone=tiny.ONE_CONV)).values())
   assert forecast.notes(stages) == []
   for stage in stages:
-    assert 0 < forecast._seconds(stage) <= forecast._at_most(stage)
-  total = sum(map(forecast._seconds, stages))
+    assert 0 < forecast.seconds_of(stage) <= forecast._at_most(stage)
+  total = sum(map(forecast.seconds_of, stages))
   monkeypatch.setattr(forecast, "RATE", forecast.RATE * total / 36000)
   (note,) = forecast.notes(stages)
   assert note.startswith("note: on these ") and " representation takes about " in note and " hours, as far as " in note

@@ -134,6 +134,26 @@ PICTURES = ["accuracy_by_class_size", "confusion_matrix", "feature_norms", "feat
             "training_curves"]  # a head of cosines has no norms, and maps of 2 x 2 places show nothing
 
 
+def test_every_picture_is_also_a_drawing(finished):
+  drawings = sorted((finished[2] / "report").glob("*.svg"))
+  assert [path.stem for path in drawings] == PICTURES
+  for path in drawings:
+    text = path.read_text(encoding="utf-8")
+    assert "<svg" in text and "<text" in text and "<script" not in text and "Date" not in text
+
+
+def test_the_page_sets_changes_beside_the_values_of_the_file(finished):
+  results = finished[3] | dict(changes=[["representation.epochs", "1", "60"], ["head.name", "'<b>'", "'Cosine'"]],
+                               command="python -m ltjax.main --config=configs/gcl_digits.py --config.seed=1")
+  text = html.of_run(results, "{}", [], finished[2], [], None)
+  assert "What the command line changes in configs/gcl_digits.py" in text
+  cells = [f'<td class="left"><code>{value}</code></td>' for value in ("1", "60")]
+  assert f'<th scope="row" class="left"><code>representation.epochs</code></th>{"".join(cells)}' in text
+  assert "&#39;&lt;b&gt;&#39;" in text and "<b>" not in text
+  assert finished[3]["changes"] == [] and "started from Python" in (
+      finished[2] / "report" / "index.html").read_text(encoding="utf-8")
+
+
 def test_the_pictures_are_not_empty(finished):
   pictures = sorted((finished[2] / "report").glob("*.png"))
   assert [path.stem for path in pictures] == PICTURES

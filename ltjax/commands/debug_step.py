@@ -138,7 +138,8 @@ def _leaves(tree) -> list[tuple[str, np.ndarray]]:
 
 def main(arguments=None) -> None:
   """The command line."""
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = argparse.ArgumentParser(prog="ltjax debug_step", description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("workdir", type=pathlib.Path)
   parser.add_argument("--stage")
   parser.add_argument("--step", type=int)

@@ -3,6 +3,7 @@
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -49,11 +50,17 @@ def refuse(arguments: Sequence[str]) -> None:
   `arguments` are the interpreter's.
   """
   name = arguments[arguments.index("-m") + 1] if "-m" in arguments[:-1] else ""
-  if name.split(".")[0] != "ltjax" or name in _PROGRAMS or name in COMMANDS or name.startswith(
-      "ltjax.commands."):
+  if name.split(".")[0] != "ltjax" or name in _PROGRAMS or name in COMMANDS or is_command(name):
     return
   print(f"error: {_sentence(name)}", file=sys.stderr)
   sys.exit(2)
+
+
+def is_command(name: str) -> bool:
+  """Whether a module is a file in the folder of the commands, and not this one."""
+  folder, _, command = name.rpartition(".")
+  file = pathlib.Path(__file__).parent / f"{command}.py"
+  return folder == "ltjax.commands" and command not in ("moved", "__init__") and file.is_file()
 
 
 def _sentence(name: str) -> str:

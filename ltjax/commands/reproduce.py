@@ -111,7 +111,8 @@ def _there(selected: Sequence[Mapping], folder: pathlib.Path, end: str) -> dict[
 
 def main(arguments=None) -> None:
   """The command line."""
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+  parser = argparse.ArgumentParser(prog="ltjax reproduce", description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter,
                                    epilog="--config.KEY=VALUE is given to every run.")
   parser.add_argument("--rows", default="", help="which rows: COLUMN=VALUE|VALUE ..., all by default")
   parser.add_argument("--seeds", type=int, default=1, help="runs of each config, from seed 0 on")

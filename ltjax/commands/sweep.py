@@ -52,7 +52,8 @@ def with_arguments(config: str, texts: Sequence[str]) -> str:
 
 def parse(arguments=None) -> tuple[argparse.Namespace, list[str]]:
   """(what the command line gives, --config.KEY=VALUE for every run)."""
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+  parser = argparse.ArgumentParser(prog="ltjax sweep", description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter,
                                    epilog="--config.KEY=VALUE is given to every run.")
   parser.add_argument("config", help="FILE or FILE:ARGUMENT")
   parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE,VALUE")

@@ -10,3 +10,7 @@ from ltjax.distributed import signals
 def main(arguments: Sequence[str]) -> None:
   """The command line."""
   sys.exit(program.main(list(arguments), signals.listen()))
+
+
+if __name__ == "__main__":
+  main(sys.argv[1:])

@@ -38,7 +38,7 @@ _CHUNK = 200  # files a thread takes at a time
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-class Looked(NamedTuple):
+class _Seen(NamedTuple):
   """The result for one image: a fault or "", and a digest that is equal for images with equal bytes."""
 
   fault: str
@@ -48,17 +48,17 @@ class Looked(NamedTuple):
 # -- one image --------------------------------------------------------------------------------------------------------
 
 
-def _look(images: Files | np.ndarray, index: int, decode: bool) -> Looked:
+def _look(images: Files | np.ndarray, index: int, decode: bool) -> _Seen:
   if isinstance(images, np.ndarray):
-    return Looked("", _digest(images[index].tobytes()))
+    return _Seen("", _digest(images[index].tobytes()))
   if not decode and not isinstance(images, Paths):
-    return Looked("", None)  # a record cannot be read in part, and was read once for its label
+    return _Seen("", None)  # a record cannot be read in part, and was read once for its label
   try:
     size, head = _read(images, index, decode)
   except OSError as error:
-    return Looked(f"{images.name(index)}: {error.strerror or error}", None)
+    return _Seen(f"{images.name(index)}: {error.strerror or error}", None)
   fault = _fault(head, decode)
-  return Looked(fault and f"{images.name(index)}: {fault}", _digest(head[:_HEAD] + b"%d" % size))
+  return _Seen(fault and f"{images.name(index)}: {fault}", _digest(head[:_HEAD] + b"%d" % size))
 
 
 def _digest(data: bytes) -> bytes:
@@ -92,13 +92,19 @@ def _fault(data: bytes, decode: bool) -> str:
 # -- all images -------------------------------------------------------------------------------------------------------
 
 
-def faults(dataset: Dataset, decode: bool) -> tuple[dict[str, int], list[str]]:
-  """Opens every image once.
+class Looked(NamedTuple):
+  """The result for all images: faults by split, a line for each, and groups of images that look equal.
 
-  Returns:
-    {split: number of images with a fault}, and a line for each fault and for each image that equals, byte for byte, an
-    image of another split.
+  The images (split, index) of a group agree in their beginning and their length.
   """
+
+  bad: dict[str, int]
+  lines: list[str]
+  alike: list[list[tuple[str, int]]]
+
+
+def look(dataset: Dataset, decode: bool) -> Looked:
+  """Opens every image once."""
   bad, lines, seen = dict.fromkeys(_parts(dataset), 0), [], collections.defaultdict(list)
   total = sum(len(labels) for _, labels in _parts(dataset).values())
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool, tqdm(
@@ -114,27 +120,50 @@ def faults(dataset: Dataset, decode: bool) -> tuple[dict[str, int], list[str]]:
           elif looked.content:
             seen[looked.content].append((split, index))
         bar.update(len(chunk))
-  return bad, lines + [line for alike in seen.values() if len(alike) > 1 for line in _duplicates(dataset, alike)]
+  return Looked(bad, lines, [alike for alike in seen.values() if len(alike) > 1])
+
+
+def equal(dataset: Dataset, alike: list[tuple[str, int]]) -> list[list[tuple[str, int]]]:
+  """The groups of images with equal bytes among those of `alike`, each in the order of `alike`."""
+  found = collections.defaultdict(list)
+  for split, index in alike:
+    images = getattr(dataset, split)[0]
+    found[_digest(images[index].tobytes() if isinstance(images, np.ndarray) else images.read(index))].append(
+        (split, index))
+  return [group for group in found.values() if len(group) > 1]
+
+
+def image_name(dataset: Dataset, split: str, index: int) -> str:
+  """What messages call an image: its file, or its split and index."""
+  images = getattr(dataset, split)[0]
+  return f"{SPLITS[split]} image {index}" if isinstance(images, np.ndarray) else images.name(index)
+
+
+def faults(dataset: Dataset, decode: bool) -> tuple[dict[str, int], list[str]]:
+  """Opens every image once.
+
+  Returns:
+    {split: number of images with a fault}, and a line for each fault and for each image that equals, byte for byte, an
+    image of another split.
+  """
+  found = look(dataset, decode)
+  groups = [group for alike in found.alike if len({split for split, _ in alike}) > 1
+            for group in equal(dataset, alike)]
+  return found.bad, found.lines + [line for group in groups for line in across(dataset, group)]
+
+
+def across(dataset: Dataset, group: list[tuple[str, int]]) -> Iterator[str]:
+  """A line for each image of `group`, whose images are equal, that is in another split than the first."""
+  (first, place), *others = group
+  for split, index in others:
+    if split != first:
+      yield (f"{image_name(dataset, split, index)}: the {SPLITS[split]} set has the same image as the "
+             f"{SPLITS[first]} set, {image_name(dataset, first, place)}")
 
 
 def _parts(dataset: Dataset) -> dict[str, tuple]:
   found = {split: getattr(dataset, split) for split in SPLITS}
   return {split: part for split, part in found.items() if part is not None}
-
-
-def _duplicates(dataset: Dataset, alike: list[tuple[str, int]]) -> Iterator[str]:
-  """A line for each image of `alike`, which agree in length and beginning, that equals one of an earlier split."""
-  if len({split for split, _ in alike}) < 2:
-    return
-  first = {}
-  for split, index in alike:
-    images = getattr(dataset, split)[0]
-    is_array = isinstance(images, np.ndarray)
-    content = _digest(images[index].tobytes() if is_array else images.read(index))
-    name = f"{SPLITS[split]} image {index}" if is_array else images.name(index)
-    other = first.setdefault(content, (split, name))
-    if other[0] != split:
-      yield f"{name}: the {SPLITS[split]} set has the same image as the {SPLITS[other[0]]} set, {other[1]}"
 
 
 def official_faults(name: str, block: Mapping, dataset: Dataset) -> list[str]:
@@ -226,6 +255,14 @@ def verify(config, out: pathlib.Path, decode: bool = False) -> list[str]:
   return wrong + lines
 
 
+def tell(wrong: Sequence[str], shown: int) -> None:
+  """Lists the first `shown` faults on stderr."""
+  for line in wrong[:shown]:
+    print(f"wrong: {line}", file=sys.stderr)
+  if len(wrong) > shown:
+    print(f"wrong: ... and {len(wrong) - shown:,} more; --shown={len(wrong)} lists all", file=sys.stderr)
+
+
 OPTIONS = dict(
     out=load.Option("Folder for long_tail.png and class_counts.csv.", "verify"),
     decode=load.Option("Decode every image.", False),
@@ -242,11 +279,7 @@ def main(arguments: Sequence[str]) -> None:
   except (LtjaxError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(load.EXIT_BAD_INPUT)
-  shown = int(given["shown"])
-  for line in wrong[:shown]:
-    print(f"wrong: {line}", file=sys.stderr)
-  if len(wrong) > shown:
-    print(f"wrong: ... and {len(wrong) - shown:,} more; --shown={len(wrong)} lists all", file=sys.stderr)
+  tell(wrong, int(given["shown"]))
   if wrong:
     sys.exit(EXIT_WRONG_DATA)
   print(f"all is well{'' if given['decode'] else ', as far as can be seen without decoding the images (--decode)'}")

@@ -196,6 +196,14 @@ def _kind(parameter: inspect.Parameter) -> type:
   return next((kind for annotated, kind in known.items() if annotated in members), object)
 
 
+def wanted(parameter: inspect.Parameter) -> str:
+  """What a config may set a parameter to, in words: "float in (0, inf)", "log | cosine"."""
+  if literals := [member for member in _members(parameter.annotation) if typing.get_origin(member) is typing.Literal]:
+    return " | ".join(map(str, typing.get_args(literals[0])))
+  kind, limits = _kind(parameter), interval(parameter)
+  return (kind.__name__ if kind is not object else "any value") + (f" in {limits}" if limits != ANY_NUMBER else "")
+
+
 def _check_type(value, parameter: inspect.Parameter, where: str) -> None:
   kind, limits = _kind(parameter), interval(parameter)
   if value is None and (parameter.default is None or type(None) in _members(parameter.annotation)):

@@ -38,7 +38,7 @@ class Option(NamedTuple):
 
 def parse(argv: Sequence[str], options: Mapping[str, Option], usage: str,
           otherwise: Callable[[dict], ConfigDict | None] = lambda given: None) -> dict:
-  """{"config": ConfigDict, option: value} of a command line.
+  """{"config": ConfigDict, "changes": [(key, value, value of the file)], option: value} of a command line.
 
   A boolean option needs no value. `--help` prints `usage` and exits with 0. `otherwise(options)` gives the config where
   there is no --config.
@@ -79,19 +79,23 @@ def parse(argv: Sequence[str], options: Mapping[str, Option], usage: str,
   before = flat(given["config"])
   for key, value in overrides:
     override(given["config"], key, value)
-  _note_changes(given["config"], before)
+  given["changes"] = _changes(before, flat(given["config"]))
+  _note_preset(given["config"], given["changes"])
   return given
 
 
-def _note_changes(config: ConfigDict, before: Mapping) -> None:
-  """Writes into `config.preset` what the command line has changed in the preset, for results.json."""
-  if not config.get("preset"):
-    return
-  after = flat(config)
+def _changes(before: Mapping, after: Mapping) -> list[tuple[str, str, str]]:
+  """(key, value, value before) of every key that differs; "nothing" where there is none."""
   was, now = ({key: bind.show(value) for key, value in values.items()} for values in (before, after))
-  config.preset.changed += tuple(
-      f"{key}={now.get(key, 'nothing')} instead of {was.get(key, 'nothing')}" for key in sorted({*was, *now})
-      if was.get(key) != now.get(key) and key.split(".")[0] in (*PRESET_KEYS, *config.stages))
+  return [(key, now.get(key, "nothing"), was.get(key, "nothing")) for key in sorted({*was, *now})
+          if was.get(key) != now.get(key)]
+
+
+def _note_preset(config: ConfigDict, changes: Sequence[tuple[str, str, str]]) -> None:
+  """Writes into `config.preset` what the command line has changed in the preset, for results.json."""
+  if config.get("preset"):
+    config.preset.changed += tuple(f"{key}={value} instead of {before}" for key, value, before in changes
+                                   if key.split(".")[0] in (*PRESET_KEYS, *config.stages))
 
 
 def _boolean(name: str, no: str | None, value: str | None) -> bool:
@@ -113,7 +117,7 @@ def _unknown_option(name: str, given: Mapping, config: str) -> ConfigError:
 
 def read(value: str) -> ConfigDict:
   """The config of `FILE` or `FILE:ARGUMENT`; any exception in the file becomes a `ConfigError`."""
-  path, argument = _split(value)
+  path, argument = split(value)
   if argument == "":
     raise ConfigError(f"--config={value}: nothing follows the colon; give an argument, or leave the colon out")
   if path.suffix == ".json":
@@ -145,7 +149,7 @@ def read(value: str) -> ConfigDict:
   return config
 
 
-def _split(value: str) -> tuple[pathlib.Path, str | None]:
+def split(value: str) -> tuple[pathlib.Path, str | None]:
   """(file, argument). A path may contain colons itself, so the longest prefix that is a file counts."""
   ends = [len(value), *(match.start() for match in reversed(list(re.finditer(":", value))))]
   for end in ends:

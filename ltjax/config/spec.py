@@ -163,16 +163,22 @@ class RunSpec(NamedTuple):
     return next(stage for stage in self.stages if stage.name == name)
 
   @property
-  def defaults(self) -> dict[str, Any]:
-    """{"dataset.background": "white", ...}: what a key of a named block means where the block leaves it out."""
+  def parameters(self) -> dict[str, inspect.Parameter]:
+    """{"representation.adjust.scale": the parameter behind the key, ...} of every named block."""
     calls = dict(dataset=self.dataset)
     for each in self.stages:
       own = dict(loss=each.objective.loss, adjust=each.objective.adjust, class_weights=each.class_weights,
                  sampler=each.samplers[0], optimizer=each.optimizer)
       calls |= {f"{each.name}.{key}": call for key, call in own.items() if call}
       calls |= {each.head_where: each.head, "backbone": each.backbone}
-    found = {f"{where}.{key}": parameter.default for where, call in calls.items()
-             for key, parameter in b.signature(call.function).items() if parameter.default is not parameter.empty}
+    return {f"{where}.{key}": parameter for where, call in calls.items()
+            for key, parameter in b.signature(call.function).items()}
+
+  @property
+  def defaults(self) -> dict[str, Any]:
+    """{"dataset.background": "white", ...}: what a key of a named block means where the block leaves it out."""
+    found = {key: parameter.default for key, parameter in self.parameters.items()
+             if parameter.default is not parameter.empty}
     return found | {"dataset.on_bad_image": READING["on_bad_image"][0], "dataset.pipeline": "tf_data" if (
         self.dataset.name in photos.__all__) else READING["pipeline"][0]}
 

@@ -1,11 +1,26 @@
 """The arguments of a config: the text behind the colon of --config."""
 
+import contextlib
+import contextvars
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from ltjax.errors import ConfigError, nearest
 
 WHAT = ("dataset", "imbalance", "preset")  # the arguments that choose what runs, rather than change how
+
+
+_declared = contextvars.ContextVar("declared", default=None)
+
+
+@contextlib.contextmanager
+def declared() -> Iterator[dict]:
+  """Collects the arguments that the configs built inside the block declare, with their defaults and choices."""
+  token = _declared.set(found := {})
+  try:
+    yield found
+  finally:
+    _declared.reset(token)
 
 
 def arguments(text: str, **defaults) -> dict:
@@ -29,6 +44,8 @@ def arguments(text: str, **defaults) -> dict:
   >>> arguments("50,cosine", imbalance=100.0, cloud_size=("log", "cosine"), retrain=True)
   {'imbalance': 50.0, 'cloud_size': 'cosine', 'retrain': True}
   """
+  if (found := _declared.get()) is not None:
+    found.update(defaults)
   given, where = {}, f"the config's argument {text!r}"
   for entry in filter(None, str(text).split(",")):
     key, equals, value = map(str.strip, entry.partition("="))

@@ -61,7 +61,8 @@ def of_run(results: Mapping, config: str, drawn, folder: pathlib.Path, classes: 
   data, last = results["data"], list(results["stages"])[-1]
   pictures = [picture(folder / f"{each.name}.png", name=each.name, title=each.title, text=each.text,
                       photos=each.photos) for each in drawn]
-  command, config_file, changes = _command(results["command"])
+  command, config_file = _command(results["command"])
+  changes = [[shown(text, "json") for text in change] for change in results.get("changes", ())]
   held_out = f"{data['held_out_images']:,} held-out, " if data["held_out_images"] else ""
   return render(
       "run.html", title=f"{shown(str(data['name']), 'json')}, imbalance {data['imbalance']:.4g}"
@@ -139,15 +140,11 @@ def _facts(results: Mapping) -> list[tuple[str, str]]:
             for stage, operations in results["augmentation"].items())]
 
 
-def _command(command: str) -> tuple[str, str, list[tuple[str, str]]]:
-  """(the command on one line, the config file, (key, value) of each change of the config)."""
+def _command(command: str) -> tuple[str, str]:
+  """(the command on one line, the config file)."""
   try:
     words = shlex.split(command)
   except ValueError:
     words = []
-  pairs = [re.fullmatch(r"--(no)?(config(?:\.[^=]+)?)(?:=(.*))?", word, re.DOTALL) for word in words]
-  pairs = [(match[2], "False" if match[1] else match[3] or "") for match in pairs if match]
-  file = next((value for key, value in pairs if key == "config"), "")
-  changes = [(shown(key.removeprefix("config."), "json"), shown(value, "json")) for key, value in pairs
-             if key != "config"]
-  return shown(command, "json"), shown(file, "json"), changes
+  files = [match[1] for word in words if (match := re.fullmatch(r"--?config=(.*)", word, re.DOTALL))]
+  return shown(command, "json"), shown(files[0], "json") if files else ""

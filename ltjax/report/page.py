@@ -30,7 +30,7 @@ def announce(dataset, stages, notes: list[str], *, starts: bool) -> None:
   print(printable("\n".join((f"data: {dataset.summary()}", *notes)), sys.stderr), file=sys.stderr, flush=True)
 
 
-def of_run(spec, stages, results: Mapping, workdir: pathlib.Path, command: str, bad_images) -> dict:
+def of_run(spec, stages, results: Mapping, workdir: pathlib.Path, command: str, bad_images, changes=()) -> dict:
   """Writes the results and the report of a finished run; returns the content of `results.json`.
 
   Args:
@@ -40,6 +40,7 @@ def of_run(spec, stages, results: Mapping, workdir: pathlib.Path, command: str, 
     workdir: of the run.
     command: how the run was started.
     bad_images: the images that were replaced by black ones, and the repeated reads.
+    changes: (key, value, value of the config's file) of what the command line changes.
   """
   last, variables = stages[-1], results[stages[-1].name].variables
 
@@ -48,7 +49,8 @@ def of_run(spec, stages, results: Mapping, workdir: pathlib.Path, command: str, 
       log.write_durably(workdir / "results.json", json.dumps(found, indent=1) + "\n")
     return found
 
-  found = processes.from_first(lambda: keep(summary(spec, stages, results, workdir, command, bad_images)))
+  found = processes.from_first(lambda: keep(
+      summary(spec, stages, results, workdir, command, bad_images) | dict(changes=[list(each) for each in changes])))
   # Of several processes, each takes part in what follows: the test set may be spread over their devices.
   source = last
   if last.has_constant_features:  # they are in the work folder
@@ -162,7 +164,7 @@ def draw(config: str, stages, results: Mapping, found: dict, seen, activations, 
   """
   last = stages[-1]
   folder.mkdir(exist_ok=True)
-  for old in folder.glob("*.png"):  # of an earlier report, which may not be drawn again
+  for old in (*folder.glob("*.png"), *folder.glob("*.svg")):  # of an earlier report, which may not be drawn again
     old.unlink()
   counts, names, confusion = last.class_counts, last.dataset.class_names, results[last.name].confusion
   if isinstance(confusion, tally.Tally):  # many classes, and no predictions that a matrix could be made of

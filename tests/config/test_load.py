@@ -116,3 +116,11 @@ def test_the_program_prints_one_error_and_exits_with_2(arguments, message, capsy
   (line,) = capsys.readouterr().err.splitlines()
   assert line.startswith("error: ") and message in line
   assert not pathlib.Path("x").exists()
+
+
+def test_changes_are_listed_beside_the_values_of_the_file():
+  given = load.parse(["--config=configs/ce_digits.py", "--config.representation.lr=0.1", "--config.seed=0",
+                      "--config.representation.epochs", "7"], {}, "")
+  changes = {key: (value, before) for key, value, before in given["changes"]}
+  assert changes["representation.epochs"] == ("7", "60") and changes["representation.lr"] == ("0.1", "nothing")
+  assert changes["representation.lr.warmup"] == ("nothing", "5") and "seed" not in changes

@@ -122,7 +122,10 @@ def generated_counts(stage) -> np.ndarray | None:
 
 
 def draw(pictures: Sequence[Picture], class_names: Sequence[str], folder: pathlib.Path) -> list[Picture]:
-  """Writes each figure to `folder`; returns those that could be drawn, and says on stderr which could not."""
+  """Writes each figure to `folder` as PNG and, but for photographs, as SVG.
+
+  Returns those that could be drawn, and says on stderr which could not.
+  """
   drawn = []
   with one_warning([shown(name, "terminal") for name in class_names]) as warning:
     if warning:
@@ -130,7 +133,7 @@ def draw(pictures: Sequence[Picture], class_names: Sequence[str], folder: pathli
     for picture in pictures:
       path = folder / f"{picture.name}.png"
       try:
-        style.save(picture.draw(), path)
+        style.save(picture.draw(), path, vector=not picture.photos)
         drawn.append(picture)
       except OSError:
         raise

@@ -17,8 +17,8 @@ COLORS = dict(many="#2166ac", medium="#3f7d20", few="#b2182b")
 EARLIER, LATER = "#7a7a7a", "#1f1f1f"  # a stage before the last one, and the last
 _DPI = 120
 _SETTINGS = {"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True,
-             "svg.fonttype": "none", "axes.spines.top": False,
-             "axes.spines.right": False}
+             "svg.fonttype": "none", "svg.hashsalt": "ltjax",  # text stays text, and one figure is one file
+             "axes.spines.top": False, "axes.spines.right": False}
 
 
 def make(columns: int = 1, rows: int = 1, size: tuple[float, float] = (5.4, 3.7), **options) -> tuple[Figure, object]:
@@ -29,12 +29,14 @@ def make(columns: int = 1, rows: int = 1, size: tuple[float, float] = (5.4, 3.7)
     return figure, figure.subplots(rows, columns, **options)
 
 
-def save(figure: Figure, path: pathlib.Path) -> None:
-  """Writes `figure` as PNG."""
+def save(figure: Figure, path: pathlib.Path, *, vector: bool = False) -> None:
+  """Writes `figure` as PNG; with `vector` also as SVG, beside it."""
   with rc_context(_SETTINGS), warnings.catch_warnings():
     # A figure that is too small for its words is drawn without that layout; how it looks is no error.
     warnings.filterwarnings("ignore", message="constrained_layout not applied")
     figure.savefig(path, dpi=_DPI)
+    if vector:
+      figure.savefig(path.with_suffix(".svg"), metadata=dict(Date=None))
 
 
 def name(text: str, columns: int = 18) -> str:
