@@ -9,7 +9,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -17,10 +16,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def flags(devices: int = 1) -> str:
   """XLA_FLAGS of the tests: this many CPU devices, and no time spent on optimising short programs."""
-  # The fusion emitters take half of the time of a compilation. Later releases cannot do without, and refuse the flag.
-  emitters = "--xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else ""
+  # Not --xla_cpu_use_fusion_emitters=false, which halves compilation: with it XLA 0.10 compiles jitter on several
+  # devices to wrong numbers.
   return (f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0 "
-          f"--xla_cpu_parallel_codegen_split_count=1 {emitters}")
+          "--xla_cpu_parallel_codegen_split_count=1")
 
 
 class Ended(NamedTuple):
