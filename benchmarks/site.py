@@ -40,6 +40,8 @@ EXAMPLES = dict(
            " --config.dataset.root=images --workdir=runs/photographs"],
     predict=["ltjax predict --workdir=runs/photographs images/temple --top=2"],
     evaluate=["ltjax evaluate runs/gcl --split=train"],
+    posthoc=["ltjax posthoc runs/gcl --method=nearest_class_mean"],
+    export=["ltjax export runs/gcl --to=stablehlo"],
     compare=["ltjax compare runs/ce runs/gcl"],
     debug_step=["ltjax debug_step runs/gcl --stage=representation --step=70"],
     extract=["ltjax extract --workdir=runs/gcl --output=features.safetensors"],
