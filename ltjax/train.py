@@ -70,30 +70,15 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
   processes.report_progress(f"start of {stage.name}")
   stops = processes.Agreement(stop, stage.mesh)
 
-  # -- state: restore, or bridge from the stage before, or initialise --------------------------------------------------
   events = Events(workdir / EVENTS)
   opened = functools.partial(Checkpoints, keep=settings.keep_checkpoints, strict=strict, run=run,
                              on_fallback=functools.partial(events.write, "checkpoint_fallbacks"))
   checkpoints = opened(folder / "checkpoints", trunk=bridge.trunk(stage))
-  if checkpoints.latest() is not None:
-    state = checkpoints.restore(stage.like)
-    variables = variables_of(state)
-  else:
-    state, variables = None, bridge.start(stage, before, workdir, opened, reset_head=reset_head)
-  if stage.has_constant_features:
-    stage = stage.on_features(variables, workdir / "features", stops)
-    if stage is None:
-      raise Interrupted
-  rate = None
-  if len(stage.spec.rates) > 1:
-    rate = chosen_rate(stage, variables, folder)
-    stage = stage.with_rate(rate["chosen"])
-  if state is None:
-    state = stage.make_state(bridge.start_head(stage, variables))
+  stage, state, rate = _begin(stage, checkpoints, stops, workdir, functools.partial(
+      bridge.start, stage, before, workdir, opened, reset_head=reset_head))
   done = start = int(jax.device_get(state.step))
   journal, timing = (Journal(folder / name, upto=done, logs=checkpoints.logs, on_loss=functools.partial(
       events.write, "log_losses")) for name in ("metrics.jsonl", "timing.jsonl"))
-
   journal.follow(functools.partial(track, stage.name, order.steps))
 
   # -- the loop: {log, evaluate, checkpoint, step}. A resumed run repeats nothing that the log already shows -----------
@@ -151,6 +136,27 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
       stopping = stops(finite)
   journal.flush()
   return result(stage, state, confusion)._replace(learning_rate=rate)
+
+
+def _begin(stage: Stage, checkpoints: Checkpoints, stops: processes.Agreement, workdir: pathlib.Path,
+           start: Callable[[], dict]) -> tuple[Stage, TrainState, dict | None]:
+  """(the stage, on its features where they are constant; its state; the choice of its learning rate, if it has one).
+
+  The state is that of the newest checkpoint. Without one, it begins with the parameters of `start`.
+  """
+  state = None if checkpoints.latest() is None else checkpoints.restore(stage.like)
+  variables = start() if state is None else variables_of(state)
+  if stage.has_constant_features:
+    stage = stage.on_features(variables, workdir / "features", stops)
+    if stage is None:
+      raise Interrupted
+  rate = None
+  if len(stage.spec.rates) > 1:
+    rate = chosen_rate(stage, variables, workdir / stage.name)
+    stage = stage.with_rate(rate["chosen"])
+  if state is None:
+    state = stage.make_state(bridge.start_head(stage, variables))
+  return stage, state, rate
 
 
 def result(stage: Stage, state: TrainState, confusion: np.ndarray | metrics.Tally | None) -> StageResult:

@@ -240,10 +240,9 @@ def _objective(block, where: str) -> tuple[Objective, Call | None]:
                     check=outside.lacks("logits|cosines"))
   loss = b.bind(block.loss, b.public(losses, outside.returns("b")), f"{where}.loss", given=OFFERED,
                 check=outside.lacks("logits|cosines", "labels"))
-  weights = None
-  if block.class_weights is not None:
-    weights = b.bind(block.class_weights, b.public(losses, outside.returns("c")), f"{where}.class_weights",
-                     given=("class_counts",), check=outside.lacks("class_counts"))
+  weights = None if block.class_weights is None else b.bind(
+      block.class_weights, b.public(losses, outside.returns("c")), f"{where}.class_weights", given=("class_counts",),
+      check=outside.lacks("class_counts"))
   b.check_choice(block.reduce, tuple(b.public(losses, outside.returns(""))), f"{where}.reduce")
   return Objective(loss, adjust, weights is not None, block.reduce), weights
 
