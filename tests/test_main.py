@@ -104,7 +104,7 @@ SAYS = {
                           "--config.representation.lr.at="],
     "wrong type": ["representation.epochs: expected an integer of at least 1, got 1.5"],
     "out of range": ["dataset.imbalance: ", "at least 1, got 0.5"],
-    "not in the list": ["representation.loss.name: ", "did you mean 'focal'?", "cross_entropy, focal, "],
+    "not in the list": ["representation.loss.name: ", "did you mean 'focal'?", "class_balanced_focal, cross_entropy, "],
     "misspelt config file": ["no file 'configs/ce_digit.py' (did you mean 'configs/ce_digits.py'?)"],
     "number of the config file's argument": ["the config's argument 'many': 'many' is not a choice; there are "],
     "empty argument of the config file": ["the config's argument imbalance: expected a number, got ''"],

@@ -17,7 +17,7 @@ def test_out_of_memory_gets_advice_and_leaves_the_checkpoint(tmp_path, monkeypat
 
   monkeypatch.setattr(stage.Stage, "batches", batches)
   monkeypatch.setattr(main.load, "parse", lambda *args: dict(
-      config=config, workdir=str(workdir), strict=False, compilation_cache="none"))
+      config=config, workdir=str(workdir), strict=False, compilation_cache="none", changes=(), log=""))
   assert main.main([], lambda: False) == 1
   err = capsys.readouterr().err
   assert "Traceback" not in err

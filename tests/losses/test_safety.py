@@ -30,7 +30,7 @@ DIRECTIONS = {  # of logits times 1e4, of cosines times 1
 }
 FEATURES = {"zero": 0.0, "tiny": 1e-20, "at the clamp": 1e-12, "one": 1.0, "large": 1e4}
 SCALARS = {"as usual": lambda scalars: scalars, "nothing": lambda scalars: {
-  name: value if name in ("scale", "base") else 0.0 * value for name, value in scalars.items()}}
+  name: value if name in ("scale", "base", "temperature") else 0.0 * value for name, value in scalars.items()}}
 
 
 @functools.cache

@@ -27,8 +27,9 @@ def variables(head, size):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_finite_logits_and_gradients_for_features_and_class_vectors_of_any_length(head, train, dtype):
   def loss(params, features, rest):
-    logits, _ = head.apply(dict(rest, params=params), features, train=train, mutable=["batch_stats"])
-    return jnp.mean(losses.cross_entropy(logits, LABELS)), logits
+    found, _ = head.apply(dict(rest, params=params), features, train=train, mutable=["batch_stats"])
+    logits, *projections = jax.tree.leaves(found)
+    return jnp.mean(losses.cross_entropy(logits, LABELS)) + sum(each.mean() for each in projections), logits
 
   slopes = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
   for which, size in SIZES.items():
