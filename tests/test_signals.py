@@ -81,7 +81,7 @@ def test_one_request_that_arrives_twice_is_saved(numbers, apart):
 def test_a_later_signal_ends_the_program_without_saving(numbers, apart):
   code, out, err = told("slow steps", *numbers, apart=apart)
   assert (code, out) == (128 + numbers[1], "")
-  assert err.splitlines()[-1] == f"{numbers[1].name} again: ending without saving"
+  assert f"{numbers[1].name} again: ending without saving" in err.splitlines()  # the report of a wait may follow
 
 
 def test_a_wait_is_reported():
