@@ -67,8 +67,8 @@ class Stage:
                  seed=self.settings.seed, stage=spec.name, samplers=samplers, draws=spec.draws,
                  others=dataset.held_out[1] if spec.draws_held_out else None)
 
-  @property
-  def _drawn(self):
+  @functools.cached_property
+  def drawn(self):
     """The data set whose training images are what the indices of a batch mean."""
     if not self.spec.draws_held_out:
       return self.dataset
@@ -145,13 +145,13 @@ class Stage:
   @functools.cached_property
   def batch(self) -> Callable[[int], Any]:
     """The training examples: step -> this process's rows of its batch, on the host."""
-    return feed.make(self._drawn, self.order, self.augmentation, self.mesh, streamed=self.streamed,
+    return feed.make(self.drawn, self.order, self.augmentation, self.mesh, streamed=self.streamed,
                      seed=self.settings.seed, stage=self.name)
 
   @property
   def constants(self) -> dict:
     """The constant arrays of the step, on the host, and the stage's random key."""
-    return feed.constants(self._drawn, self.streamed) | dict(
+    return feed.constants(self.drawn, self.streamed) | dict(
         class_counts=self.class_counts.astype(np.float32), key=prng.stream(self.settings.seed, self.name))
 
   @functools.cached_property
@@ -236,14 +236,19 @@ class Stage:
   # -- features that are computed once --------------------------------------------------------------------------------
 
   @property
+  def frozen_backbone(self) -> bool:
+    """Whether no parameter of the backbone is trained."""
+    factors = jax.tree.leaves(self.optimizer.factors["backbone"], is_leaf=lambda factor: factor is None)
+    return all(factor is None for factor in factors)
+
+  @property
   def has_constant_features(self) -> bool:
     """Whether an image has the same features in every step, so that it suffices to compute them once.
 
     That is so where nothing in the backbone is trained or moves, nothing is augmented, and the head takes features.
     """
-    factors = jax.tree.leaves(self.optimizer.factors["backbone"], is_leaf=lambda factor: factor is None)
     return (self.settings.cache_features == "auto" and not self.dataset.holds_features
-            and all(factor is None for factor in factors) and self.spec.batch_norm == "eval"
+            and self.frozen_backbone and self.spec.batch_norm == "eval"
             and not self.spec.transforms and self.augmentation.crops != "five"  # their logits are averaged
             and not getattr(self.model.head, "takes_maps", False)
             and not any(getattr(call.function, "augments", True) for call in self.spec.augment))
@@ -264,7 +269,7 @@ class Stage:
 
   def _with(self, **parts) -> "Stage":
     found = copy.copy(self)
-    for name in ("batch", "data", "parts", "chunk", "train_steps", "evaluators"):
+    for name in ("drawn", "batch", "data", "parts", "chunk", "train_steps", "evaluators"):
       found.__dict__.pop(name, None)
     found.__dict__.update(parts)
     return found

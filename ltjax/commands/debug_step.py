@@ -72,11 +72,10 @@ def replay(workdir: pathlib.Path, name: str | None = None, step: int | None = No
   for before in range(start, step):
     state, _ = stage.train_steps[1](state, stage.data, *stage.batches(before, 1))
   examples, (batch, scalars) = stage.order.batch(step).ravel(), stage.batches(step, 1)
-  labels = np.concatenate([part[1] for part in (dataset.train, dataset.held_out) if part])
   known = [f"{name}, step {step} (epoch {step / stage.order.steps_per_epoch:.4g}), from the checkpoint of step {start}",
            "scheduled: " + ", ".join(f"{name} {_text(value)}" for name, value in _leaves(scalars)),
            f"examples: {', '.join(map(str, examples))}",
-           f"their classes: {', '.join(dataset.class_names[label] for label in labels[examples])}"]
+           f"their classes: {', '.join(dataset.class_names[label] for label in stage.drawn.train[1][examples])}"]
   return known, list(_tensors(stage, state, batch, scalars))
 
 

@@ -29,7 +29,7 @@ def notes(stages) -> list[str]:
 
 
 def _at_most(stage) -> float:
-  """An upper bound of `_seconds` without a trace of the network: a weight is applied once a pixel at most."""
+  """An upper bound of `seconds_of` without a trace of the network: a weight is applied once a pixel at most."""
   weights = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(stage.shapes["params"]))
   return _time(stage, 2.0 * weights * math.prod(stage.image_shape[1:3]))
 
@@ -51,7 +51,7 @@ def memory_of(stage) -> int:
   parameters = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
   variables, image = _shapes(stage)
   sizes = list(_results(jax.make_jaxpr(lambda v, x: stage.model.apply(v, x, train=False))(variables, image).jaxpr))
-  if _is_frozen(stage):
+  if stage.frozen_backbone:
     batch = max(stage.order.batch_size, stage.settings.eval_batch_size)
     return parameters + 2 * batch * max(sizes, default=0)
   return 4 * parameters + 5 * stage.order.batch_size * sum(sizes)  # weights, gradients, momentum, updates
@@ -71,14 +71,9 @@ def _shapes(stage) -> tuple:
   return variables, jax.ShapeDtypeStruct(stage.image_shape, np.float32)
 
 
-def _is_frozen(stage) -> bool:
-  return all(factor is None for factor in jax.tree.leaves(
-      stage.optimizer.factors["backbone"], is_leaf=lambda factor: factor is None))
-
-
 def _time(stage, operations: float) -> float:
   """Seconds of all steps; a backward pass through the backbone takes twice as long as the forward pass."""
-  passes = stage.order.steps * stage.order.batch_size * (1 if _is_frozen(stage) else 3)
+  passes = stage.order.steps * stage.order.batch_size * (1 if stage.frozen_backbone else 3)
   if stage.has_constant_features:  # every image once, whatever the number of epochs
     passes = sum(len(getattr(stage.dataset, split)[1]) for split in stage.dataset.splits)
   return passes * operations / (RATE * decode.cores())
