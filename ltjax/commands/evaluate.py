@@ -232,11 +232,11 @@ def evaluate(workdir: pathlib.Path, data: str = "", root: str = "", split: str =
   stage.dataset = stage.dataset._replace(test=(images, labels))
   seen = predictions.of_stage(stage, variables)
   confusion = metrics.confusion_matrix(labels, seen.predicted, len(counts))
-  before = json.loads((workdir / "results.json").read_text())
-  found = _results(before, stage, confusion, data or f"its {SPLITS[split]} images", weights)
+  found = _results(results(workdir), stage, confusion, data or f"its {SPLITS[split]} images", weights)
   found["metrics"] = page.measures(confusion, counts, names, seen)
+  index = np.arange(len(counts))
   found["regrouped"] = {f"{part.start}:{part.stop}": weighted_accuracy(
-      confusion, np.isin(np.arange(len(counts)), np.arange(part.start, part.stop))) for part in parts}
+      confusion, (part.start <= index) & (index < part.stop)) for part in parts}
   with writing(out):
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(json.dumps(found, indent=1) + "\n")

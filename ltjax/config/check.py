@@ -165,8 +165,7 @@ def _check_join(stage: StageSpec, model) -> None:
                       "several; remove one of them")
   if mixing := [op.name for op in stage.augment if mixes(op)]:
     raise ConfigError(f"{name}.mixup: {call.name} makes {number} batches, which {mixing[0]} would mix once "
-                      "more; "
-                      "write mixup=0.0, or remove the transform")
+                      "more; write mixup=0.0, or remove the transform")
 
 
 def _check_held_out(stage: StageSpec) -> None:

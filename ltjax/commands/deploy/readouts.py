@@ -34,15 +34,12 @@ def make(workdir: pathlib.Path, stage, variables: dict, *, prior: str = "", cali
   Raises:
     ConfigError: no such method or prior, no held-out images, or a prior for a method that assumes none.
   """
-  found, assumed = Readout(1.0, method=None), readout.assumed_prior(stage)
   if method:
+    scale = readout.logit_scale(stage) if method == "logit_adjustment" else 1.0
     entry = stored(workdir, stage, variables, method)
-    found = found._replace(method=_function(entry, stage, variables))
-    assumed = None
-    if method == "logit_adjustment":
-      found = found._replace(scale=readout.logit_scale(stage))
+    found, assumed = Readout(scale, method=_function(entry, stage, variables)), None
   else:
-    found = readout.of_stage(stage)
+    found, assumed = readout.of_stage(stage), readout.assumed_prior(stage)
   if prior and assumed is None:
     raise ConfigError(f"--prior: what {method} assumes of the classes is not known; leave out --posthoc or --prior")
   if calibrated:
