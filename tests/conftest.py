@@ -9,6 +9,7 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from ltjax.commands import predict
 from ltjax.distributed import signals
 from ltjax.report import activation_maps, figures, predictions
 
@@ -46,3 +47,18 @@ def no_pictures():
     patch.setattr(predictions, "of_stage", lambda *args: None)
     patch.setattr(activation_maps, "of_stage", lambda *args: None)
     yield
+
+
+@pytest.fixture
+def command(capsys):
+  """(exit code, stdout, stderr) of a command line of `ltjax predict`."""
+
+  def run(*arguments) -> tuple[int, str, str]:
+    code = 0
+    try:
+      predict.main([str(argument) for argument in arguments])
+    except SystemExit as error:
+      code = error.code
+    return code, *capsys.readouterr()
+
+  return run

@@ -130,21 +130,6 @@ def test_a_folder_that_is_not_a_finished_run_on_images_is_named(run, tmp_path):
     list(predict.predict(digits, image))
 
 
-@pytest.fixture
-def command(capsys):
-  """(exit code, stdout, stderr) of a command line."""
-
-  def run(*arguments) -> tuple[int, str, str]:
-    code = 0
-    try:
-      predict.main([str(argument) for argument in arguments])
-    except SystemExit as error:
-      code = error.code
-    return code, *capsys.readouterr()
-
-  return run
-
-
 def test_the_command_writes_a_table(run, tmp_path, command):
   workdir, config, _ = run
   folder, output = f"{config.dataset.root}/dog", tmp_path / "predictions.csv"

@@ -179,21 +179,6 @@ def test_posthoc_exits_with_2_after_one_line(finished, capsys, arguments, messag
 # -- output -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def command(capsys):
-  """(exit code, stdout, stderr) of a command line."""
-
-  def run(*arguments) -> tuple[int, str, str]:
-    code = 0
-    try:
-      predict.main([str(argument) for argument in arguments])
-    except SystemExit as error:
-      code = error.code
-    return code, *capsys.readouterr()
-
-  return run
-
-
 def test_json_lines_have_an_object_for_each_image(run, tmp_path, command):
   workdir, paths = run
   (tmp_path / "bad.png").write_bytes(b"<html>")
