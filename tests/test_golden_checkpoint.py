@@ -1,7 +1,7 @@
 """F21: checkpoints of released versions load bit by bit.
 
-`python -m tests.test_golden_checkpoint tests/golden/checkpoint_0_2` wrote that of 0.2. Those of 0.1, which was never
-released, had other parts.
+`python -m tests.test_golden_checkpoint /tmp/checkpoint_0_2` wrote that of 0.2, and then it was copied: Orbax notes the
+path that it writes to. Those of 0.1, which was never released, had other parts.
 """
 
 import json
