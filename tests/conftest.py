@@ -16,12 +16,17 @@ from ltjax.report import activation_maps, figures, predictions
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory):
-  """Keeps compiled programs for the session: most tests run the same few steps, and XLA takes seconds over each."""
-  folder = str(tmp_path_factory.mktemp("compiled"))
-  os.environ["XDG_CACHE_HOME"] = folder  # of programs that tests start
-  jax.config.update("jax_compilation_cache_dir", folder)
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+  """Keeps compiled programs for the session: most tests run the same few steps, and XLA takes seconds over each.
+
+  All of pytest's processes, and the programs that tests start, share them.
+  """
+  base = tmp_path_factory.getbasetemp()
+  folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+  kept = dict(jax_compilation_cache_dir=str(folder), jax_persistent_cache_min_compile_time_secs=0,
+              jax_persistent_cache_min_entry_size_bytes=-1)
+  for name, value in kept.items():
+    os.environ[name.upper()] = str(value)
+    jax.config.update(name, value)
   compilation_cache.reset_cache()  # programs compiled during collection have fixed that there is no cache
 
 

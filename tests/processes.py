@@ -16,10 +16,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def flags(devices: int = 1) -> str:
   """XLA_FLAGS of the tests: this many CPU devices, and no time spent on optimising short programs."""
-  # Not --xla_cpu_use_fusion_emitters=false, which halves compilation: with it XLA 0.10 compiles jitter on several
-  # devices to wrong numbers.
   return (f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0 "
-          "--xla_cpu_parallel_codegen_split_count=1")
+          "--xla_cpu_parallel_codegen_split_count=1 --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters")
 
 
 class Ended(NamedTuple):

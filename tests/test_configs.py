@@ -26,12 +26,6 @@ every_config = pytest.mark.parametrize("name", NAMES)
 PICTURES = {"training_curves", "accuracy_by_class_size", "confusion_matrix", "reliability", "feature_norms", "features"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def traced_once():
-  with tiny.shared_shapes():
-    yield
-
-
 def module(name):
   return importlib.import_module(f"configs.{name}")
 

@@ -14,7 +14,6 @@ from ltjax.config import keys, load, parse
 from ltjax.data import longtail
 from ltjax.errors import ConfigError
 from ltjax.report.published import published, reproducible
-from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[1]
 ROWS = list(csv.DictReader((ROOT / "tests" / "golden" / "published_results.csv").read_text().splitlines()))
@@ -26,12 +25,6 @@ WITHOUT = {"bbn", "capsule", "capsule_tde", "cosine_tde", "de_confound", "decoup
            "range_loss", "rethink_da"}
 CALLS = sorted({published(row) for row in OURS})
 NAMES = dict(imagenet="imagenet_lt", places="places_lt", inat18="inat2018")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def traced_once():
-  with tiny.shared_shapes():
-    yield
 
 
 def built(call):

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from ltjax import main, stage
-from ltjax.config import check, parse
+from ltjax.config import parse
 from ltjax.data import extract
 from ltjax.data.sources import Dataset
 from ltjax.workdir.checkpoint import Checkpoints
@@ -103,24 +103,6 @@ def shared_compilations():
 
   with mock.patch.multiple(stage.Stage, __init__=init, train_steps=shared(train_steps),
                            evaluators=shared(evaluators)):
-    yield
-
-
-@contextlib.contextmanager
-def shared_shapes():
-  """Traces the parameters of equal models once; every other check of a config runs each time.
-
-  Most configs have one of a few networks, and tracing a ResNet-152 takes seconds.
-  """
-  traced, kept = check.parameter_shapes, {}
-
-  def shapes(spec, model, image_shape=()):
-    key = model, spec.size, image_shape
-    if key not in kept:
-      kept[key] = traced(spec, model, image_shape)
-    return kept[key]
-
-  with mock.patch.object(check, "parameter_shapes", shapes):
     yield
 
 

@@ -77,8 +77,10 @@ def shift_hue(images: Float[Array, "b h w 3"], shift: Float[Array, "b"]) -> Floa
   value = images.max(axis=-1)
   chroma = value - images.min(axis=-1)
   safe = jnp.where(chroma > 0, chroma, 1)  # a grey has no hue, and its chroma of 0 leaves every channel at the value
-  hue = jnp.where(value == red, (green - blue) / safe,
-                  jnp.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe))
+  # Not `value == red`: a compiler may compute a channel twice, for the maximum and for the comparison, with unlike
+  # rounding. Then none is the maximum, and the hue is another; between two largest channels it makes no difference.
+  hue = jnp.where((red >= green) & (red >= blue), (green - blue) / safe,
+                  jnp.where(green >= blue, 2 + (blue - red) / safe, 4 + (red - green) / safe))
   k = jnp.mod((hue + 6 * shift[:, None, None])[..., None] + jnp.float32([5, 3, 1]), 6)
   return value[..., None] - chroma[..., None] * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
 

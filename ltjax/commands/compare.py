@@ -21,14 +21,13 @@ from ltjax.data import longtail
 from ltjax.errors import ConfigError, LtjaxError, nearest
 from ltjax.report import comparison, figures, html, tables
 from ltjax.report.figures import classes as class_figures
-from ltjax.report.figures.style import GROUPS
 from ltjax.report.names import padded, printable, shown, width
 from ltjax.report.tables import Column
 from ltjax.workdir import folder
 
 COLUMNS = (
     Column("name", "runs", "name"), Column("seeds", "seeds", "count"), Column("overall", "overall, %", "worded"),
-    *(Column(key, f"{key}, %", "worded", wide=True) for key in GROUPS),
+    *(Column(key, f"{key}, %", "worded", wide=True) for key in longtail.GROUPS),
     Column("balanced_accuracy", "balanced, %", "worded", wide=True),
     Column("macro_f1", "macro-F1, %", "worded", wide=True),
     Column("difference", "minus the first", "worded"), Column("p", "p", "number"),
@@ -121,8 +120,8 @@ def write(groups: Sequence[comparison.Group], found: Sequence[dict], out: pathli
   text = html.render(
       "compare.html", title=f"Comparison of {len(groups)} configs", first=_short(first), runs=found, run_columns=used,
       differing=comparison.differing(groups),
-      names=[_short(group) for group in groups], pictures=pictures, columns=columns, classes=classes, groups=GROUPS,
-      apart=apart, left_out=len(rest) - len(comparable),
+      names=[_short(group) for group in groups], pictures=pictures, columns=columns, classes=classes,
+      groups=longtail.GROUPS, apart=apart, left_out=len(rest) - len(comparable),
       folders=[(_short(group), [shown(str(run.workdir), "json") for run in group.runs]) for group in groups])
   (out / "index.html").write_text(text, encoding="utf-8", errors="backslashreplace")
 

@@ -198,7 +198,7 @@ def official_faults(name: str, block: Mapping, dataset: Dataset) -> list[str]:
 
 
 def _slashes(groups: Mapping[str, int]) -> str:
-  return " / ".join(f"{groups[group]:,}" for group in ("many", "medium", "few"))
+  return " / ".join(f"{groups[group]:,}" for group in longtail.GROUPS)
 
 
 def table(dataset: Dataset, bad: Mapping[str, int]) -> str:

@@ -1,5 +1,6 @@
 """Checks of a parsed config: which parts go together, and where schedules lead. Touches no data and no device."""
 
+import functools
 import pathlib
 import re
 from collections.abc import Sequence
@@ -53,8 +54,18 @@ def parameter_shapes(stage: StageSpec, model, image_shape: tuple = ()) -> dict:
   size = stage.size or 32
   # Features have any number of channels: one that the options of a head may divide.
   image_shape = image_shape or ((1, 1, 1, 5040) if _trait(stage.backbone, "takes_features") else (1, size, size, 3))
-  variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(image_shape), train=False))
-  return both(variables)
+  try:
+    maps, variables = _trace_backbone(model.backbone, image_shape)
+  except TypeError:  # somebody's own backbone holds an array or a list, which has no hash
+    maps, variables = _trace_backbone.__wrapped__(model.backbone, image_shape)
+  head = jax.eval_shape(lambda maps: model.on_features().init(jax.random.key(0), maps, train=False), maps)
+  inside = {key: dict(backbone=jax.tree.map(lambda shape: shape, given)) for key, given in variables.items()}
+  return both({key: inside.get(key, {}) | head.get(key, {}) for key in inside | head})
+
+
+@functools.lru_cache(maxsize=64)  # the stages of a run share their backbone, which takes a second to trace
+def _trace_backbone(backbone, image_shape: tuple[int, ...]) -> tuple:
+  return jax.eval_shape(lambda: backbone.init_with_output(jax.random.key(0), jnp.zeros(image_shape), train=False))
 
 
 def both(variables: dict) -> dict:

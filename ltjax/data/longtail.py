@@ -7,7 +7,9 @@ from jaxtyping import Int
 
 from ltjax.errors import ConfigError, DataError
 
-__all__ = ["exponential_counts", "long_tailed_subset", "pareto_counts", "shot_groups", "step_counts"]
+__all__ = ["GROUPS", "exponential_counts", "long_tailed_subset", "pareto_counts", "shot_groups", "step_counts"]
+
+GROUPS = ("many", "medium", "few")
 
 
 def _check_profile(num_classes: int, max_count: int, imbalance: float) -> None:

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ltjax.data.longtail import GROUPS
 from ltjax.errors import WorkdirError
 from ltjax.report import published as table
-from ltjax.report.figures.style import GROUPS
 from ltjax.report.tables import PREDICTION_COLUMNS
 
 MEASURES = ("overall", *GROUPS)

@@ -18,8 +18,7 @@ from ltjax.data import longtail, tally
 from ltjax.distributed import processes
 from ltjax.errors import writing
 from ltjax.report import activation_maps as cams
-from ltjax.report import baselines, examples, figures, forecast, html, predictions, statistics, tables
-from ltjax.report.figures.style import GROUPS
+from ltjax.report import baselines, examples, forecast, html, predictions, statistics, tables
 from ltjax.report.names import printable, shown
 from ltjax.workdir import log
 
@@ -105,6 +104,8 @@ def measures(confusion: np.ndarray, class_counts: np.ndarray, class_names: Seque
       worst_class=dict(label=worst, name=class_names[worst], accuracy=float(right[worst] / tested[worst])),
       intervals={name: list(ends) for name, ends in statistics.intervals(right, tested, class_counts).items()})
   if seen is not None:
+    from ltjax.report import figures
+
     auc = seen.auc[np.isfinite(seen.auc)]
     sampled = seen.negatives < len(seen.labels)
     found |= dict(
@@ -162,6 +163,8 @@ def draw(config: str, stages, results: Mapping, found: dict, seen, activations, 
 
   `config` is shown as it is; the other arguments are those of `figures.of_run`, and `found` are the results.
   """
+  from ltjax.report import figures  # Matplotlib takes a third of the time that a run takes to start
+
   last = stages[-1]
   folder.mkdir(exist_ok=True)
   for old in (*folder.glob("*.png"), *folder.glob("*.svg")):  # of an earlier report, which may not be drawn again
@@ -232,11 +235,11 @@ def closing(results: dict) -> str:
 def table(results: dict) -> str:
   """The accuracies of every stage and post-hoc method in per cent, as text; a dash is for a group without classes."""
   sizes, rows = results["groups"], html.model_rows(results)
-  header = [f"{group} ({sizes[group]})" for group in GROUPS]
+  header = [f"{group} ({sizes[group]})" for group in longtail.GROUPS]
   width = max(len(text) for text in ("test accuracy, %", *(name for name, _ in rows)))
   lines = [f"{'test accuracy, %':{width}}  {'overall':>8}" + "".join(f"  {text:>12}" for text in header)]
   for name, test in rows:
-    cells = [f"{'-':>12}" if test[group] is None else f"{100 * test[group]:12.2f}" for group in GROUPS]
+    cells = [f"{'-':>12}" if test[group] is None else f"{100 * test[group]:12.2f}" for group in longtail.GROUPS]
     lines.append(f"{name:{width}}  {100 * test['overall']:8.2f}  " + "  ".join(cells))
   return "\n".join(lines)
 

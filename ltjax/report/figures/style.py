@@ -12,7 +12,6 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFor
 
 from ltjax.report.names import shown, width
 
-GROUPS = ("many", "medium", "few")
 COLORS = dict(many="#2166ac", medium="#3f7d20", few="#b2182b")
 EARLIER, LATER = "#7a7a7a", "#1f1f1f"  # a stage before the last one, and the last
 _DPI = 120
