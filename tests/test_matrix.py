@@ -88,11 +88,14 @@ def dataset():
 
 
 def trace(found, dataset) -> None:
-  """Traces a step of every stage."""
+  """Traces a step of every stage, whose parameters are those that the checks of the config have seen."""
+  def shapes(tree):
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+
   for stage in tiny.stages(found, dataset).values():
     after, _ = jax.eval_shape(stage.train_steps[1], stage.like, stage.data, *stage.batches(0, 1))
-    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
-        lambda leaf: (leaf.shape, leaf.dtype), stage.like)
+    assert shapes(after) == shapes(stage.like)
+    assert shapes(stage.shapes) == shapes(dict(params=after.params, batch_stats=after.batch_stats))
 
 
 @pytest.mark.parametrize("head", HEADS)
