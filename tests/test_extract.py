@@ -32,10 +32,13 @@ def images(tmp_path_factory):
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_the_backbone_of_a_finished_run(finished, tmp_path, capsys):
+def test_the_backbone_of_a_finished_run(finished, tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(extract, "_SAY", 0.0)
   config, workdir = finished
   command.main([f"--workdir={workdir}", f"--output={tmp_path / 'f.safetensors'}"], stop=lambda: False)
-  assert "written: " in capsys.readouterr().out
+  printed = capsys.readouterr()
+  assert "written: " in printed.out
+  assert " images\nfeatures: " in printed.err and "img/s" not in printed.err  # lines and no bar outside a terminal
   stage, variables = bridge.finished(workdir)
   data = tiny.dataset(config)
   found = features.features(root=str(tmp_path / "f.safetensors"))

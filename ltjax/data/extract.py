@@ -31,6 +31,7 @@ from ltjax.workdir import durable, manifest, safetensors
 _SOFTWARE = ("ltjax", "jax", "jaxlib", "flax", "numpy")
 _BATCH = 64
 _SYNC = 5.0  # seconds between two times that the file is made safe
+_SAY = 30.0  # seconds between two lines where there is no bar
 
 
 def describe(stage, variables: dict, *, views: int = 0, float16: bool = False, maps: bool = False,
@@ -109,9 +110,10 @@ def extract(stage, variables: dict, path: pathlib.Path, made_by: Mapping,
   total, kind = sum(job.count for job in jobs), np.dtype(made_by["dtype"])
   writer = _Writer(path, _arrays(stage, variables, made_by), made_by, batch_size)
   with writing(path), writer, tqdm(total=total, unit="img", desc="features", dynamic_ncols=True,
-                                   disable=not processes.is_first()) as bar:
+                                   disable=None if processes.is_first() else True) as bar:
     done = processes.from_first(writer.open)
     bar.update(done)
+    said = time.monotonic()
     start = 0  # of the job among all images
     for job in jobs:
       place = max(done - start, 0)
@@ -122,6 +124,9 @@ def extract(stage, variables: dict, path: pathlib.Path, made_by: Mapping,
         place, done = place + len(rows), done + len(rows)
         writer.sync(done, now=done == total)
         bar.update(len(rows))
+        if bar.disable and processes.is_first() and time.monotonic() - said > _SAY:  # a file or a pipe: a bar fills it
+          said = time.monotonic()
+          print(f"features: {done:,} of {total:,} images", file=sys.stderr, flush=True)
         if stops(found) and done < total:
           writer.sync(done, now=True)
           return False
