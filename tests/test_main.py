@@ -256,18 +256,17 @@ def interrupted(number, command, workdir, **environment):
 
 
 def test_stopped_twice_and_continued_is_as_never_stopped(tmp_path):
-  cache = dict(JAX_COMPILATION_CACHE_DIR=str(tmp_path / "cache"), JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
   options = [DIGITS, "--config.backbone=dict(name='tests.tiny:OneConv')", "--config.dataset.imbalance=134",
              "--config.representation.epochs=12", "--config.log_every_steps=5"]
   straight, stopped = tmp_path / "straight", tmp_path / "in Stücken"
-  code, out, err = finished(start(*options, f"--workdir={straight}", **cache))
+  code, out, err = finished(start(*options, f"--workdir={straight}"))
   assert code == 0, err
   assert "test accuracy, %" in out and str(straight / "results.json") in out
 
   command = [*options, f"--workdir={stopped}"]
   for number in (signal.SIGINT, signal.SIGTERM):
-    interrupted(number, command, stopped, **cache)
-  code, _, err = finished(start(*command, **cache))
+    interrupted(number, command, stopped)
+  code, _, err = finished(start(*command))
   assert code == 0, err
   expected, found = (json.loads((run / "results.json").read_text()) for run in (straight, stopped))
   assert found["final"] == expected["final"]
@@ -276,12 +275,12 @@ def test_stopped_twice_and_continued_is_as_never_stopped(tmp_path):
   assert lines(stopped) == lines(straight)
 
   # The run is finished: repeating it trains nothing and gives the same results.
-  code, again, err = finished(start(*command, **cache))
+  code, again, err = finished(start(*command))
   assert code == 0, err
   assert again.split("written")[0] == out.split("written")[0]
   assert lines(stopped) == lines(straight)
 
   options += ["--config.representation.lr.base=1e30", f"--workdir={tmp_path / 'nan'}"]
-  code, _, err = finished(start(*options, **cache))
+  code, _, err = finished(start(*options))
   assert code == 1, err
   assert err.splitlines()[-1].startswith("error: representation: the ") and "lower the learning rate" in err

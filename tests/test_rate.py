@@ -9,17 +9,18 @@ from ltjax.errors import ConfigError
 from ltjax.train import Interrupted
 from tests import tiny
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 CANDIDATES = (1e-6, 0.3, 0.1)
 
 
 def config(lr, **overrides):
   """A head on the frozen, random features of the digits."""
-  return tiny.config("ce_digits", epochs=4, augment=(), representation__train=("head/.*",),
+  return tiny.config("ce_digits", epochs=4, backbone=tiny.ONE_CONV, augment=(), representation__train=("head/.*",),
                      representation__batch_norm="eval", representation__lr=lr, **overrides)
 
 
 @pytest.fixture(scope="module")
-def chosen(tmp_path_factory):
+def chosen(tmp_path_factory, no_pictures):
   folder = tmp_path_factory.mktemp("chosen")
   return folder, tiny.run(config(dict(name="cosine", base=CANDIDATES)), folder)
 

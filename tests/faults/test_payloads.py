@@ -183,6 +183,7 @@ def test_the_payloads_would_make_the_canary(tmp_path):
     canary.rmdir()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_work_folder_of_payloads_runs_nothing(tmp_path):
   config = tiny.config("ce_digits", epochs=1, backbone=tiny.ONE_CONV)
   canary, run = tmp_path / "canary", tmp_path / "run"

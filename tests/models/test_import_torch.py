@@ -145,6 +145,7 @@ def test_no_such_file_or_kind_of_file(variables, tmp_path):
     import_torch.into(variables, str(tmp_path / "w.onnx"))
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_run_starts_from_the_file_and_is_refused_before_anything_is_written(tmp_path):
   config = tiny.config("ce_digits", epochs=1)
   config.pretrained = "w.safetensors"
@@ -173,6 +174,7 @@ def test_a_run_starts_from_the_file_and_is_refused_before_anything_is_written(tm
     tiny.run(config, tmp_path / "run")
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_frozen_backbone_that_nothing_has_trained_is_reported(tmp_path, capsys):
   config = tiny.config("ce_digits", epochs=1, backbone=tiny.ONE_CONV)
   tiny.run(config, tmp_path / "trained")
