@@ -159,10 +159,10 @@ def test_pure_functions_load_neither_tensorflow_nor_linen(module):
   assert not {"tensorflow", "tensorflow_datasets", "flax.linen", "orbax.checkpoint", "matplotlib"} & loaded
 
 
-def test_the_command_line_loads_no_tensorflow():
+def test_the_command_line_loads_what_it_needs_at_once():
   loaded = loaded_by("import ltjax.main")
   assert "flax.linen" in loaded
-  assert not {"tensorflow", "tensorflow_datasets"} & loaded
+  assert not {"tensorflow", "tensorflow_datasets", "matplotlib", "sklearn", "pandas"} & loaded
 
 
 def test_a_complete_run_on_digits_needs_no_tensorflow():
