@@ -56,14 +56,18 @@ def main(arguments=None) -> None:
       key = f"{name}, {wanted}"
       if key in plans and not given.again:
         continue
+      topology = topologies.find(wanted)  # a compiler that is missing here is no result
       try:
         config = load.read(f"{ROOT}/configs/{file}.py{f':{argument}' if argument else ''}")
         load.override(config, "precision", PRECISION)
-        plans[key] = plan.make(config, topologies.find(wanted), say=lambda text: print(text, file=sys.stderr))
+        plans[key] = plan.make(config, topology, say=lambda text: print(text, file=sys.stderr))
       except LtjaxError as error:
         plans[key] = dict(refused=str(error))
       write(plans)
 
 
 if __name__ == "__main__":
-  main()
+  try:
+    main()
+  except LtjaxError as error:
+    sys.exit(f"error: {error}")
