@@ -22,6 +22,7 @@ def compiled_once(tmp_path_factory):
   """
   base = tmp_path_factory.getbasetemp()
   folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+  os.environ["XDG_CACHE_HOME"] = str(folder)  # of programs without JAX's variables: never the user's own folder
   kept = dict(jax_compilation_cache_dir=str(folder), jax_persistent_cache_min_compile_time_secs=0,
               jax_persistent_cache_min_entry_size_bytes=-1)
   for name, value in kept.items():
@@ -56,12 +57,12 @@ def no_pictures():
 
 @pytest.fixture
 def command(capsys):
-  """(exit code, stdout, stderr) of a command line of `ltjax predict`."""
+  """(exit code, stdout, stderr) of a command line, of `ltjax predict` by default."""
 
-  def run(*arguments) -> tuple[int, str, str]:
+  def run(*arguments, main=predict.main) -> tuple[int, str, str]:
     code = 0
     try:
-      predict.main([str(argument) for argument in arguments])
+      main([str(argument) for argument in arguments])
     except SystemExit as error:
       code = error.code
     return code, *capsys.readouterr()

@@ -1,6 +1,7 @@
 """Runs side by side: groups of seeds, paired differences, the distance from papers, and the page."""
 
 import csv
+import functools
 import json
 import shutil
 
@@ -30,14 +31,10 @@ def read(workdir):
   return comparison.read(workdir, flat(folder.load(workdir)))
 
 
-def compared(capsys, *arguments) -> tuple[int, str, str]:
-  """(exit code, stdout, stderr) of a command line."""
-  code = 0
-  try:
-    compare.main([str(argument) for argument in arguments])
-  except SystemExit as error:
-    code = error.code
-  return code, *capsys.readouterr()
+@pytest.fixture
+def compared(command):
+  """(exit code, stdout, stderr) of a command line of `ltjax compare`."""
+  return functools.partial(command, main=compare.main)
 
 
 def test_seeds_of_a_config_are_a_group(runs):
@@ -75,18 +72,18 @@ def test_a_large_difference_is_certain_and_a_small_one_is_not():
   assert small.high - small.low == pytest.approx(2 * 1.96 * deviation, rel=0.1)
 
 
-def test_runs_on_other_test_images_are_not_compared_image_by_image(runs, tmp_path, capsys):
+def test_runs_on_other_test_images_are_not_compared_image_by_image(runs, tmp_path, compared):
   shutil.copytree(runs / "slow", tmp_path / "other")
   (tmp_path / "other" / "report" / "predictions.csv").unlink()
   first, second = comparison.grouped([read(runs / "ce"), read(tmp_path / "other")])
   assert comparison.difference(first, second) is None
-  assert compared(capsys, runs / "ce", tmp_path / "other", f"--out={tmp_path / 'out'}")[0] == 0
+  assert compared(runs / "ce", tmp_path / "other", f"--out={tmp_path / 'out'}")[0] == 0
   assert "Not compared image by image" in (tmp_path / "out" / "index.html").read_text()
 
 
-def test_the_command_writes_a_table_and_a_page(runs, tmp_path, capsys):
+def test_the_command_writes_a_table_and_a_page(runs, tmp_path, compared):
   out = tmp_path / "out"
-  code, printed, err = compared(capsys, *(runs / name for name in ("slow", "ce", "ce_again")), f"--out={out}",
+  code, printed, err = compared(*(runs / name for name in ("slow", "ce", "ce_again")), f"--out={out}",
                                 "--sort=overall")
   assert (code, err) == (0, "")
   heading, first, second = printed.splitlines()[:3]
@@ -110,8 +107,8 @@ def test_the_command_writes_a_table_and_a_page(runs, tmp_path, capsys):
 @pytest.mark.parametrize(("arguments", "message"), [
     (["{runs}/nowhere"], "is not a run of ltjax"),
     (["{runs}/ce", "--sort=overal"], "there is no column 'overal' (did you mean 'overall'?)")])
-def test_a_mistake_costs_one_line_and_exit_code_2(runs, tmp_path, capsys, arguments, message):
-  code, _, err = compared(capsys, *(text.format(runs=runs) for text in arguments), f"--out={tmp_path / 'out'}")
+def test_a_mistake_costs_one_line_and_exit_code_2(runs, tmp_path, compared, arguments, message):
+  code, _, err = compared(*(text.format(runs=runs) for text in arguments), f"--out={tmp_path / 'out'}")
   assert code == 2 and message in err and err.count("\n") == 1
   assert not (tmp_path / "out").exists()
 

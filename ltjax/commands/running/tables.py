@@ -3,7 +3,9 @@
 import statistics
 from collections.abc import Sequence
 
-GROUPS = ("overall", "many", "medium", "few")
+from ltjax.data import longtail
+
+GROUPS = ("overall", *longtail.GROUPS)
 
 
 def spread(values: Sequence[float | None]) -> str:
