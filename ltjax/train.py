@@ -15,7 +15,7 @@ import numpy as np
 from ltjax import bridge, metrics, posthoc
 from ltjax.distributed import processes
 from ltjax.errors import TrainingError, writing
-from ltjax.stage import Stage, TrainState
+from ltjax.stage import Progress, Stage, TrainState
 from ltjax.workdir.checkpoint import Checkpoints
 from ltjax.workdir.log import Events, Journal, write_durably
 
@@ -66,67 +66,37 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
     Interrupted: `stop()` became true; the state is saved.
     TrainingError: a loss, a gradient or a parameter is not finite; the state before that step is saved.
   """
-  settings, order, folder = stage.settings, stage.order, workdir / stage.name
   processes.report_progress(f"start of {stage.name}")
   stops = processes.Agreement(stop, stage.mesh)
-
-  events = Events(workdir / EVENTS)
-  opened = functools.partial(Checkpoints, keep=settings.keep_checkpoints, strict=strict, run=run,
-                             on_fallback=functools.partial(events.write, "checkpoint_fallbacks"))
-  checkpoints = opened(folder / "checkpoints", trunk=bridge.trunk(stage))
-  stage, state, rate = _begin(stage, checkpoints, stops, workdir, functools.partial(
-      bridge.start, stage, before, workdir, opened, reset_head=reset_head))
-  done = start = int(jax.device_get(state.step))
-  journal, timing = (Journal(folder / name, upto=done, logs=checkpoints.logs, on_loss=functools.partial(
-      events.write, "log_losses")) for name in ("metrics.jsonl", "timing.jsonl"))
+  stage, state, rate, checkpoints = _begin(stage, workdir, before, stops, strict=strict, run=run, reset_head=reset_head)
+  order, done = stage.order, int(jax.device_get(state.step))
+  journal, timing = _logs(workdir, stage.name, done, checkpoints)
   journal.follow(functools.partial(track, stage.name, order.steps))
 
   # -- the loop: {log, evaluate, checkpoint, step}. A resumed run repeats nothing that the log already shows -----------
-  confusion, stopping, epoch, began = None, False, order.steps_per_epoch, time.perf_counter()
-  log_every, evaluate_every, save_every = (
-      settings.log_every_steps, settings.eval_every_epochs * epoch, settings.checkpoint_every_epochs * epoch)
-  evaluators, data, flight = stage.evaluators, stage.data, Flight(stage, workdir, journal)
-  progress = stage.progress(done)
+  confusion, stopping, start, began, rhythm = None, False, done, time.perf_counter(), Rhythm.of(stage)
+  data, flight, progress = stage.data, Flight(stage, workdir, journal), stage.progress(done)
+  measure = Measuring(stage, journal, progress, stops)
   with checkpoints, progress, jax.transfer_guard("disallow"):
     while True:
       processes.report_progress(f"{stage.name} step {done}")
-      last, now, measured = done == order.steps, dict(step=done, epoch=done / epoch), {}
-      log, evaluate, save = (bool(done) and (done % every == 0 or last)
-                             for every in (log_every, evaluate_every, save_every))
+      last, log, evaluate, save = done == order.steps, *rhythm.due(done, order.steps)
       if log or evaluate or save or stopping:
         flight.collect(state, checkpoints)
-      if log and not journal.has(done, "loss") and (means := mean_since_log(state)):
-        loss, accuracy = means
-        journal.write(**now, loss=loss, accuracy=accuracy, lr=float(stage.spec.lr(order.clock(done - 1))))
-        progress.trained(loss, accuracy)
-        state = stage.with_new_window(state)
-      if evaluate and not stopping and not journal.has(done, "test"):
-        confusion = evaluators["test"](variables_of(state), stops)
-        stopping = confusion is None
-        if not stopping:
-          scores = metrics.scores(confusion, stage.class_counts)
-          journal.write(**now, test=scores)
-          measured["test"] = scores["overall"]
-      if save and "held_out" in evaluators and not stopping and not journal.has(done, "held_out"):
-        held_out = evaluators["held_out"](variables_of(state), stops)
-        stopping = held_out is None
-        if not stopping:
-          score = metrics.balanced_accuracy(held_out)
-          journal.write(**now, held_out=score)
-          measured["held_out"] = score
-      if measured:
-        progress.evaluated(**measured)
+      if log:
+        state = measure.training(done, state)
+      if (evaluate or save) and not stopping:
+        found, stopping = measure.evaluation(("test",) * evaluate + ("held_out",) * save, done, state)
+        confusion = found.get("test")
       if (save or stopping) and done > start:
         timing.write(step=done, start=start, seconds=time.perf_counter() - began)
-        checkpoints.save(state, scores=journal.values("held_out"), logs=(journal, timing),
-                         wait=last or stopping)
+        checkpoints.save(state, scores=journal.values("held_out"), logs=(journal, timing), wait=last or stopping)
         start, began = done, time.perf_counter()
-      if last and (confusion is not None or journal.has(done, "test")):
-        break
       if stopping:
         raise Interrupted
-      boundary = min(order.steps, *((done // every + 1) * every for every in (log_every, evaluate_every, save_every)))
-      count = stage.count(done, boundary)
+      if last:
+        break
+      count = stage.count(done, rhythm.next(done, order.steps))
       state, finite = stage.train_steps[count](state, data, *stage.batches(done, count))
       flight.start(done, finite)
       flight.collect(state, checkpoints, but=flight.ahead)
@@ -138,14 +108,83 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
   return result(stage, state, confusion)._replace(learning_rate=rate)
 
 
-def _begin(stage: Stage, checkpoints: Checkpoints, stops: processes.Agreement, workdir: pathlib.Path,
-           start: Callable[[], dict]) -> tuple[Stage, TrainState, dict | None]:
-  """(the stage, on its features where they are constant; its state; the choice of its learning rate, if it has one).
+class Rhythm(NamedTuple):
+  """After how many steps a stage logs, evaluates and saves; at its end, all three are due."""
 
-  The state is that of the newest checkpoint. Without one, it begins with the parameters of `start`.
+  log: int
+  evaluate: int
+  save: int
+
+  @classmethod
+  def of(cls, stage: Stage) -> "Rhythm":
+    """The rhythm that the settings of `stage` ask for."""
+    settings, epoch = stage.settings, stage.order.steps_per_epoch
+    return cls(settings.log_every_steps, settings.eval_every_epochs * epoch, settings.checkpoint_every_epochs * epoch)
+
+  def due(self, done: int, steps: int) -> list[bool]:
+    """Whether to log, to evaluate and to save after step `done` of `steps`."""
+    return [bool(done) and (done % every == 0 or done == steps) for every in self]
+
+  def next(self, done: int, steps: int) -> int:
+    """The first step after `done` at which anything is due."""
+    return min(steps, *((done // every + 1) * every for every in self))
+
+
+class Measuring(NamedTuple):
+  """Measures a stage under way: the result goes into its log and to its progress, unless the log has it already."""
+
+  stage: Stage
+  journal: Journal
+  progress: Progress
+  stops: Callable[[jax.Array], bool]
+
+  def training(self, done: int, state: TrainState) -> TrainState:
+    """Logs the mean loss and accuracy since the last line; returns the state that starts the next mean."""
+    stage, means = self.stage, None if self.journal.has(done, "loss") else mean_since_log(state)
+    if not means:
+      return state
+    loss, accuracy = means
+    self._write(done, loss=loss, accuracy=accuracy, lr=float(stage.spec.lr(stage.order.clock(done - 1))))
+    self.progress.trained(loss, accuracy)
+    return stage.with_new_window(state)
+
+  def evaluation(self, splits: Sequence[str], done: int, state: TrainState) -> tuple[dict, bool]:
+    """({split: its confusion matrix}, whether a stop broke it off) of those `splits` that the stage has."""
+    found, shown, stopped = {}, {}, False
+    for split in splits:
+      if split not in self.stage.evaluators or self.journal.has(done, split):
+        continue
+      confusion = self.stage.evaluators[split](variables_of(state), self.stops)
+      stopped = confusion is None
+      if stopped:
+        break
+      found[split] = confusion
+      if split == "test":
+        scores = metrics.scores(confusion, self.stage.class_counts)
+        self._write(done, test=scores)
+        shown[split] = scores["overall"]
+      else:
+        shown[split] = metrics.balanced_accuracy(confusion)
+        self._write(done, **{split: shown[split]})
+    if shown:
+      self.progress.evaluated(**shown)
+    return found, stopped
+
+  def _write(self, done: int, **entries) -> None:
+    self.journal.write(step=done, epoch=done / self.stage.order.steps_per_epoch, **entries)
+
+
+def _begin(stage: Stage, workdir: pathlib.Path, before: Stage | None, stops: processes.Agreement, *, strict: bool,
+           run: str, reset_head: bool) -> tuple[Stage, TrainState, dict | None, Checkpoints]:
+  """(the stage, on its features where they are constant; its state; the choice of its learning rate; its checkpoints).
+
+  The state is that of the newest checkpoint. Without one, it begins with the parameters of `bridge.start`.
   """
+  opened = functools.partial(Checkpoints, keep=stage.settings.keep_checkpoints, strict=strict, run=run,
+                             on_fallback=functools.partial(Events(workdir / EVENTS).write, "checkpoint_fallbacks"))
+  checkpoints = opened(workdir / stage.name / "checkpoints", trunk=bridge.trunk(stage))
   state = None if checkpoints.latest() is None else checkpoints.restore(stage.like)
-  variables = start() if state is None else variables_of(state)
+  variables = variables_of(state) if state else bridge.start(stage, before, workdir, opened, reset_head=reset_head)
   if stage.has_constant_features:
     stage = stage.on_features(variables, workdir / "features", stops)
     if stage is None:
@@ -156,7 +195,14 @@ def _begin(stage: Stage, checkpoints: Checkpoints, stops: processes.Agreement, w
     stage = stage.with_rate(rate["chosen"])
   if state is None:
     state = stage.make_state(bridge.start_head(stage, variables))
-  return stage, state, rate
+  return stage, state, rate, checkpoints
+
+
+def _logs(workdir: pathlib.Path, name: str, done: int, checkpoints: Checkpoints) -> list[Journal]:
+  """The logs of measures and of times of a stage, up to step `done`."""
+  lost = functools.partial(Events(workdir / EVENTS).write, "log_losses")
+  return [Journal(workdir / name / file, upto=done, logs=checkpoints.logs, on_loss=lost)
+          for file in ("metrics.jsonl", "timing.jsonl")]
 
 
 def result(stage: Stage, state: TrainState, confusion: np.ndarray | metrics.Tally | None) -> StageResult:

@@ -118,11 +118,12 @@ STOPS = [
     ("gcl", (5,), ("representation", 5)),  # exactly at a checkpoint and an evaluation, inside a log window
     ("gcl", (7,), ("representation", 7)),  # inside a log window that has a checkpoint inside
     ("gcl", (9,), ("representation", 9)),  # exactly at a log line
-    ("gcl", (10,), ("classifier", 1)),  # at the last step of the first stage: ends after one step of the second
+    ("gcl", (10,), ("representation", 10)),  # at the last step of the first stage, which is saved but not evaluated yet
     ("gcl", (13,), ("classifier", 3)),  # in the second stage
     ("gcl", (4, 4), ("representation", 8)),  # twice in one stage
     ("gcl", (8, 9), ("classifier", 7)),  # once in each
     ("balanced", (1, 1), ("representation", 2)),
+    ("balanced", (10,), ("representation", 10)),  # at the last step of the run
     ("aware", (4,), ("representation", 4)),
     ("held_out", (4,), ("representation", 4)),  # where it is saved, before anything is looked at
     ("held_out", (3, 2), ("representation", 5)),
