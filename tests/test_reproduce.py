@@ -9,6 +9,7 @@ import pathlib
 import re
 import shlex
 import signal
+import statistics
 import threading
 import time
 
@@ -146,6 +147,26 @@ def test_the_table_of_published_rows_counts_what_is_missing(folder):
   ours = 100 * results["final"]["overall"]
   assert f"| 70.70 | {ours:.2f} | {ours - 70.70:+.2f} | 1 |" in lines[2]
   assert results["data"]["selected_sha256"][:12] in lines[2] and lines[-1] == "Not measured: 2 of 3 rows."
+
+
+def test_short_runs_are_compared_with_the_other_implementation(folder, tmp_path, capsys):
+  finished = sorted(folder.glob("*/results.json"))
+  for run, path in zip(reproduce.short_runs(2, ())["ce"], finished, strict=True):
+    (tmp_path / run.name).mkdir()
+    (tmp_path / run.name / "results.json").write_text(path.read_text())
+  ours = [json.loads(path.read_text())["final"]["overall"] for path in finished]
+  gap = 100 * (statistics.mean(ours) - statistics.mean([40.7 / 100, 43.9 / 100]))
+  (line,) = [line for line in reproduce.page(tmp_path).splitlines() if line.startswith("| ce | 1 |")]
+  assert line.startswith(f"| ce | 1 | 42.30 ± 2.26 | {tables.spread(ours)} | {gap:+.2f} | 2 |")
+  assert "other implementation" not in reproduce.page(tmp_path / "none")
+  with pytest.raises(SystemExit) as ended:
+    reproduce.main(["--short", "--rows=method=ce"])
+  assert ended.value.code == 2 and "leave out --rows and --scale" in capsys.readouterr().err
+  with pytest.raises(SystemExit) as ended:
+    reproduce.main(["--short", "--dry-run"])
+  assert ended.value.code == 0 and capsys.readouterr().out.splitlines() == [
+      f"{method}_cifar_cifar10_100_preset_short_seed_0: configs/{method}_cifar.py:cifar10,100,preset=short "
+      "--config.seed=0" for method in ("ce", "gcl")]
 
 
 def test_what_another_machine_holds_is_left_to_it(tmp_path):

@@ -3,12 +3,14 @@
 python -m ltjax reproduce --rows="method=ce|gcl dataset=cifar10 imbalance=100" --seeds=3 --config.dataset.dir=DIR
 
 Run it from the root of the repository. It can be stopped at any moment and goes on with the same command; several
-machines may share --folder. --scale=0.05 trains for a twentieth of the epochs, in a table of its own. --dry-run names
-the runs and starts none.
+machines may share --folder. --scale=0.05 trains for a twentieth of the epochs, in a table of its own. --short trains
+CE and GCL for twelve epochs (preset=short) and compares them with another implementation. --dry-run names the runs and
+starts none.
 """
 
 import argparse
 import pathlib
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -16,7 +18,7 @@ from ltjax.commands.running import engine, scaled, tables
 from ltjax.config import load
 from ltjax.distributed.signals import EXIT_STOPPED
 from ltjax.errors import ConfigError, LtjaxError, nearest, writing
-from ltjax.report.published import published, reproducible
+from ltjax.report.published import implementations, published, reproducible
 from ltjax.workdir import folder as workdirs
 
 TABLE = pathlib.Path("benchmarks") / "results" / "reproduction.md"
@@ -24,6 +26,13 @@ TABLE = pathlib.Path("benchmarks") / "results" / "reproduction.md"
 ALLOWED = ("dataset.dir", "dataset.root", "dataset.lists", "dataset.tfds_dir", "dataset.pipeline", "steps_per_call",
            *(key for key in workdirs.FREE if key != "posthoc"))
 COLUMNS = ("paper", "method", "dataset", "imbalance", "backbone", "stage")
+SHORT = "configs/{}_cifar.py:cifar10,100,preset=short"
+SHORT_HEAD = """## Twelve epochs, beside another implementation
+
+CIFAR-10-LT at imbalance 100 by `preset=short`: batch 128, no mixup, 12 epochs, for GCL 3 more of its second stage. The
+other implementation is the authors' formulas in PyTorch. This shows whether the two train the same method, not what it
+reaches. `python -m ltjax reproduce --short --seeds=2 --config.dataset.dir=DIR` makes this table.
+"""
 
 
 def rows(text: str) -> list[dict]:
@@ -85,27 +94,53 @@ def table(selected: Sequence[Mapping], calls: Mapping, folder: pathlib.Path) -> 
   return [*tables.markdown(header, lines), "", f"Not measured: {missing} of {len(selected)} rows."]
 
 
+def short_runs(seeds: int, options: Sequence[str]) -> dict[str, list[engine.Run]]:
+  """{method: its runs by preset=short, one a seed}."""
+  return {method: [engine.Run(engine.name_of(SHORT.format(method), "", f"seed={seed}"), SHORT.format(method),
+                              (f"--config.seed={seed}", *options)) for seed in range(seeds)]
+          for method in dict.fromkeys(row["method"] for row in implementations())}
+
+
+def short_table(folder: pathlib.Path) -> list[str]:
+  """The lines of the table of the runs by preset=short in a folder; none where there are no such runs."""
+  lines, calls = [], {method: SHORT.format(method) for method in short_runs(1, ())}
+  finished = {method: [found for run in runs if (found := engine.results(folder, run))]
+              for method, runs in _there(calls, folder, "").items()}
+  for method, stage in dict.fromkeys((row["method"], row["stage"]) for row in implementations()):
+    if there := finished[method]:
+      theirs = [float(row["top1"]) / 100 for row in implementations()
+                if (row["method"], row["stage"]) == (method, stage)]
+      ours = [measured(dict(method=method, stage=stage), found) for found in there]
+      gap = 100 * (statistics.mean(ours) - statistics.mean(theirs))
+      lines.append([method, stage, tables.spread(theirs), tables.spread(ours), f"{gap:+.2f}", len(there),
+                    *tables.circumstances(there)])
+  header = ("method", "stage", "PyTorch, %", "ours, %", "gap", "seeds", *tables.CIRCUMSTANCES)
+  return ["", SHORT_HEAD, *tables.markdown(header, lines)] if lines else []
+
+
 def page(folder: pathlib.Path) -> str:
   """The complete page of a folder: every published row, then the shorter runs, a table for each scale."""
   selected = rows("")
+  calls = {call: call for call in map(published, selected)}
   text = ["# Published results and ours", "",
           "Accuracy on the balanced test set after the last epoch, mean ± standard deviation over the seeds;",
           "`python -m ltjax reproduce` writes this page from the runs' results.json.", ""]
-  text += table(selected, _there(selected, folder, ""), folder)
+  text += table(selected, _there(calls, folder, ""), folder)
+  text += short_table(folder)
   ends = {path.name.partition("_scale_")[2].partition("_seed_")[0] for path in folder.glob("*_scale_*_seed_*")}
   for scale in sorted(ends):
     text += ["", f"## {scale} of the epochs", "", "These say that a method trains, not what it reaches.", "",
-             *table(selected, _there(selected, folder, f"scale={scale}"), folder)]
+             *table(selected, _there(calls, folder, f"scale={scale}"), folder)]
   return "\n".join([*text, ""])
 
 
-def _there(selected: Sequence[Mapping], folder: pathlib.Path, end: str) -> dict[str, list[engine.Run]]:
-  """{config: its runs in the folder}, whatever their seeds."""
+def _there(calls: Mapping[str, str], folder: pathlib.Path, end: str) -> dict[str, list[engine.Run]]:
+  """{key: the runs in the folder of its config}, whatever their seeds."""
   found = {}
-  for call in {published(row) for row in selected}:
+  for key, call in calls.items():
     stem = engine.name_of(call, end, "seed=")
-    found[call] = [engine.Run(path.name, call) for path in sorted(folder.glob(f"{stem}_*"))
-                   if path.name.removeprefix(f"{stem}_").isdecimal()]
+    found[key] = [engine.Run(path.name, call) for path in sorted(folder.glob(f"{stem}_*"))
+                  if path.name.removeprefix(f"{stem}_").isdecimal()]
   return found
 
 
@@ -117,6 +152,7 @@ def main(arguments=None) -> None:
   parser.add_argument("--rows", default="", help="which rows: COLUMN=VALUE|VALUE ..., all by default")
   parser.add_argument("--seeds", type=int, default=1, help="runs of each config, from seed 0 on")
   parser.add_argument("--scale", type=float, default=1.0, help="factor on the epochs")
+  parser.add_argument("--short", action="store_true", help="CE and GCL by preset=short, in the place of the rows")
   parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/reproduction"))
   parser.add_argument("--output", type=pathlib.Path, default=TABLE, help="the page")
   parser.add_argument("--dry-run", action="store_true", help="print the runs, start none")
@@ -135,7 +171,10 @@ def run(given: argparse.Namespace, options: Sequence[str]) -> int:
     if given.seeds < 1 or not 0 < given.scale <= 1:
       raise ConfigError("--seeds and --scale: expected at least 1 seed and a scale above 0 and up to 1, got "
                         f"{given.seeds} and {given.scale:g}")
-    calls = runs(rows(given.rows), given.seeds, given.scale, options)
+    if given.short and (given.rows or given.scale != 1):
+      raise ConfigError("--short: it has its own rows and epochs; leave out --rows and --scale")
+    calls = short_runs(given.seeds, options) if given.short else runs(
+        rows(given.rows), given.seeds, given.scale, options)
     every = [run for found in calls.values() for run in found]
     engine.check(every)
     if given.dry_run:

@@ -3,7 +3,8 @@
 A row is a result of one paper: `kind` is "own" for the method that the paper proposes, "ablation" for a variant of it
 or the baseline that it starts from, "quoted" for a method that it compares with, copied or trained again. `table` lists
 the tables with this number and `row` how they name it; where a paper contradicts itself, `other` has its other numbers
-and their tables. published_classes.csv holds the accuracies of single classes (thesis tables 4.5 and 4.6).
+and their tables. published_classes.csv holds the accuracies of single classes (thesis tables 4.5 and 4.6), and
+implementations.csv those that the authors' formulas reached in PyTorch by preset=short.
 """
 
 import csv
@@ -69,8 +70,13 @@ _RESNEXT = ("cosine", "lade", "tde")  # configs whose backbone on ImageNet-LT is
 @functools.cache
 def rows() -> tuple[dict[str, str], ...]:
   """The rows of published.csv."""
-  with open(pathlib.Path(__file__).with_suffix(".csv"), newline="", encoding="utf-8") as file:
-    return tuple(csv.DictReader(file))
+  return _read("published.csv")
+
+
+@functools.cache
+def implementations() -> tuple[dict[str, str], ...]:
+  """The rows of implementations.csv."""
+  return _read("implementations.csv")
 
 
 @functools.cache
@@ -115,6 +121,11 @@ def published(row: Mapping[str, str]) -> str:
   if stem in ("camc", "camcpp") and dataset == "cifar10" and int(row["imbalance"]) <= 50:
     given = "threshold=1000"  # section IV-D
   return f"configs/{stem}_cifar.py:{dataset},{row['imbalance']}" + (f",{given}" if given else "")
+
+
+def _read(name: str) -> tuple[dict[str, str], ...]:
+  with open(pathlib.Path(__file__).parent / name, newline="", encoding="utf-8") as file:
+    return tuple(csv.DictReader(file))
 
 
 def _large_scale(row: Mapping[str, str]) -> str:
