@@ -181,9 +181,9 @@ class Stage:
     """{steps per call: the compiled function}."""
     step = steps.make_train_step(self.parts)
     on_cpu = platforms.target() == "cpu" and not self.dataset.holds_features
-    everywhere = sharding.replicated(self.mesh)
-    return {count: jax.jit(function, donate_argnums=0, out_shardings=everywhere) for count, function in (
-        (self.chunk, steps.repeat(step, self.chunk, unroll=on_cpu)), (1, step))}
+    jit = functools.partial(jax.jit, donate_argnums=0, out_shardings=sharding.replicated(self.mesh),
+                            compiler_options=platforms.compiler_options())
+    return {self.chunk: jit(steps.repeat(step, self.chunk, unroll=on_cpu)), 1: jit(step)}
 
   def active(self, clock: Clock) -> tuple[bool, ...]:
     """Which transforms run at `clock`; each combination compiles its own program."""

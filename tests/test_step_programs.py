@@ -12,10 +12,11 @@ import pytest
 
 from ltjax import step as steps
 from ltjax.data.evaluate import Evaluator
+from ltjax.distributed import platforms
 from ltjax.stage import Stage
 from ltjax.train import Interrupted
 from tests import tiny
-from tests.test_step import make
+from tests.test_step import make, start
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -110,6 +111,21 @@ def inside_loops(hlo: str) -> set[str]:
     reached.add(name)
     left |= called(bodies[name]) - reached
   return {line for name in reached for line in bodies[name].splitlines()}
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other backends have no such barriers")
+def test_a_step_on_a_cpu_computes_a_block_once_with_the_same_numbers():
+  made = make(backbone=dict(name="ResNetCIFAR", depth=8, widths=(4, 4, 8)))
+  barriers, params = [], []
+  for options in (platforms.compiler_options(), None):
+    step = jax.jit(steps.make_train_step(made.parts), compiler_options=options).lower(
+        made.like, made.data, *made.batches(0, 1)).compile()
+    barriers.append(step.as_text().count("backbone/optimization_barrier"))
+    params.append(jax.device_get(step(start(made), made.data, *made.batches(0, 1))[0].params))
+  # The stem and three blocks, forward and backward.
+  assert barriers == [8, 0]
+  for one, other in zip(*map(jax.tree.leaves, params), strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("unroll", [True, False])

@@ -17,6 +17,7 @@ from ltjax import bridge, optim, train
 from ltjax import step as steps
 from ltjax.config import parse
 from ltjax.config.load import EXIT_BAD_INPUT
+from ltjax.distributed import platforms
 from ltjax.errors import ConfigError, LtjaxError
 from ltjax.models import batch_norm
 from ltjax.stage import Stage, build
@@ -86,7 +87,8 @@ def _text(value) -> str:
 
 def _tensors(stage: Stage, state, batch, scalars):
   model, optimizer = stage.model, stage.optimizer
-  gradients = jax.jit(steps.make_gradients(stage.parts))(state, stage.data, batch, scalars)
+  gradients = jax.jit(steps.make_gradients(stage.parts), compiler_options=platforms.compiler_options())(
+      state, stage.data, batch, scalars)
   trained, _ = optim.split(state.params, optimizer.factors)
   after, opt_state = jax.jit(optimizer.update)(gradients.grads, state.opt_state, trained, lr=scalars["lr"])
 

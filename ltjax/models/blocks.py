@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from ltjax.augment.features import Generating
+from ltjax.models.numerics import once
 
 
 class BasicBlock(nn.Module):
@@ -36,19 +37,20 @@ class BasicBlock(nn.Module):
     return nn.relu(y + self.shortcut(self, x, mask))
 
 
-def through(stages, insert, stem, images):
+def through(stages, insert, stem, images, *, train: bool):
   """The maps of `images` after `stem` and all blocks of `stages`, with `insert` before the last stage.
 
   Rows that the plan leaves empty do not enter that stage's BatchNorm statistics.
   """
   images, plan = images if isinstance(images, Generating) else (images, None)
-  x, mask = stem(images), None
+  kept = once if train else lambda x: x
+  x, mask = kept(stem(images)), None
   for block in itertools.chain(*stages[:-1]):
-    x = block(x)
+    x = kept(block(x))
   if insert is not None:
     x = insert(x, plan)
   if plan is not None:
     mask = jnp.concatenate([jnp.ones(len(images), bool), plan.valid])[:, None, None, None]
   for block in stages[-1]:
-    x = block(x, mask)
+    x = kept(block(x, mask))
   return x

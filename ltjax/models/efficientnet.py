@@ -106,7 +106,7 @@ class EfficientNet(nn.Module):
 
     # `through` inserts before its last part, which here is the last change of resolution and all that follows.
     parts = [[block for own in stages[:5] for block in own], [*stages[5], *stages[6], head]]
-    return through(parts, self.insert, lambda x: nn.relu6(stem_norm(stem_conv(x))), images)
+    return through(parts, self.insert, lambda x: nn.relu6(stem_norm(stem_conv(x))), images, train=train)
 
 
 def _conv(width, *, size, stride=1, groups=1, dtype, name):

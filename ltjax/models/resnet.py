@@ -108,7 +108,7 @@ class ResNet(nn.Module):
       strides = (1 if stage == 1 else 2, *(1,) * (count - 1))
       stages.append([block(stride, conv, norm, name=f"stage{stage}_block{index}")
                      for index, stride in enumerate(strides, start=1)])
-    return through(stages, self.insert, stem, images)
+    return through(stages, self.insert, stem, images, train=train)
 
 
 def _conv(width, *, size=3, stride=1, groups=1, dtype, name):

@@ -69,7 +69,7 @@ class ResNetCIFAR(nn.Module):
     """
     conv, norm = _layers(train, self.dtype, self.tuning)
     n = (self.depth - 2) // 6
-    return _stages((n, n, n), self.widths, conv, norm, self.insert)(images)
+    return _stages((n, n, n), self.widths, conv, norm, train, self.insert)(images)
 
 
 class ResNetBBN(nn.Module):
@@ -112,7 +112,7 @@ class ResNetBBN(nn.Module):
     """
     conv, norm = _layers(train, self.dtype)
     n = (self.depth - 2) // 6
-    shared = _stages((n, n, n - 1), self.widths, conv, norm)
+    shared = _stages((n, n, n - 1), self.widths, conv, norm, train)
     conventional, rebalancing = (BasicBlock(self.widths[-1], 1, conv, norm, _shortcut, name=f"{name}_block")
                                  for name in ("cb", "rb"))
     if isinstance(images, Branches):
@@ -141,14 +141,14 @@ def _conv(width, *, stride=1, dtype, name):
                  dtype=dtype, name=name)
 
 
-def _stages(blocks, widths, conv, norm, insert=None):
+def _stages(blocks, widths, conv, norm, train, insert=None):
   """Returns the stem and three stages as a function; its layers belong to the calling module."""
   stem_conv, stem_norm, stages = conv(widths[0], name="stem_conv"), norm(name="stem_norm"), []
   for stage, (width, count) in enumerate(zip(widths, blocks, strict=True), start=1):
     strides = (1 if stage == 1 else 2, *(1,) * (count - 1))
     stages.append([BasicBlock(width, stride, conv, norm, _shortcut, name=f"stage{stage}_block{block}")
                    for block, stride in enumerate(strides, start=1)])
-  return partial(through, stages, insert, lambda x: nn.relu(stem_norm(stem_conv(x))))
+  return partial(through, stages, insert, lambda x: nn.relu(stem_norm(stem_conv(x))), train=train)
 
 
 def _shortcut(block, x, mask):
