@@ -59,7 +59,8 @@ def check_order(operations: Sequence[tuple[str, Callable]]) -> None:
 def compose(operations: Sequence[tuple[str, Callable, Callable]], normalize: Callable = normalize) -> Callable:
   """apply(images, key, labels, mean, std) -> (normalised images, ((labels, weight), ...)), to be called inside jit.
 
-  A further argument `progress`, the part of the stage that is over, goes to the operations that take it.
+  Two further arguments go to the operations that take them: `progress`, the part of the stage that is over, and
+  `partners`, a function order -> images[order] for one that mixes examples.
 
   Images are normalised right after the last operation that wants raw pixels and the flips that follow it. An operation
   that takes either kind works on raw pixels before that place, and on normalised images after it.
@@ -76,20 +77,24 @@ def compose(operations: Sequence[tuple[str, Callable, Callable]], normalize: Cal
   pixels = max((place + 1 for place, wanted in enumerate(levels) if wanted == PIXELS), default=0)
   while pixels < len(operations) and getattr(operations[pixels][1], "rearranges", False):
     pixels += 1
-  moving = ["progress" in inspect.signature(function).parameters for _, function, _ in operations]
+  parameters = [inspect.signature(function).parameters for _, function, _ in operations]
 
   def apply(images, key, labels, mean, std, progress=0.0):
     pairs = ((labels, 1.0),)
     for place, (name, _, call) in enumerate(operations):
+      partners = images.__getitem__
       if place == pixels:
-        images = normalize(images, mean, std)
+        # Examples of other devices travel as bytes, not as floats; normalised here, they have the same bits.
+        images, partners = normalize(images, mean, std), lambda order, raw=images: normalize(raw[order], mean, std)
       if levels[place] == PIXELS and images.dtype != jnp.uint8:
         images = jnp.clip(jnp.round(images), 0, 255).astype(jnp.uint8)
       own = stream(key, name, names[:place].count(name))
+      offered = dict(progress=progress, partners=partners)
+      given = {name: value for name, value in offered.items() if name in parameters[place]}
       if levels[place] == MIXED:
-        images, pairs = call(images, own, labels)
+        images, pairs = call(images, own, labels, **given)
       else:
-        images = call(images, own, **(dict(progress=progress) if moving[place] else {}))
+        images = call(images, own, **given)
     return images if pixels < len(operations) else normalize(images, mean, std), pairs
 
   return apply

@@ -144,6 +144,30 @@ def test_mixing_sees_normalised_images_and_gives_the_weights():
   np.testing.assert_array_equal(own, LABELS)
 
 
+@pytest.mark.parametrize(("name", "options"), [
+    ("mixup", {}), ("mixup", dict(per_sample=True)), ("cutmix", {}), ("cutmix", dict(per_sample=True))])
+def test_partners_are_taken_from_raw_pixels_to_the_same_bits(name, options):
+  def before(pixels, key, labels, mean, std):
+    key_flip, key_mix = (compose.stream(key, each) for each in ("flip", name))
+    pixels = images.random_flip(pixels, key_flip)
+    return getattr(augment, name)(images.normalize(pixels, mean, std), key_mix, labels, **options)
+
+  apply = composed(FLIP, (name, options))
+  jax.tree.map(np.testing.assert_array_equal, run(apply), run(before))
+  taken = [{equation.invars[0].aval.dtype for equation in jax.make_jaxpr(jax.jit(mixing))(
+      PIXELS, KEY, LABELS, MEAN, STD).jaxpr.eqns[0].params["jaxpr"].eqns
+      if equation.primitive.name == "gather" and equation.invars[0].aval.ndim == 4} for mixing in (apply, before)]
+  assert taken == [{np.dtype(np.uint8)}, {np.dtype(np.float32)}]
+
+
+def test_partners_are_those_of_the_images_that_the_operation_sees():
+  erasing = ("random_erasing", dict(probability=1.0))
+  found, _ = run(composed(erasing, MIXUP))
+  whole, _ = run(composed(erasing))
+  np.testing.assert_array_equal(found, run(lambda *given: images.mixup(
+      whole, LABELS, *images.draw_mixup(compose.stream(KEY, "mixup"), len(LABELS), alpha=0.7)))[0])
+
+
 def test_float_pixels_are_rounded_for_the_next_operation():
   record = Recorder()
 
