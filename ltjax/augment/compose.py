@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ltjax.augment.images import normalize
+from ltjax.distributed import platforms
 from ltjax.errors import ConfigError
 
 # The numbers under which operations fold their draws into the key; others use a hash of their name. An operation's
@@ -79,13 +80,18 @@ def compose(operations: Sequence[tuple[str, Callable, Callable]], normalize: Cal
     pixels += 1
   parameters = [inspect.signature(function).parameters for _, function, _ in operations]
 
+  def partners_of(raw, images, mean, std):
+    # Between devices bytes travel instead of floats, and the numbers are the same. On a CPU floats do: there LLVM would
+    # fuse normalising and mixing, and round the mixture another way.
+    return images.__getitem__ if platforms.target() == "cpu" else lambda order: normalize(raw[order], mean, std)
+
   def apply(images, key, labels, mean, std, progress=0.0):
     pairs = ((labels, 1.0),)
     for place, (name, _, call) in enumerate(operations):
       partners = images.__getitem__
       if place == pixels:
-        # Examples of other devices travel as bytes, not as floats; normalised here, they have the same bits.
-        images, partners = normalize(images, mean, std), lambda order, raw=images: normalize(raw[order], mean, std)
+        raw, images = images, normalize(images, mean, std)
+        partners = partners_of(raw, images, mean, std)
       if levels[place] == PIXELS and images.dtype != jnp.uint8:
         images = jnp.clip(jnp.round(images), 0, 255).astype(jnp.uint8)
       own = stream(key, name, names[:place].count(name))
