@@ -164,8 +164,8 @@ def mixup(images: Float[Array, "b h w c"], key: jax.Array, labels: Int[Array, "b
     return arithmetic.mixup(images, labels, share, order, partners)
   shares = jax.random.beta(jax.random.fold_in(key, 2), alpha, alpha, (len(labels),))
   column = shares.reshape(-1, *[1] * (images.ndim - 1))
-  others = (partners or images.__getitem__)(order)
-  return column * images + (1 - column) * others, ((labels, shares), (labels[order], 1 - shares))
+  mixed = column * images + (1 - column) * (partners or images.__getitem__)(order)
+  return mixed, ((labels, shares), (labels[order], 1 - shares))
 
 
 mixup.fits_features = True  # it needs no height and width
@@ -193,5 +193,5 @@ def cutmix(images: Float[Array, "b h w c"], key: jax.Array, labels: Int[Array, "
   order = jax.random.permutation(key_order, b)
   own = 1 - jnp.prod(last - first, axis=1) / (h * w)
   own = own if per_sample else own[0]
-  others = (partners or images.__getitem__)(order)
-  return jnp.where(_inside(h, w, first, last), others, images), ((labels, own), (labels[order], 1 - own))
+  mixed = jnp.where(_inside(h, w, first, last), (partners or images.__getitem__)(order), images)
+  return mixed, ((labels, own), (labels[order], 1 - own))
