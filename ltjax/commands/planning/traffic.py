@@ -153,7 +153,9 @@ def _counted(each: _Instruction, body: dict[str, _Instruction], computations: di
     fused = computations[_CALLED.search(each.attributes)[1].strip("%")]
     return (sum(_fused_read(fused, number, operand) for number, operand in enumerate(operands)),
             _fused_written(fused, each.shape))
-  return sum(_all(operand.shape) for operand in operands), _all(each.shape)
+  read, written = sum(_all(operand.shape) for operand in operands), _all(each.shape)
+  # The result of these repeats the operands.
+  return read, written - read if each.operation in ("all-gather-start", "collective-permute-start") else written
 
 
 def _fused_read(fused: dict[str, _Instruction], number: int, operand: _Instruction) -> int:
