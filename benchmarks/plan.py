@@ -28,9 +28,10 @@ PLANS, TABLE = ROOT / "benchmarks" / "results" / "plan.json", ROOT / "benchmarks
 PRECISION = "bf16"
 HEAD = f"""# What the compiler says of TPU slices
 
-Compiled for the slice with libtpu, on a machine without a TPU: `python benchmarks/plan.py`. Memory, operations, traffic
-and collectives are the compiler's, of one device and one training step. **Times are estimated** from them and the
-published peaks of the chip: the least that is possible, not measured. Precision {PRECISION}, the published batch sizes.
+Compiled for the slice with libtpu, on a machine without a TPU: `python benchmarks/plan.py`. Memory, operations and
+collectives are the compiler's, traffic is what the compiled program reads and writes in main memory, all of one device
+and one training step. **Times are estimated** from them and the published peaks of the chip: the least that is
+possible, not measured. Precision {PRECISION}, the published batch sizes.
 """
 
 

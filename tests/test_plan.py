@@ -11,7 +11,7 @@ import pytest
 
 from ltjax import errors, stage
 from ltjax.commands import plan as command
-from ltjax.commands.planning import estimate, hlo, host, nominal, page, plan, programs, topologies
+from ltjax.commands.planning import estimate, hlo, host, nominal, page, plan, programs, topologies, traffic
 from ltjax.config import load, parse
 from ltjax.data import longtail
 from ltjax.data.official import OFFICIAL
@@ -37,8 +37,9 @@ def planned(here, digits):
   return plan.make(digits, here)
 
 
-def test_docstring_examples():
-  assert doctest.testmod(hlo).failed == 0
+@pytest.mark.parametrize("module", [hlo, traffic], ids=lambda module: module.__name__)
+def test_docstring_examples(module):
+  assert doctest.testmod(module) == (0, 1)
 
 
 # -- the programs are those of a run ----------------------------------------------------------------------------------
@@ -84,6 +85,20 @@ def test_loops_are_unrolled_for_a_cpu_alone(digits):
   assert loops[1] == loops[0] + 1 and platforms.target() == "cpu"
 
 
+def test_a_frozen_stage_has_the_convolutions_of_an_evaluation(here, digits):
+  made = tiny.stages(digits)
+  found = [lowered.as_text().count("stablehlo.convolution") for lowered in (
+      programs.lowered_train(made["representation"], here), programs.lowered_train(made["classifier"], here),
+      programs.lowered_evaluation(made["classifier"], here))]
+  assert found == [2, 1, 1]  # forward and the kernel's gradient; forward alone
+
+
+def test_several_steps_in_one_call_are_those_of_training(digits):
+  made = tiny.stages(plan.changed(digits, steps_per_call="2"))["representation"]
+  real = made.train_steps[2].lower(made.like, made.data, *made.batches(0, 2)).as_text()
+  assert programs.lowered_train(made, topologies.find("here"), 2).as_text() == real
+
+
 # -- numbers ----------------------------------------------------------------------------------------------------------
 
 
@@ -108,6 +123,78 @@ def test_collectives_are_counted_by_kind():
   """
   assert hlo.collectives(text) == [hlo.Collective("all-gather", 1, 4, ("s32",)),
                                    hlo.Collective("all-reduce", 2, 512 + 32, ("bf16", "f32"))]
+
+
+MODULE = """HloModule module
+
+FileNames
+1 "/somewhere/ltjax/step.py"
+2 "/somewhere/flax/linear.py"
+
+FileLocations
+1 {file_name_id=1 function_name_id=1 line=7 end_line=7 column=4 end_column=4}
+2 {file_name_id=2 function_name_id=2 line=9 end_line=9 column=4 end_column=4}
+
+StackFrames
+1 {file_location_id=1 parent_frame_id=1}
+2 {file_location_id=2 parent_frame_id=2}
+
+%sliced (a: f32[100]) -> f32[10] {
+  %a = f32[100]{0} parameter(0)
+  ROOT %b = f32[10]{0} slice(%a), slice={[0:10]}
+}
+
+%placed (a: f32[100], b: f32[10], c: s32[]) -> f32[100] {
+  %b = f32[10]{0:S(1)} parameter(1)
+  %a = f32[100]{0} parameter(0)
+  %c = s32[] parameter(2)
+  ROOT %d = f32[100]{0} dynamic-update-slice(%a, %b, %c)
+}
+
+%body (a: (f32[100])) -> (f32[100]) {
+  %a = (f32[100]{0}) parameter(0)
+  %b = f32[100]{0} get-tuple-element(%a), index=0
+  ROOT %c = (f32[100]{0}) tuple(%b)
+}
+
+%condition (a: (f32[100])) -> pred[] {
+  %a = (f32[100]{0}) parameter(0)
+  %b = f32[100]{0} get-tuple-element(%a), index=0
+  ROOT %c = pred[]{:S(6)} fusion(%b), kind=kLoop, calls=%any
+}
+
+%any (a: f32[100]) -> pred[] {
+  %a = f32[100]{0} parameter(0)
+  ROOT %b = pred[] custom-call(%a)
+}
+
+ENTRY %main (x: f32[100], i: s32[]) -> f32[100] {
+  %x = f32[100]{0:T(128)} parameter(0), metadata={op_name="state.params[\\'kernel\\']"}
+  %i = s32[]{:S(6)} parameter(1)
+  %start = ((f32[100]{0:T(128)}), f32[25]{0:T(128)S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[0:25]}
+  %done = f32[25]{0:T(128)S(1)} slice-done(%start)
+  %chip = f32[25]{0:S(1)} multiply(%done, %done)
+  %out = (f32[25]{0}, f32[25]{0:S(1)}, u32[]{:S(2)}) copy-start(%chip)
+  %gone = f32[25]{0} copy-done(%out)
+  %few = f32[10]{0:S(1)} fusion(%x), kind=kLoop, calls=%sliced, metadata={op_name="f/mul" stack_frame_id=2}
+  %set = f32[100]{0} fusion(%x, %few, %i), kind=kLoop, calls=%placed, metadata={op_name="f/set" stack_frame_id=1}
+  %once = (f32[100]{0}) tuple(%set)
+  %loop = (f32[100]{0}) while(%once), condition=%condition, body=%body
+  ROOT %last = f32[100]{0} get-tuple-element(%loop), index=0
+}
+"""
+
+
+def test_traffic_is_what_main_memory_gives_and_takes():
+  found = traffic.moved(MODULE)
+  assert [(each.operation, each.source or each.path, each.read, each.written) for each in found] == [
+      ("slice-start", "state.params", 100, 0),  # what is prefetched, not all of it
+      ("copy-start", "state.params", 0, 100),
+      ("fusion", "ltjax/step.py:7", 40, 0),  # the innermost line of ltjax
+      ("fusion", "ltjax/step.py:7", 0, 40),  # in place
+      ("fusion", "", 400, 0)]  # once, whatever the number of rounds
+  assert traffic.by_source(found)[1:] == (traffic.Source("state.params", ("copy-start", "slice-start"), 2, 100, 100),
+                                          traffic.Source("ltjax/step.py:7", ("fusion",), 2, 40, 40))
 
 
 def test_a_bound_is_the_larger_of_compute_and_memory_and_what_the_links_add():
@@ -223,8 +310,9 @@ def test_a_batch_that_the_chips_cannot_share(capsys):
 def test_a_resnet_is_compiled_for_four_chips():
   topology = topologies.find("v5e:2x2")
   config = load.read("configs/ce_imagenet_lt.py:resnet10")
-  config.precision, config.representation.batch_size = "bf16", 64
-  load.override(config, "augment.random_resized_crop.size", "64")
+  config.precision, config.representation.batch_size, config.representation.mixup = "bf16", 64, 0.2
+  for key, value in (("random_resized_crop.size", "64"), ("jitter", "False")):  # colours become floats
+    load.override(config, f"augment.{key}", value)
   spec = parse(config)
   dataset, _ = nominal.dataset(spec)
   (made,) = stage.build(spec, dataset, topology.mesh)[:1]
@@ -234,7 +322,11 @@ def test_a_resnet_is_compiled_for_four_chips():
   norms = sum(path.endswith("/mean") for path in flat(made.shapes["batch_stats"]))
   # A layer's two sums are one collective, forward and backward, and one reduces all gradients.
   assert reduce.count <= 2 * norms + 2 and "f32" in reduce.dtypes
-  assert {each.kind for each in program.collectives} == {"all-reduce"}
+  # Nothing else travels but the images that mixup pairs, as bytes.
+  assert [each for each in program.collectives if each is not reduce] == [
+      hlo.Collective("all-gather", 1, 64 * 64 * 64 * 3, ("u8",))]
+  assert program.traffic < program.accessed
+  assert program.sources[0].place.startswith("ltjax/step.py:")  # the new state, after the guard
   bound = estimate.bound(program, topology, float32=False)
   assert bound.seconds > 0
 

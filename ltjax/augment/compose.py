@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ltjax.augment.images import normalize
+from ltjax.distributed import platforms
 from ltjax.errors import ConfigError
 
 # The numbers under which operations fold their draws into the key; others use a hash of their name. An operation's
@@ -59,7 +60,8 @@ def check_order(operations: Sequence[tuple[str, Callable]]) -> None:
 def compose(operations: Sequence[tuple[str, Callable, Callable]], normalize: Callable = normalize) -> Callable:
   """apply(images, key, labels, mean, std) -> (normalised images, ((labels, weight), ...)), to be called inside jit.
 
-  A further argument `progress`, the part of the stage that is over, goes to the operations that take it.
+  Two further arguments go to the operations that take them: `progress`, the part of the stage that is over, and
+  `partners`, a function order -> images[order] for one that mixes examples.
 
   Images are normalised right after the last operation that wants raw pixels and the flips that follow it. An operation
   that takes either kind works on raw pixels before that place, and on normalised images after it.
@@ -76,20 +78,29 @@ def compose(operations: Sequence[tuple[str, Callable, Callable]], normalize: Cal
   pixels = max((place + 1 for place, wanted in enumerate(levels) if wanted == PIXELS), default=0)
   while pixels < len(operations) and getattr(operations[pixels][1], "rearranges", False):
     pixels += 1
-  moving = ["progress" in inspect.signature(function).parameters for _, function, _ in operations]
+  parameters = [inspect.signature(function).parameters for _, function, _ in operations]
+
+  def partners_of(raw, images, mean, std):
+    # Between devices bytes travel instead of floats, and the numbers are the same. On a CPU floats do: there LLVM would
+    # fuse normalising and mixing, and round the mixture another way.
+    return images.__getitem__ if platforms.target() == "cpu" else lambda order: normalize(raw[order], mean, std)
 
   def apply(images, key, labels, mean, std, progress=0.0):
     pairs = ((labels, 1.0),)
     for place, (name, _, call) in enumerate(operations):
+      partners = images.__getitem__
       if place == pixels:
-        images = normalize(images, mean, std)
+        raw, images = images, normalize(images, mean, std)
+        partners = partners_of(raw, images, mean, std)
       if levels[place] == PIXELS and images.dtype != jnp.uint8:
         images = jnp.clip(jnp.round(images), 0, 255).astype(jnp.uint8)
       own = stream(key, name, names[:place].count(name))
+      offered = dict(progress=progress, partners=partners)
+      given = {name: value for name, value in offered.items() if name in parameters[place]}
       if levels[place] == MIXED:
-        images, pairs = call(images, own, labels)
+        images, pairs = call(images, own, labels, **given)
       else:
-        images = call(images, own, **(dict(progress=progress) if moving[place] else {}))
+        images = call(images, own, **given)
     return images if pixels < len(operations) else normalize(images, mean, std), pairs
 
   return apply

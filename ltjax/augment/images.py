@@ -1,6 +1,6 @@
 """Image augmentation inside jit: uint8 batches in, normalised float batches out. Pure functions of their key."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import jax
@@ -97,13 +97,14 @@ def draw_mixup(key: jax.Array, batch_size: int, *, alpha: float) -> tuple[Float[
   return jax.random.beta(key_share, alpha, alpha), jax.random.permutation(key_order, batch_size)
 
 
-def mixup(images: Float[Array, "b h w c"], labels: Int[Array, "b"], share: Float[Array, ""],
-          order: Int[Array, "b"]) -> tuple[Float[Array, "b h w c"], tuple]:
+def mixup(images: Float[Array, "b h w c"], labels: Int[Array, "b"], share: Float[Array, ""], order: Int[Array, "b"],
+          partners: Callable | None = None) -> tuple[Float[Array, "b h w c"], tuple]:
   """lambda x + (1 - lambda) x[order], with the two (labels, share) pairs whose criteria the step adds up.
 
   The criterion is called once a pair, as the released codes do, so a random criterion draws fresh noise for each.
+  `partners(order)` gives x[order] where they come from elsewhere.
   """
-  mixed = share * images + (1 - share) * images[order]
+  mixed = share * images + (1 - share) * (partners or images.__getitem__)(order)
   return mixed, ((labels, share), (labels[order], 1 - share))
 
 

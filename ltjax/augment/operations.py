@@ -1,10 +1,11 @@
 """Operations of an augmentation list: images and a key in, images out, each example with draws of its own.
 
 `UInt8` images are raw pixels, `Float` ones are normalised, `Real` means either. An operation with `labels` mixes the
-examples of a batch and gives pairs of labels and their weights, which sum to 1.
+examples of a batch and gives pairs of labels and their weights, which sum to 1. If it takes `partners`, images[order]
+are `partners(order)`: made of raw pixels, which are fewer bytes where they come from another device.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 import jax
@@ -151,8 +152,8 @@ def _inside(h, w, first, last):
 
 
 def mixup(images: Float[Array, "b h w c"], key: jax.Array, labels: Int[Array, "b"], *,
-          alpha: Annotated[float, "(0, inf)"] = 1.0, per_sample: bool = False) -> tuple[
-              Float[Array, "b h w c"], tuple]:
+          alpha: Annotated[float, "(0, inf)"] = 1.0, per_sample: bool = False,
+          partners: Callable | None = None) -> tuple[Float[Array, "b h w c"], tuple]:
   """lambda x + (1 - lambda) x[order] with lambda ~ Beta(alpha, alpha), one for the batch or one a sample.
 
   References:
@@ -160,18 +161,19 @@ def mixup(images: Float[Array, "b h w c"], key: jax.Array, labels: Int[Array, "b
   """
   share, order = arithmetic.draw_mixup(key, len(labels), alpha=alpha)
   if not per_sample:
-    return arithmetic.mixup(images, labels, share, order)
+    return arithmetic.mixup(images, labels, share, order, partners)
   shares = jax.random.beta(jax.random.fold_in(key, 2), alpha, alpha, (len(labels),))
   column = shares.reshape(-1, *[1] * (images.ndim - 1))
-  return column * images + (1 - column) * images[order], ((labels, shares), (labels[order], 1 - shares))
+  mixed = column * images + (1 - column) * (partners or images.__getitem__)(order)
+  return mixed, ((labels, shares), (labels[order], 1 - shares))
 
 
 mixup.fits_features = True  # it needs no height and width
 
 
 def cutmix(images: Float[Array, "b h w c"], key: jax.Array, labels: Int[Array, "b"], *,
-           alpha: Annotated[float, "(0, inf)"] = 1.0, per_sample: bool = False) -> tuple[
-               Float[Array, "b h w c"], tuple]:
+           alpha: Annotated[float, "(0, inf)"] = 1.0, per_sample: bool = False,
+           partners: Callable | None = None) -> tuple[Float[Array, "b h w c"], tuple]:
   """A box of another image is pasted in; labels are weighted by the areas that are seen.
 
   The box has the shape of the image, the area 1 - lambda with lambda ~ Beta(alpha, alpha) and a uniform centre; the
@@ -191,4 +193,5 @@ def cutmix(images: Float[Array, "b h w c"], key: jax.Array, labels: Int[Array, "
   order = jax.random.permutation(key_order, b)
   own = 1 - jnp.prod(last - first, axis=1) / (h * w)
   own = own if per_sample else own[0]
-  return jnp.where(_inside(h, w, first, last), images[order], images), ((labels, own), (labels[order], 1 - own))
+  mixed = jnp.where(_inside(h, w, first, last), (partners or images.__getitem__)(order), images)
+  return mixed, ((labels, own), (labels[order], 1 - own))

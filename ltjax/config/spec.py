@@ -281,7 +281,8 @@ def _list(value, where: str) -> Sequence:
 
 def _augment(blocks, mixup: float, where: str) -> tuple[Call, ...]:
   choices = b.public(augment)
-  calls = [b.bind(block, choices, f"{where}[{index}]", given=("images", "key", "labels", "progress"), may_change=False,
+  given = "images", "key", "labels", "progress", "partners"
+  calls = [b.bind(block, choices, f"{where}[{index}]", given=given, may_change=False,
                   check=outside.lacks("images", "key")) for index, block in enumerate(_list(blocks, where))]
   if mixup:
     calls.append(Call(augment.mixup, dict(alpha=mixup), {}))

@@ -12,6 +12,7 @@ from sklearn.datasets import load_sample_images
 
 from ltjax import augment
 from ltjax.augment import compose, images
+from ltjax.distributed import platforms
 from ltjax.errors import ConfigError
 
 KEY = jax.random.key(9)
@@ -142,6 +143,43 @@ def test_mixing_sees_normalised_images_and_gives_the_weights():
   assert (first, second) == (0.25, 0.75)
   np.testing.assert_array_equal(others, LABELS[::-1])
   np.testing.assert_array_equal(own, LABELS)
+
+
+@pytest.mark.parametrize(("platform", "dtype"), [("cpu", np.float32), ("tpu", np.uint8)])
+def test_partners_travel_as_bytes_and_have_the_bits_of_normalised_images(platform, dtype):
+  def mixing(images: Float[Array, "b h w c"], key, labels: Int[Array, "b"], partners):
+    del images, key
+    return partners(labels[::-1]), ((labels, 1.0),)
+
+  apply = compose.compose([("flip", augment.flip, augment.flip), ("blend", mixing, mixing)])
+  with platforms.planned(platform):
+    program, (found, _) = jax.make_jaxpr(apply)(PIXELS, KEY, LABELS, MEAN, STD), run(apply)
+  taken = [equation.invars[0].aval for equation in program.eqns if equation.primitive.name == "gather"]
+  assert [array.dtype for array in taken if array.ndim == 4] == [dtype]
+  np.testing.assert_array_equal(found, run(composed(FLIP))[0][::-1])
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("mixup", {}), ("mixup", dict(per_sample=True)), ("cutmix", {}), ("cutmix", dict(per_sample=True))])
+def test_mixing_takes_the_partners_that_are_given(name, options):
+  normalized, operation = images.normalize(PIXELS, MEAN, STD), getattr(augment, name)
+  given = operation(normalized, KEY, LABELS, partners=lambda order: normalized[order], **options)
+  jax.tree.map(np.testing.assert_array_equal, given, operation(normalized, KEY, LABELS, **options))
+  black = operation(normalized, KEY, LABELS, partners=lambda order: 0 * normalized[order], **options)
+  assert not np.array_equal(black[0], given[0])
+
+
+def test_partners_are_those_of_the_images_that_the_operation_sees():
+  def mixing(images: Float[Array, "b h w c"], key, labels: Int[Array, "b"], partners):
+    del key
+    return jnp.stack((images[::-1], partners(labels[::-1]))), ((labels, 1.0),)
+
+  erasing = functools.partial(augment.random_erasing, probability=1.0)
+  apply = compose.compose([("random_erasing", augment.random_erasing, erasing), ("blend", mixing, mixing)])
+  with platforms.planned("tpu"):
+    found, _ = run(apply)
+  assert (found[0] != images.normalize(PIXELS, MEAN, STD)[::-1]).any()
+  np.testing.assert_array_equal(*found)
 
 
 def test_float_pixels_are_rounded_for_the_next_operation():

@@ -6,7 +6,7 @@ from typing import NamedTuple
 _KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 _BITS = dict(pred=8, s4=4, u4=4, s8=8, u8=8, s16=16, u16=16, f16=16, bf16=16, s32=32, u32=32, f32=32, s64=64, u64=64,
              f64=64, c64=64, c128=128)
-_ARRAY = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\]")
+ARRAY = re.compile(r"\b([a-z]+[0-9]*)\[([0-9,]*)\](\{[^{}]*\})?")  # type, sides, layout
 # `%name = TYPE OPERATION(`; what a start has begun, its done does not count again.
 _COLLECTIVE = re.compile(rf"= (\S.*?) ({'|'.join(_KINDS)})(-start)?\(")
 _WHILE = re.compile(r"= .*? while\(")
@@ -36,10 +36,11 @@ def collectives(text: str) -> list[Collective]:
   """
   found = {}
   for shape, kind, _ in _COLLECTIVE.findall(text):
-    arrays = _ARRAY.findall(shape)
-    count, size, dtypes = found.get(kind, (0, 0, set()))
-    found[kind] = count + 1, size + sum(_size(*array) for array in arrays), dtypes | {dtype for dtype, _ in arrays}
-  return [Collective(kind, count, size, tuple(sorted(dtypes))) for kind, (count, size, dtypes) in sorted(found.items())]
+    arrays = [array[:2] for array in ARRAY.findall(shape)]
+    count, total, dtypes = found.get(kind, (0, 0, set()))
+    found[kind] = count + 1, total + sum(size(*array) for array in arrays), dtypes | {dtype for dtype, _ in arrays}
+  return [Collective(kind, count, total, tuple(sorted(dtypes)))
+          for kind, (count, total, dtypes) in sorted(found.items())]
 
 
 def loops(text: str) -> int:
@@ -47,7 +48,8 @@ def loops(text: str) -> int:
   return len(_WHILE.findall(text))
 
 
-def _size(dtype: str, shape: str) -> int:
+def size(dtype: str, shape: str) -> int:
+  """Bytes of an array, as of ("f32", "2,3")."""
   elements = 1
   for side in filter(None, shape.split(",")):
     elements *= int(side)

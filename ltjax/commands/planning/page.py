@@ -36,7 +36,7 @@ def _program(kind: str, program: dict) -> list[str]:
   margin = "" if program["margin"] is None else f"; {_bytes(program['margin'])} left" if program["fits"] else (
       f"; {_bytes(-program['margin'])} too much")
   lines = [f"{kind} step, a device: {_bytes(program['bytes'])} ({memory}{margin})"]
-  lines.append(f"  {_scaled(program['flops'])}FLOP, {_scaled(program['traffic'])}B of traffic"
+  lines.append(f"  {_scaled(program['flops'])}FLOP, {_scaled(program['traffic'])}B of traffic in main memory"
                + (f", {program['intensity']:.0f} FLOP a byte" if program["intensity"] else "")
                + f"; compiled in {program['compile_seconds']:.0f} s")
   for each in program["collectives"]:

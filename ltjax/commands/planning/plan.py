@@ -77,7 +77,7 @@ def _program(program: programs.Program, bound: estimate.Bound | None, topology: 
     estimated = dict(bound._asdict(), seconds=bound.seconds, bound_by=bound.by)
   return dict(
       fits=fits, excess=program.excess, bytes=program.bytes, margin=margin, memory=program.memory,
-      flops=program.flops, traffic=program.traffic,
+      flops=program.flops, traffic=program.traffic, accessed=program.accessed,
       intensity=program.flops / program.traffic if program.traffic else None,
       collectives=[each._asdict() for each in program.collectives], loops=program.loops,
       compile_seconds=program.seconds, estimated=estimated)

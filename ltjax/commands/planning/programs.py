@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ltjax.commands.planning import hlo
+from ltjax.commands.planning import hlo, traffic
 from ltjax.commands.planning.topologies import GiB, Topology
 from ltjax.data import evaluate, feed, tally
 from ltjax.distributed import platforms, sharding
@@ -21,11 +21,13 @@ class Program(NamedTuple):
     name: of it.
     memory: bytes by kind: arguments, results (without the memory they take over), temporaries, code.
     flops: operations.
-    traffic: bytes read and written in its memory.
+    traffic: bytes read and written in its main memory, see `traffic.moved`.
     collectives: by kind.
     loops: how many loops; operations, traffic and collectives count the body of each once.
     seconds: of compiling.
     excess: why it does not fit into the device's memory, in the compiler's words; empty where it does.
+    accessed: bytes as the compiler adds them up, with those that stay on the chip.
+    sources: where the traffic comes from, the most first.
   """
 
   name: str
@@ -36,6 +38,8 @@ class Program(NamedTuple):
   loops: int
   seconds: float
   excess: str = ""
+  accessed: float = 0.0
+  sources: tuple[traffic.Source, ...] = ()
 
   @property
   def bytes(self) -> int:
@@ -43,9 +47,9 @@ class Program(NamedTuple):
     return sum(self.memory.values())
 
 
-def train(stage: Stage, topology: Topology) -> Program:
-  """One training step, with all transforms that ever run at once."""
-  return _compiled("train step", lowered_train(stage, topology))
+def train(stage: Stage, topology: Topology, count: int = 1) -> Program:
+  """A call of `count` training steps, with all transforms that ever run at once."""
+  return _compiled("train step", lowered_train(stage, topology, count))
 
 
 def evaluation(stage: Stage, topology: Topology) -> Program:
@@ -53,13 +57,16 @@ def evaluation(stage: Stage, topology: Topology) -> Program:
   return _compiled("evaluation step", lowered_evaluation(stage, topology))
 
 
-def lowered_train(stage: Stage, topology: Topology):
-  """The training step before it is compiled."""
+def lowered_train(stage: Stage, topology: Topology, count: int = 1):
+  """The training step before it is compiled, or `count` of them in one call, as many as the stage takes."""
   with platforms.planned(topology.platform):
     clock = max((stage.order.clock(epoch * stage.order.steps_per_epoch) for epoch in range(stage.order.epochs)),
                 key=lambda clock: sum(stage.active(clock)))
-    data, scalars = (_everywhere(tree, topology) for tree in (stage.constants, stage.scalars(clock)))
-    return stage.train_steps[1].lower(stage.like, data, _split(_batch(stage), topology), scalars)
+    data, scalars = _everywhere(stage.constants, topology), stage.scalars(clock)
+    lead = (count,) if count > 1 else ()
+    scalars = jax.tree.map(lambda value: jax.ShapeDtypeStruct((*lead, *np.shape(value)), value.dtype), scalars)
+    batch = _with(_batch(stage, lead), sharding.split(topology.mesh, axis=len(lead)))
+    return stage.train_steps[count].lower(stage.like, data, batch, _everywhere(scalars, topology))
 
 
 def lowered_evaluation(stage: Stage, topology: Topology):
@@ -79,9 +86,9 @@ def evaluation_batch(stage: Stage) -> int:
   return evaluate.shared_batch(min(stage.settings.eval_batch_size, len(stage.dataset.test[1])), stage.mesh)
 
 
-def _batch(stage: Stage):
+def _batch(stage: Stage, lead: tuple[int, ...]):
   streams = len(stage.spec.draws)
-  return _examples(stage, (stage.order.batch_size, *((streams,) if streams > 1 else ())))
+  return _examples(stage, (*lead, stage.order.batch_size, *((streams,) if streams > 1 else ())))
 
 
 def _examples(stage: Stage, lead: tuple[int, ...]):
@@ -121,5 +128,6 @@ def _compiled(name: str, lowered) -> Program:
   memory = dict(arguments=sizes.argument_size_in_bytes,
                 results=sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
                 temporaries=sizes.temp_size_in_bytes, code=sizes.generated_code_size_in_bytes)
-  return Program(name, memory, costs.get("flops", 0.0), costs.get("bytes accessed", 0.0), hlo.collectives(text),
-                 hlo.loops(text), seconds)
+  sources = traffic.by_source(traffic.moved(text))
+  return Program(name, memory, costs.get("flops", 0.0), sum(source.bytes for source in sources), hlo.collectives(text),
+                 hlo.loops(text), seconds, accessed=costs.get("bytes accessed", 0.0), sources=sources)
