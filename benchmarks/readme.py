@@ -1,7 +1,7 @@
 """Writes the generated blocks of README.md: python benchmarks/readme.py
 
 The tables of methods and presets come from the configs, their docstrings and tests/golden; the results on digits and
-photographs come from benchmarks/results/. A test fails if the README is out of date.
+photographs, and the speed, come from benchmarks/results/. A test fails if the README is out of date.
 """
 
 import ast
@@ -122,10 +122,29 @@ def photographs() -> str:
   return f"{rows}\n| GCL, half a ResNet-10 from scratch, 64 px {scratch}\n\nA run took{rest}"
 
 
+def speed() -> str:
+  """What is measured of the speed, what is estimated, and what neither."""
+  results = ROOT / "benchmarks" / "results"
+  rates = {name: (rate, of_best) for name, rate, of_best in re.findall(
+      r"^\| (.*?) \| [0-9.]+ \| (\d+) \| ([0-9.]+) \|$", (results / "pytorch_cpu.md").read_text(), re.MULTILINE)}
+  found = {"training": "ltjax, ce_cifar", "the classifier on a frozen backbone": "ltjax, gcl_cifar",
+           "evaluation": "ltjax"}
+  rows = [f"| {what} | {' | '.join(rates[name])} |" for what, name in found.items()]
+  plan = json.loads((results / "plan.json").read_text())["gcl_inat, v5e:4x4"]["stages"]
+  step, hours = 1e3 * plan["representation"]["estimated"]["step"], sum(
+      stage["estimated"]["total"] for stage in plan.values())
+  return "\n".join([
+      "Measured, on a CPU, in one run beside PyTorch ([pytorch_cpu.md](benchmarks/results/pytorch_cpu.md)):", "",
+      "| ResNet-32, images/s | ltjax | of the best of PyTorch |", "| --- | ---: | ---: |", *rows, "",
+      f"Estimated: on a TPU v5e slice of 4x4, `gcl_inat` takes at least {step:.0f} ms a step and {hours:.1f} hours"
+      "\nin all ([plan.md](benchmarks/results/plan.md)). Not measured: any GPU, any TPU."])
+
+
 def filled(readme: str) -> str:
   """`readme` with its generated blocks up to date."""
   for name, content in dict(
-      digits=digits(), photographs=photographs(), methods=methods(), presets=presets.table()).items():
+      digits=digits(), photographs=photographs(), speed=speed(), methods=methods(),
+      presets=presets.table()).items():
     before, rest = readme.split(f"<!-- {name} -->\n")
     readme = f"{before}<!-- {name} -->\n{content}\n<!-- end -->{rest.split('<!-- end -->', 1)[1]}"
   return readme
