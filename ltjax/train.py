@@ -116,6 +116,8 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
           measured["held_out"] = score
       if measured:
         progress.evaluated(**measured)
+      else:
+        progress.waited()
       if (save or stopping) and done > start:
         timing.write(step=done, start=start, seconds=time.perf_counter() - began)
         checkpoints.save(state, scores=journal.values("held_out"), logs=(journal, timing),
