@@ -151,6 +151,8 @@ def test_a_run_of_hours_on_a_cpu_is_announced(monkeypatch):
   total = sum(map(forecast.seconds_of, stages))
   monkeypatch.setattr(forecast, "RATE", forecast.RATE * total / 36000)
   (note,) = forecast.notes(stages)
-  assert note.startswith("note: on these ") and " representation takes about " in note and " hours, as far as " in note
+  assert note.startswith("note: on ") and " representation takes about " in note and " hours, as far as " in note
+  monkeypatch.setattr(forecast.decode, "cores", lambda: 1)
+  assert forecast.notes(stages)[0].startswith("note: on 1 core representation takes about ")
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   assert forecast.notes(stages) == []
