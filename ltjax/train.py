@@ -15,6 +15,7 @@ import numpy as np
 from ltjax import bridge, metrics, posthoc
 from ltjax.distributed import processes
 from ltjax.errors import TrainingError, writing
+from ltjax.report.progress import SILENCE
 from ltjax.stage import Stage, TrainState
 from ltjax.workdir.checkpoint import Checkpoints
 from ltjax.workdir.log import Events, Journal, write_durably
@@ -205,8 +206,7 @@ def chosen_rate(stage: Stage, variables: dict, folder: pathlib.Path) -> dict:
   found = processes.from_first(lambda: json.loads(path.read_text()) if path.is_file() else None)
   if found is None:
     part = stage.on_part(HELD_OUT)
-    started = part and bridge.start_head(part, variables)
-    scores = {base: held_out_accuracy(part.with_rate(base), started) for base in stage.spec.rates} if part else {}
+    scores = _tried(part, bridge.start_head(part, variables)) if part else {}
     middle = sorted(stage.spec.rates)[len(stage.spec.rates) // 2]
     found = dict(chosen=max(scores, key=scores.get, default=middle), candidates=[
         dict(base=base, balanced_accuracy=score) for base, score in scores.items()], held_out_images=len(
@@ -220,6 +220,17 @@ def chosen_rate(stage: Stage, variables: dict, folder: pathlib.Path) -> dict:
     why = f"best on {held_out} held-out training images" if held_out else "middle, for want of images to choose on"
     print(f"{stage.name}: learning rate {found['chosen']:g} of {tried}: the {why}", file=sys.stderr)
   return found
+
+
+def _tried(part: Stage, variables: dict) -> dict[float, float]:
+  """{candidate: `held_out_accuracy`}; after a minute of silence, a line says how many have been tried."""
+  scores, said = {}, time.perf_counter()
+  for base in part.spec.rates:
+    scores[base] = held_out_accuracy(part.with_rate(base), variables)
+    if processes.is_first() and time.perf_counter() - said >= SILENCE and len(scores) < len(part.spec.rates):
+      said = time.perf_counter()
+      print(f"{part.name}: {len(scores)} of {len(part.spec.rates)} learning rates tried", file=sys.stderr, flush=True)
+  return scores
 
 
 def held_out_accuracy(stage: Stage, variables: dict) -> float:

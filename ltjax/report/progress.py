@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 _SHOWN = ("loss", "accuracy", "test", "held_out")
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
-_SILENCE, _SHARE = 60.0, 0.05  # seconds without a line, and their share in the time so far, after which one is due
+SILENCE, _SHARE = 60.0, 0.05  # seconds without a line, and their share in the time so far, after which one is due
 
 
 class Progress:
@@ -65,7 +65,7 @@ class Progress:
   def waited(self) -> None:
     """Outside a terminal, a line if there was none for a minute; after hours, for a twentieth of the time so far."""
     now = time.perf_counter()
-    if now - self._printed >= max(_SILENCE, _SHARE * (now - self._began)):
+    if now - self._printed >= max(SILENCE, _SHARE * (now - self._began)):
       self._print(f"step {self._done:,} of {self._steps:,}{self._known()}{self._left()}")
 
   def _show(self, **values: str) -> None:
