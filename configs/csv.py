@@ -4,6 +4,7 @@ python -m ltjax.main --config=configs/csv.py --workdir=runs/mine --config.datase
     --config.dataset.train_csv=FILE                     both are needed
     --config.dataset.test_csv=FILE                      without it, a fifth of each class becomes the test set
     --config.dataset.image_column=path                  headings, where the two columns are not found by themselves
+    --config=configs/folder.py:csv                      the same table on pretrained weights: minutes on a laptop
     --config=configs/csv.py:resnet10,size=64            a smaller network and image, and the arguments of gcl_folder.py
 FILE has a column of paths below DIR and one of class names; other columns are ignored. The recipe is gcl_folder.py's.
 No published number. ltjax: see benchmarks/results.

@@ -86,8 +86,7 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
       if log:
         state = measure.training(done, state)
       if (evaluate or save) and not stopping:
-        found, stopping = measure.evaluation(("test",) * evaluate + ("held_out",) * save, done, state)
-        confusion = found.get("test")
+        confusion, stopping = measure.evaluation(("test",) * evaluate + ("held_out",) * save, done, state)
       if (save or stopping) and done > start:
         timing.write(step=done, start=start, seconds=time.perf_counter() - began)
         checkpoints.save(state, scores=journal.values("held_out"), logs=(journal, timing), wait=last or stopping)
@@ -96,6 +95,7 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
         raise Interrupted
       if last:
         break
+      progress.waited()
       count = stage.count(done, rhythm.next(done, order.steps))
       state, finite = stage.train_steps[count](state, data, *stage.batches(done, count))
       flight.start(done, finite)
@@ -148,9 +148,10 @@ class Measuring(NamedTuple):
     self.progress.trained(loss, accuracy)
     return stage.with_new_window(state)
 
-  def evaluation(self, splits: Sequence[str], done: int, state: TrainState) -> tuple[dict, bool]:
-    """({split: its confusion matrix}, whether a stop broke it off) of those `splits` that the stage has."""
-    found, shown, stopped = {}, {}, False
+  def evaluation(self, splits: Sequence[str], done: int, state: TrainState) -> tuple[
+      np.ndarray | metrics.Tally | None, bool]:
+    """Evaluates on those `splits` that there are: (the confusion matrix of the test, whether a stop came)."""
+    tested, shown, stopped = None, {}, False
     for split in splits:
       if split not in self.stage.evaluators or self.journal.has(done, split):
         continue
@@ -158,9 +159,8 @@ class Measuring(NamedTuple):
       stopped = confusion is None
       if stopped:
         break
-      found[split] = confusion
       if split == "test":
-        scores = metrics.scores(confusion, self.stage.class_counts)
+        tested, scores = confusion, metrics.scores(confusion, self.stage.class_counts)
         self._write(done, test=scores)
         shown[split] = scores["overall"]
       else:
@@ -168,7 +168,7 @@ class Measuring(NamedTuple):
         self._write(done, **{split: shown[split]})
     if shown:
       self.progress.evaluated(**shown)
-    return found, stopped
+    return tested, stopped
 
   def _write(self, done: int, **entries) -> None:
     self.journal.write(step=done, epoch=done / self.stage.order.steps_per_epoch, **entries)
@@ -249,8 +249,7 @@ def chosen_rate(stage: Stage, variables: dict, folder: pathlib.Path) -> dict:
   found = processes.from_first(lambda: json.loads(path.read_text()) if path.is_file() else None)
   if found is None:
     part = stage.on_part(HELD_OUT)
-    started = part and bridge.start_head(part, variables)
-    scores = {base: held_out_accuracy(part.with_rate(base), started) for base in stage.spec.rates} if part else {}
+    scores = _tried(part, bridge.start_head(part, variables)) if part else {}
     middle = sorted(stage.spec.rates)[len(stage.spec.rates) // 2]
     found = dict(chosen=max(scores, key=scores.get, default=middle), candidates=[
         dict(base=base, balanced_accuracy=score) for base, score in scores.items()], held_out_images=len(
@@ -264,6 +263,17 @@ def chosen_rate(stage: Stage, variables: dict, folder: pathlib.Path) -> dict:
     why = f"best on {held_out} held-out training images" if held_out else "middle, for want of images to choose on"
     print(f"{stage.name}: learning rate {found['chosen']:g} of {tried}: the {why}", file=sys.stderr)
   return found
+
+
+def _tried(part: Stage, variables: dict) -> dict[float, float]:
+  """{candidate: `held_out_accuracy`}; after a minute of silence, a line says how many have been tried."""
+  scores, said = {}, time.perf_counter()
+  for base in part.spec.rates:
+    scores[base] = held_out_accuracy(part.with_rate(base), variables)
+    if processes.is_first() and time.perf_counter() - said >= Progress.SILENCE and len(scores) < len(part.spec.rates):
+      said = time.perf_counter()
+      print(f"{part.name}: {len(scores)} of {len(part.spec.rates)} learning rates tried", file=sys.stderr, flush=True)
+  return scores
 
 
 def held_out_accuracy(stage: Stage, variables: dict) -> float:

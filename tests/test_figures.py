@@ -50,6 +50,13 @@ def test_the_confusion_matrix_names_classes_or_groups(number, cells, tmp_path):
       [tick.split("\n")[0] for tick in ticks] == ["many", "medium", "few"])
 
 
+def test_names_of_small_groups_do_not_overlap(tmp_path):
+  counts = np.array([800, 240, 80, 48, 32, 25, 24, *[3] * 293])
+  figure = drawn(confusion.confusion_matrix(np.eye(300, dtype=np.int32), counts, tuple(map(str, range(300)))), tmp_path)
+  for labels in (figure.axes[0].get_xticklabels(), figure.axes[0].get_yticklabels()):
+    assert [label.get_text() for label in labels] == ["medium\n(5)", "few\n(293)"]
+
+
 def test_a_matrix_of_thousands_of_classes_keeps_its_sums(tmp_path):
   matrix, counts, _ = run(2000)
   shares = confusion._shares(matrix, np.argsort(-counts, kind="stable"), 100)

@@ -21,16 +21,26 @@ class Terminal(io.StringIO):
     return True
 
 
+class Clock:
+  """The time that the progress sees, in seconds."""
+
+  def __init__(self, monkeypatch):
+    self.now = 0.0
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: self.now)
+
+
 def shown(stream, monkeypatch, **options) -> str:
   """What a stage of 4 steps prints."""
   monkeypatch.setattr("sys.stderr", stream)
-  clock = iter((0.0, 12.0, 7212.0, 7212.0))
-  monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
+  clock = Clock(monkeypatch)
   with progress.Progress("first", steps=4, epochs=2, batch_size=8, **options) as made:
+    clock.now = 12.0
     made.advance(1)
     made.trained(0.51, 0.9)
+    clock.now = 7212.0
     made.advance(1)
     made.evaluated(test=0.25)
+    made.waited()  # a line has just been printed
     made.advance(2)
     made.evaluated(held_out=0.5)
   return stream.getvalue()
@@ -41,6 +51,30 @@ def test_a_pipe_gets_a_line_for_each_evaluation(monkeypatch):
       "first:  25%|██▌       | step 1 of 4 after 12 s",
       "first:  50%|█████     | epoch 1 of 2, loss 0.510, accuracy 90.0%, test 25.0%, 0.00111 images/s, 4 h left",
       "first: 100%|██████████| epoch 2 of 2, loss 0.510, accuracy 90.0%, test 25.0%, held out 50.0%"]
+
+
+def test_a_minute_of_silence_ends_with_a_line(monkeypatch):
+  """So does a twentieth of the time so far, which is longer after 20 minutes."""
+  stream, lines = io.StringIO(), {}
+  monkeypatch.setattr("sys.stderr", stream)
+  clock = Clock(monkeypatch)
+  with progress.Progress("first", steps=10000, epochs=1, batch_size=8, done=0) as made:
+    for step in range(1, 241):
+      clock.now += 30.0
+      made.advance(1)
+      if step == 10:
+        made.trained(0.51, 0.9)
+      before = len(stream.getvalue())
+      made.waited()
+      if text := stream.getvalue()[before:]:
+        lines[step] = text
+  assert stream.getvalue().startswith("first:   0%|▏         | step 1 of 10,000 after 30 s\n")
+  assert lines[3] == "first:   0%|▏         | step 3 of 10,000, 0.267 images/s, 83 h left\n"
+  assert lines[11] == ("first:   0%|▏         | step 11 of 10,000, loss 0.510, accuracy 90.0%, 0.267 images/s, "
+                       "83 h left\n")
+  steps = list(lines)
+  assert set(np.diff([step for step in steps if step <= 40])) == {2}  # of 30 s each
+  assert list(np.diff(steps[-4:])) == [11, 12, 12]
 
 
 def test_a_terminal_gets_a_bar_with_the_same_numbers(monkeypatch):
@@ -117,6 +151,8 @@ def test_a_run_of_hours_on_a_cpu_is_announced(monkeypatch):
   total = sum(map(forecast.seconds_of, stages))
   monkeypatch.setattr(forecast, "RATE", forecast.RATE * total / 36000)
   (note,) = forecast.notes(stages)
-  assert note.startswith("note: on these ") and " representation takes about " in note and " hours, as far as " in note
+  assert note.startswith("note: on ") and " representation takes about " in note and " hours, as far as " in note
+  monkeypatch.setattr(forecast.decode, "cores", lambda: 1)
+  assert forecast.notes(stages)[0].startswith("note: on 1 core representation takes about ")
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   assert forecast.notes(stages) == []

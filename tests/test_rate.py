@@ -1,9 +1,11 @@
 """One of several learning rates is chosen on held-out training images, where the features are constant."""
 
 import json
+import types
 
 import pytest
 
+from ltjax import train
 from ltjax.config import parse
 from ltjax.errors import ConfigError
 from ltjax.train import Interrupted
@@ -51,6 +53,17 @@ def test_a_run_that_continues_keeps_the_choice(chosen, tmp_path):
   tiny.run(candidates, tmp_path)
   assert path.stat().st_mtime_ns == before
   assert tiny.log(tmp_path, "representation") == tiny.log(chosen[0], "representation")
+
+
+def test_a_long_choice_says_how_far_it_is(monkeypatch, capsys):
+  stage = types.SimpleNamespace(name="representation", with_rate=lambda base: base, spec=types.SimpleNamespace(
+      rates=dict.fromkeys(CANDIDATES)))
+  monkeypatch.setattr(train, "held_out_accuracy", lambda stage, variables: stage)
+  assert train._tried(stage, {}) == {base: base for base in CANDIDATES} and capsys.readouterr().err == ""
+  monkeypatch.setattr(train.Progress, "SILENCE", 0.0)
+  train._tried(stage, {})
+  assert capsys.readouterr().err.splitlines() == [
+      f"representation: {tried} of 3 learning rates tried" for tried in (1, 2)]
 
 
 def test_too_few_images_to_choose_on_leave_the_middle(tmp_path):

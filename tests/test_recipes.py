@@ -2,7 +2,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from ltjax import recipes
-from ltjax.config import parse, spec
+from ltjax.config import load, parse, spec
 from ltjax.errors import ConfigError, DataError
 
 STAGE = dict(epochs=1, batch_size=8, lr=0.1, loss=dict(name="cross_entropy"), optimizer=recipes.sgd(0.0))
@@ -130,3 +130,9 @@ def test_a_default_may_depend_on_the_data_set(text, expected):
 def test_a_wrong_data_set_is_refused(text, message):
   with pytest.raises(ConfigError, match=message):
     recipes.arguments(text, **SETS)
+
+
+def test_a_table_trains_as_folders_do():
+  table, folders = (load.read(f"configs/folder.py:{data}").to_dict() for data in ("csv,last", "last"))
+  assert (table.pop("dataset")["name"], folders.pop("dataset")["name"]) == ("csv", "folder")
+  assert table == folders

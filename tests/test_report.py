@@ -174,7 +174,9 @@ def test_the_measures_fit_the_predictions_of_every_test_image(finished):
   assert np.mean(labels == predicted) == results["final"]["overall"]
   assert found["balanced_accuracy"] == pytest.approx(sklearn.metrics.balanced_accuracy_score(labels, predicted))
   assert found["macro_f1"] == pytest.approx(sklearn.metrics.f1_score(labels, predicted, average="macro"))
-  assert found["worst_class"]["accuracy"] == min(results["stages"]["classifier"]["per_class"])
+  per_class = results["stages"]["classifier"]["per_class"]
+  assert found["worst_class"]["accuracy"] == min(per_class)
+  assert found["worst_class"]["others"] == per_class.count(min(per_class)) - 1
   assert 0.5 < found["auc"] <= 1 and 0 <= found["ece"]["overall"] < 1
   for name, (low, high) in found["intervals"].items():
     value = found["balanced_accuracy"] if name == "balanced" else results["final"][name]

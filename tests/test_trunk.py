@@ -1,6 +1,7 @@
 """Runs on pretrained weights from start to end: what a head starts with, and checkpoints without the frozen trunk."""
 
 import json
+from unittest import mock
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from ltjax import bridge, optim, posthoc, recipes
 from ltjax.errors import ConfigError, DataError, WorkdirError
-from ltjax.models import head_init, import_torch
+from ltjax.models import head_init, import_torch, weight_files
 from ltjax.train import Interrupted
 from ltjax.workdir import manifest
 from tests import photos, tiny
@@ -121,7 +122,10 @@ def test_another_trunk_is_refused_in_one_sentence(files, finished, tmp_path):
 
 def test_a_second_stage_and_another_run_start_from_it(files, shared, tmp_path):
   found = config(files, stages=("tuned", "head_only"))
-  tiny.run(found, tmp_path / "run")
+  weight_files._load.cache_clear()
+  with mock.patch("builtins.open", wraps=open) as opened:
+    tiny.run(found, tmp_path / "run")
+  assert [str(call.args[0]) for call in opened.call_args_list].count(found.pretrained) == 1
   first = tiny.saved_steps(tmp_path / "run", "tuned")[-1]
   stored = [manifest.read(tmp_path / "run" / stage / "checkpoints" / str(step)) for stage, step in (
       ("tuned", first), ("head_only", tiny.saved_steps(tmp_path / "run", "head_only")[-1]))]
@@ -142,6 +146,8 @@ def test_what_is_trained_completely_is_saved_completely(files, shared, tmp_path)
   content = manifest.read(tmp_path / "run" / "tuned" / "checkpoints" / str(
       tiny.saved_steps(tmp_path / "run", "tuned")[-1]))
   assert "trunk" not in content
+  given = weights.vit(**FILE)  # training writes to nothing that the process keeps of the file
+  assert all(np.array_equal(given[name], array) for name, array in weight_files.read(files / "vit.safetensors").items())
 
 
 # -- what a head starts with ------------------------------------------------------------------------------------------

@@ -197,7 +197,7 @@ def _estimate(each: stage.Stage) -> str:
     seconds = forecast.seconds_of(each)
     shown = (f"{seconds / 3600:.1f} hours" if seconds >= 5400 else f"{seconds / 60:.0f} minutes" if seconds >= 90
              else "a minute or less")
-    text += f", {shown} on {decode.cores()} cores besides reading the images"
+    text += f", {shown} on {forecast.cores()} besides reading the images"
   return text + f"; {each.order.steps:,} steps of {each.order.batch_size} examples"
 
 

@@ -1,9 +1,10 @@
 """Reads files of weights as named arrays: .safetensors, .npz and torch.save's format, without torch.
 
 Nothing in a file can run. The pickle inside a .pth is interpreted here, one opcode at a time, and it may name no
-functions but those that describe a tensor.
+functions but those that describe a tensor. A process opens a file once, however often it asks for it.
 """
 
+import functools
 import hashlib
 import importlib.metadata
 import io
@@ -12,6 +13,7 @@ import pathlib
 import pickletools
 import zipfile
 from collections.abc import Callable, Mapping
+from typing import BinaryIO, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -62,35 +64,70 @@ def locate(name: str) -> pathlib.Path:
 
 def sha256(path: pathlib.Path) -> str:
   """The SHA-256 of a file, in hexadecimal."""
-  with open(path, "rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
+  return _loaded(path).sha256
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """{name: array} of a .safetensors, .npz or .pth file.
+  """{name: array} of a .safetensors, .npz or .pth file; the arrays cannot be written to.
 
   Raises:
     DataError: no such file, one that is damaged, or one that holds more than arrays.
   """
   if not path.is_file():
     raise DataError(f"pretrained: no file {str(path)!r}")
-  readers: dict[str, Callable] = {".safetensors": _read_safetensors, ".npz": _read_npz}
-  reader = readers.get(path.suffix, _read_pickled if path.suffix in _PICKLED else None)
-  if reader is None:
-    raise DataError(f"pretrained: {path} is none of a .safetensors, a .pth and an .npz file")
-  return reader(path)
+  loaded = _loaded(path)
+  if loaded.error:
+    raise loaded.error
+  return dict(loaded.arrays)
 
 
-def _read_safetensors(path):
+class _Loaded(NamedTuple):
+  """What a file holds: its hash, and its arrays or why there are none."""
+
+  sha256: str
+  arrays: dict[str, np.ndarray]
+  error: DataError | None
+
+
+def _loaded(path: pathlib.Path) -> _Loaded:
+  found = path.stat()
+  return _load(path, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=2)  # the weights, and the vectors that a head starts from
+def _load(path: pathlib.Path, *version: int) -> _Loaded:
+  del version  # another file at the same place
+  arrays, failed = {}, None
   try:
-    return {name: np.array(tensor) for name, tensor in safetensors.read(path).tensors.items()}
+    with open(path, "rb") as file:
+      digest = hashlib.file_digest(file, "sha256").hexdigest()
+      file.seek(0)
+      try:
+        arrays = _READERS.get(path.suffix, _refuse)(path, file)
+      except DataError as error:
+        failed = error
+  except OSError as error:
+    raise DataError(f"pretrained: {path} cannot be read ({type(error).__name__}: {error})") from error
+  for array in arrays.values():
+    array.flags.writeable = False
+  return _Loaded(digest, arrays, failed)
+
+
+def _refuse(path, file):
+  del file
+  raise DataError(f"pretrained: {path} is none of a .safetensors, a .pth and an .npz file")
+
+
+def _read_safetensors(path, file):
+  try:
+    return {name: np.array(tensor) for name, tensor in safetensors.read(file).tensors.items()}
   except ValueError as error:
     raise DataError(f"pretrained: {path} is not a complete .safetensors file ({error})") from error
 
 
-def _read_npz(path):
+def _read_npz(path, file):
   try:
-    with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+    with np.load(file, allow_pickle=False) as stored:
       return {name: stored[name] for name in stored.files}
   except (ValueError, OSError, EOFError, KeyError, AttributeError, NotImplementedError, zipfile.BadZipFile) as error:
     raise DataError(f"pretrained: {path} is not an .npz file of arrays ({type(error).__name__}: {error})") from error
@@ -223,9 +260,9 @@ def _storage(described, storages: dict) -> _Storage:
   return storages.setdefault(str(key), _Storage(dtype, size))
 
 
-def _from_zip(path) -> object:
+def _from_zip(file) -> object:
   """Reads the format since torch 1.6: a zip of data.pkl and one file of bytes per storage."""
-  with zipfile.ZipFile(path) as archive:
+  with zipfile.ZipFile(file) as archive:
     entries = {name.partition("/")[2]: name for name in archive.namelist()}
     if "constants.pkl" in entries and any(name.startswith("code/") for name in entries):
       raise _Refused("the code of a TorchScript module; torch.jit.load(FILE).state_dict() has its weights")
@@ -260,13 +297,11 @@ def _from_stream(file) -> object:
   return value
 
 
-def _read_pickled(path):
+def _read_pickled(path, file):
   try:
-    if zipfile.is_zipfile(path):
-      loaded = _from_zip(path)
-    else:
-      with open(path, "rb") as file:
-        loaded = _from_stream(file)
+    zipped = zipfile.is_zipfile(file)
+    file.seek(0)
+    loaded = (_from_zip if zipped else _from_stream)(file)
     for key in ("state_dict", "model", "model_state_dict", "teacher"):
       inner = loaded.get(key) if isinstance(loaded, dict) else None
       loaded = inner if isinstance(inner, Mapping) else loaded
@@ -281,3 +316,7 @@ def _read_pickled(path):
           OverflowError, MemoryError, RecursionError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
     raise DataError(f"pretrained: {path} is not a complete file of torch.save ({type(error).__name__}: "
                     f"{str(error)[:200]})".replace("\n", " ")) from error
+
+
+_READERS: dict[str, Callable[[pathlib.Path, BinaryIO], dict]] = {
+    ".safetensors": _read_safetensors, ".npz": _read_npz, **dict.fromkeys(_PICKLED, _read_pickled)}

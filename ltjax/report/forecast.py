@@ -23,9 +23,15 @@ def notes(stages) -> list[str]:
   name, longest = max(seconds.items(), key=lambda item: item[1])
   stage = next(each for each in stages if each.name == name)
   examples, side = stage.order.steps * stage.order.batch_size, stage.image_shape[1]
-  return [f"note: on these {decode.cores()} cores {name} takes about {longest / HOUR:,.0f} hours, as far as its "
+  return [f"note: on {cores()} {name} takes about {longest / HOUR:,.0f} hours, as far as its "
           f"{examples:,} training examples of {side} x {side} pixels tell; fewer epochs, a smaller image or network "
           "(--config=configs/gcl_folder.py:resnet10,size=64) or a GPU takes less"]
+
+
+def cores() -> str:
+  """"1 core" or "2 cores": those of this process."""
+  count = decode.cores()
+  return f"{count} core{'s' if count > 1 else ''}"
 
 
 def _at_most(stage) -> float:

@@ -91,10 +91,11 @@ def tiles(results: Mapping) -> list[dict]:
   made += [tile(f"{group}, {size:,} class{'es' if size != 1 else ''}", test[group], group)
            for group, size in results["groups"].items() if size]
   if found:
-    worst = found["worst_class"]
+    worst, others = found["worst_class"], found["worst_class"].get("others", 0)  # older results have none
+    more = f" and {others:,} more" if others else ""
     made += [tile("balanced accuracy", found["balanced_accuracy"], "balanced"), tile("macro-F1", found["macro_f1"]),
              tile("G-mean", found["g_mean"]), tile("H-mean", found["h_mean"]),
-             tile("worst class", worst["accuracy"], note=shown(worst["name"], "json"))]
+             tile("worst class", worst["accuracy"], note=f"{shown(worst['name'], 'json')}{more}")]
   if "ece" in found:
     notes = [f"{group} {100 * value:.1f}" for group, value in found["ece"].items() if group != "overall"]
     made += [tile("macro one-vs-rest AUC", found["auc"], note=found["auc_of"]),

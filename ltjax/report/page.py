@@ -97,11 +97,13 @@ def measures(confusion: np.ndarray, class_counts: np.ndarray, class_names: Seque
   """Measures beside the accuracies of `metrics.scores`, as JSON; those of probabilities only where `seen` is given."""
   tested, right = confusion.sum(axis=1), np.diagonal(confusion)
   there = np.flatnonzero(tested)
-  worst = int(there[np.argmin(right[there] / tested[there])])
+  accuracies = right[there] / tested[there]
+  worst = int(there[np.argmin(accuracies)])
   found = dict(
       balanced_accuracy=metrics.balanced_accuracy(confusion), macro_f1=metrics.macro_f1(confusion),
       g_mean=metrics.geometric_mean(confusion), h_mean=metrics.harmonic_mean(confusion),
-      worst_class=dict(label=worst, name=class_names[worst], accuracy=float(right[worst] / tested[worst])),
+      worst_class=dict(label=worst, name=class_names[worst], accuracy=float(accuracies.min()),
+                       others=int((accuracies == accuracies.min()).sum()) - 1),
       intervals={name: list(ends) for name, ends in statistics.intervals(right, tested, class_counts).items()})
   if seen is not None:
     from ltjax.report import figures

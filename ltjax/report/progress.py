@@ -1,4 +1,4 @@
-"""How far a stage is, on standard error: a bar on a terminal, and everywhere else a plain line for each evaluation."""
+"""How far a stage is, on standard error: a bar on a terminal; else a line for each evaluation, and in long silence."""
 
 import math
 import os
@@ -17,6 +17,8 @@ class Progress:
   In a file, a pipe or a notebook a bar would be printed again for each of its states, so there is none.
   """
 
+  SILENCE, _SHARE = 60.0, 0.05  # seconds without a line, and their share in the time so far, after which one is due
+
   def __init__(self, name: str, *, steps: int, done: int, epochs: int, batch_size: int, shown: bool = True):
     """
     Args:
@@ -29,6 +31,7 @@ class Progress:
     """
     self._name, self._steps, self._done, self._epochs, self._batch_size = name, steps, done, epochs, batch_size
     self._latest, self._first, self._began = {}, None, time.perf_counter()
+    self._printed = self._began
     terminal = sys.stderr is not None and sys.stderr.isatty()
     self._lines = shown and not terminal
     self._bar = tqdm(total=steps * batch_size, initial=done * batch_size, unit="img", unit_scale=True, desc=name,
@@ -58,15 +61,24 @@ class Progress:
   def evaluated(self, **accuracies: float) -> None:
     """Shows the accuracy on the splits test and held_out; outside a terminal, all that is known in one line."""
     self._show(**{split: f"{accuracy:.1%}" for split, accuracy in accuracies.items()})
-    known = ", ".join(f"{key.replace('_', ' ')} {self._latest[key]}" for key in _SHOWN if key in self._latest)
-    self._print(f"epoch {self._done * self._epochs / self._steps:.4g} of {self._epochs}, {known}{self._left()}")
+    self._print(f"epoch {self._done * self._epochs / self._steps:.4g} of {self._epochs}{self._known()}{self._left()}")
+
+  def waited(self) -> None:
+    """Outside a terminal, a line if there was none for a minute; after hours, for a twentieth of the time so far."""
+    now = time.perf_counter()
+    if now - self._printed >= max(self.SILENCE, self._SHARE * (now - self._began)):
+      self._print(f"step {self._done:,} of {self._steps:,}{self._known()}{self._left()}")
 
   def _show(self, **values: str) -> None:
     self._latest |= values
     self._bar.set_postfix(self._latest)
 
+  def _known(self) -> str:
+    return "".join(f", {key.replace('_', ' ')} {self._latest[key]}" for key in _SHOWN if key in self._latest)
+
   def _print(self, text: str) -> None:
     if self._lines:
+      self._printed = time.perf_counter()
       done = self._done / self._steps
       eighths = math.ceil(80 * done)
       bar = f"{'█' * (eighths // 8)}{_EIGHTHS[eighths % 8]}"[:10].ljust(10)

@@ -8,7 +8,7 @@ import json
 import math
 import pathlib
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,14 +32,14 @@ class File(NamedTuple):
   start: int
 
 
-def read(path: pathlib.Path) -> File:
-  """The arrays and the metadata of a file.
+def read(file: pathlib.Path | BinaryIO) -> File:
+  """The arrays and the metadata of a file, given by its path or open.
 
   Raises:
     ValueError: it is damaged or of another format, with the reason.
     OSError: it cannot be read.
   """
-  content = np.memmap(path, np.uint8, "r")
+  content = np.memmap(file, np.uint8, "r")
   try:
     length = int(content[:8].view("<u8")[0])
     if length > min(_HEADER, len(content) - 8):

@@ -3,6 +3,7 @@
 import io
 import pickle
 import zipfile
+from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +31,7 @@ def test_both_formats_of_pytorch(saved, tmp_path):
   found = weight_files.read(tmp_path / "w.pth")
   assert list(found) == list(EXPECTED)
   for name, value in EXPECTED.items():
-    assert found[name].dtype == value.dtype and found[name].flags.writeable, name
+    assert found[name].dtype == value.dtype and not found[name].flags.writeable, name
     np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
@@ -44,9 +45,9 @@ def test_a_file_that_is_cut_anywhere_is_refused(saved, tmp_path):
 
 
 def test_damaged_bytes_are_one_sentence_or_harmless(saved, tmp_path):
-  rng, path = np.random.default_rng(0), tmp_path / "w.pth"
-  for _ in range(300):
-    damaged = bytearray(saved)
+  rng = np.random.default_rng(0)
+  for number in range(300):  # a file for each, as one that may be unchanged is not read again
+    damaged, path = bytearray(saved), tmp_path / f"{number}.pth"
     for place in rng.integers(len(saved), size=3):
       damaged[place] = rng.integers(256)
     path.write_bytes(damaged)
@@ -54,6 +55,22 @@ def test_damaged_bytes_are_one_sentence_or_harmless(saved, tmp_path):
       weight_files.read(path)
     except DataError as error:
       assert "\n" not in str(error)
+
+
+def test_a_file_is_opened_once_until_it_changes(saved, tmp_path):
+  path = tmp_path / "w.pth"
+  path.write_bytes(saved)
+  with mock.patch("builtins.open", wraps=open) as opened:
+    digest = weight_files.sha256(path)
+    weight_files.read(path).clear()  # each caller gets a dict of its own
+    np.testing.assert_array_equal(weight_files.read(path)["plain"], BASE)
+    assert opened.call_count == 1
+  path.write_bytes(saved[:100])
+  with mock.patch("builtins.open", wraps=open) as opened:
+    for _ in range(2):
+      with pytest.raises(DataError, match="w.pth"):
+        weight_files.read(path)
+    assert weight_files.sha256(path) != digest and opened.call_count == 1
 
 
 class _Code:

@@ -91,7 +91,8 @@ def _of_predictions(seen, counts, names) -> list[Picture]:
   if len(np.unique(labels)) > 1 and np.median(np.bincount(labels)[np.unique(labels)]) >= 5:
     found.append(Picture("features", "Features", "Features of test images in two dimensions (t-SNE): "
                          + ("all classes." if len(np.unique(labels)) == len(counts) else
-                            f"{len(np.unique(labels))} of {len(counts):,} classes, from the largest to the smallest."),
+                            f"{len(np.unique(labels))} of {len(counts):,} classes, from the largest to the smallest "
+                            "of those with five test images or more."),
                          lambda: features.features(features.embed(seen.features), labels, counts, names)))
   return found
 
