@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from ltjax import bridge, metrics, posthoc
+from ltjax.data import tally
 from ltjax.distributed import processes
 from ltjax.errors import TrainingError, writing
 from ltjax.stage import Stage, TrainState
@@ -77,8 +78,8 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
   stage, state, rate = _begin(stage, checkpoints, stops, workdir, functools.partial(
       bridge.start, stage, before, workdir, opened, reset_head=reset_head))
   done = start = int(jax.device_get(state.step))
-  journal, timing = (Journal(folder / name, upto=done, logs=checkpoints.logs, on_loss=functools.partial(
-      events.write, "log_losses")) for name in ("metrics.jsonl", "timing.jsonl"))
+  journal, timing, norms = (Journal(folder / name, upto=done, logs=checkpoints.logs, on_loss=functools.partial(
+      events.write, "log_losses")) for name in ("metrics.jsonl", "timing.jsonl", "feature_norms.jsonl"))
   journal.follow(functools.partial(track, stage.name, order.steps))
 
   # -- the loop: {log, evaluate, checkpoint, step}. A resumed run repeats nothing that the log already shows -----------
@@ -101,11 +102,12 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
         progress.trained(loss, accuracy)
         state = stage.with_new_window(state)
       if evaluate and not stopping and not journal.has(done, "test"):
-        confusion = evaluators["test"](variables_of(state), stops)
-        stopping = confusion is None
+        found = evaluators["test"].measure(variables_of(state), stops)
+        stopping = found is None
         if not stopping:
-          scores = metrics.scores(confusion, stage.class_counts)
+          confusion, scores = found.counts, metrics.scores(found.counts, stage.class_counts)
           journal.write(**now, test=scores)
+          norms.write(**now, feature_norms=tally.group_means(found.feature_norms, stage.class_counts))
           measured["test"] = scores["overall"]
       if save and "held_out" in evaluators and not stopping and not journal.has(done, "held_out"):
         held_out = evaluators["held_out"](variables_of(state), stops)
@@ -118,7 +120,7 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
         progress.evaluated(**measured)
       if (save or stopping) and done > start:
         timing.write(step=done, start=start, seconds=time.perf_counter() - began)
-        checkpoints.save(state, scores=journal.values("held_out"), logs=(journal, timing),
+        checkpoints.save(state, scores=journal.values("held_out"), logs=(journal, timing, norms),
                          wait=last or stopping)
         start, began = done, time.perf_counter()
       if last and (confusion is not None or journal.has(done, "test")):
@@ -134,7 +136,8 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
       done += count
       progress.advance(count)
       stopping = stops(finite)
-  journal.flush()
+  for each in (journal, norms):
+    each.flush()
   return result(stage, state, confusion)._replace(learning_rate=rate)
 
 

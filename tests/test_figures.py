@@ -85,6 +85,19 @@ def test_a_loss_of_one_point_can_be_seen(tmp_path):
   assert "no loss" in empty.texts[0].get_text()
 
 
+def test_feature_norms_over_epochs_have_a_line_a_group_and_a_gap_where_there_is_none(tmp_path):
+  rows = [dict(stage=stage, epoch=float(epoch), many=few + 1, medium=None, few=few)
+          for stage in ("first", "second") for epoch, few in ((1, 2.0), (2, np.nan), (3, 4.0))]
+  figure = drawn(training.feature_norms(rows, ("many", "few")), tmp_path)
+  for axis in figure.axes:
+    many, few = (line.get_ydata() for line in axis.lines)
+    np.testing.assert_array_equal(few, [2, np.nan, 4])
+    np.testing.assert_array_equal(many, [3, np.nan, 5])
+    assert axis.get_ylim()[0] == 0 and [line.get_color() for line in axis.lines] == [
+        style.COLORS["many"], style.COLORS["few"]]
+  assert [text.get_text() for text in figure.legends[0].get_texts()] == ["many", "few"]
+
+
 def test_gains_are_means_of_groups_from_the_largest_classes_on(tmp_path):
   counts, difference = np.arange(40, 0, -1), np.repeat([0.1, -0.2, 0.0, np.nan], 10)
   figure = drawn(classes.gain_bars(difference, counts, "after minus before"), tmp_path)

@@ -66,7 +66,8 @@ def of_run(spec, stages, results: Mapping, workdir: pathlib.Path, command: str, 
                       last.dataset.class_names, seen)
     complete = keep(found | dict(baselines=simple or []) | (dict(metrics=more) if more else {}))
     with writing(workdir):
-      logs = {each.name: log.read(workdir / each.name / "metrics.jsonl") for each in stages}
+      logs = {each.name: [line for name in ("metrics.jsonl", "feature_norms.jsonl")
+                          for line in log.read(workdir / each.name / name)] for each in stages}
       _attempt("the report", draw, spec.config.to_json(indent=1), stages, full, complete, seen, activations, logs,
                workdir / "report")
     return complete
@@ -179,6 +180,8 @@ def draw(config: str, stages, results: Mapping, found: dict, seen, activations, 
     images = last.dataset.test[0]
     tables.write_predictions(seen, [examples.image_name(images, place) for place in range(len(seen.labels))], names,
                              folder / "predictions.csv")
+  if norms := tables.of_feature_norms(logs):
+    tables.write(folder / "feature_norms.csv", tables.NORM_COLUMNS, norms)
   drawn = figures.draw(figures.of_run(stages, results, logs, seen, activations), names, folder)
   text = _page(last.name, found, drawn)
   if (plan := folder.parent / "plan.md").is_file():
