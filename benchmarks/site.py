@@ -73,7 +73,7 @@ def run(command: str, folder: pathlib.Path) -> str:
   words = shlex.split(command)
   environment = dict(os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu", COLUMNS="100")
   done = subprocess.run([sys.executable, "-m", *words], cwd=folder, env=environment, capture_output=True, text=True,
-                        encoding="utf-8", timeout=600)
+                        encoding="utf-8", timeout=1800)
   if done.returncode:
     raise RuntimeError(f"{command}: exit code {done.returncode}: {done.stderr[-2000:]}")
   lines = done.stdout.strip("\n").replace(str(ROOT), "...").splitlines()

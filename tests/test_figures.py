@@ -50,6 +50,16 @@ def test_the_confusion_matrix_names_classes_or_groups(number, cells, tmp_path):
       [tick.split("\n")[0] for tick in ticks] == ["many", "medium", "few"])
 
 
+def test_the_names_of_small_groups_share_a_place_in_the_confusion_matrix(tmp_path):
+  counts = np.repeat([500, 50, 5], [10, 20, 970])
+  figure = drawn(confusion.confusion_matrix(np.eye(1000, dtype=np.int32), counts, [""] * 1000), tmp_path)
+  axis, renderer = figure.axes[0], figure.canvas.get_renderer()
+  for labels in (axis.get_xticklabels(), axis.get_yticklabels()):
+    assert [label.get_text() for label in labels] == ["many (10)\nmedium (20)", "few\n(970)"]
+    first, second = (label.get_window_extent(renderer) for label in labels)
+    assert not first.overlaps(second)
+
+
 def test_a_matrix_of_thousands_of_classes_keeps_its_sums(tmp_path):
   matrix, counts, _ = run(2000)
   shares = confusion._shares(matrix, np.argsort(-counts, kind="stable"), 100)

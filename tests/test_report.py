@@ -10,9 +10,10 @@ import pytest
 import sklearn.metrics
 from PIL import Image
 
+from ltjax import metrics
 from ltjax.commands import compare, evaluate
 from ltjax.config import parse
-from ltjax.data import sources
+from ltjax.data import sources, tally
 from ltjax.report import activation_maps, baselines, figures, html, predictions, tables
 from ltjax.report import page as report
 from ltjax.train import StageResult
@@ -93,7 +94,8 @@ def test_posthoc_methods_are_in_the_results_the_table_and_the_page(finished):
   assert f" training, {len(dataset.held_out[1])} held-out and 400 test images" in page
 
 
-def test_the_baselines_are_those_of_the_features(finished):
+def test_the_baselines_are_those_of_the_features(finished, monkeypatch):
+  monkeypatch.setattr(baselines, "SCORES", 370)  # of 37 images at a time
   config, dataset, workdir, results = finished
   stage = tiny.stages(config, dataset)["representation"]
   variables = tiny.saved(stage, workdir)
@@ -116,6 +118,8 @@ def test_what_does_worse_than_something_simpler_is_reported(stages, baseline, wo
   results = dict(stages=dict(zip(("first", "second"), (dict(held_out=value) for value in stages), strict=True)),
                  balanced_accuracy=0.6, baselines=[dict(name="logistic regression", balanced_accuracy=baseline)])
   assert baselines.warn(results) == [f"WARNING: {text}" for text in words]
+  assert html._remarks(results | dict(stages=dict(last=dict(held_out=None, per_class=[0.5])))) == [
+      f"WARNING: {text}." for text in words if "features" in text]
 
 
 def test_the_page_lists_every_class_and_identifies_the_run(finished):
@@ -250,6 +254,15 @@ def test_hostile_names_pass_through_a_run_and_its_pages(tmp_path, capsys):
   compare.main([*2 * [str(tmp_path / "run")], f"--out={tmp_path / 'comparison'}"])
   for page in ("evaluation", "comparison"):
     assert "<script>alert" not in (tmp_path / page / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_matrix_of_many_classes_comes_from_the_predictions():
+  labels, predicted = (np.random.default_rng(seed).integers(0, 7, 100) for seed in (0, 1))
+  seen = types.SimpleNamespace(labels=labels, predicted=predicted)
+  result = StageResult({}, None, 1, tally.count(labels, predicted, 9), None, [], 0)
+  np.testing.assert_array_equal(report.with_matrix(result, seen).confusion,
+                                metrics.confusion_matrix(labels, predicted, 9))
+  assert report.with_matrix(result, None) is result
 
 
 def results_with(groups, **accuracies):

@@ -20,7 +20,7 @@ def site(tmp_path_factory):
   """The built site. Its build trains twice on digits and once on photographs, and takes a few minutes."""
   folder = tmp_path_factory.mktemp("site")
   command = [sys.executable, "-m", "mkdocs", "build", "--strict", f"--site-dir={folder}"]
-  done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=1800,
+  done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=3600,
                         env=os.environ | {"NO_MKDOCS_2_WARNING": "1"})
   assert done.returncode == 0, done.stderr[-3000:]
   return folder

@@ -91,7 +91,10 @@ def with_matrix(result, seen):
   if seen is None or not isinstance(result.confusion, tally.Tally):
     return result
   classes = len(result.confusion.total)
-  return result._replace(confusion=metrics.confusion_matrix(seen.labels, seen.predicted, classes))
+  # Of 8,142 classes an int64 matrix takes half a GiB; of this one, the rows and columns that hold something.
+  matrix = np.zeros((classes, classes), np.int32)
+  np.add.at(matrix, (seen.labels, seen.predicted), 1)
+  return result._replace(confusion=matrix)
 
 
 def measures(confusion: np.ndarray, class_counts: np.ndarray, class_names: Sequence[str], seen) -> dict:

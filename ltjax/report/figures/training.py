@@ -2,7 +2,7 @@
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from ltjax.report.figures import style
 
@@ -56,6 +56,7 @@ def feature_norms(rows: list[dict], groups: tuple[str, ...]) -> Figure:
                                   marker="." if len(of_stage) < 40 else "")
     axis.set_title(style.name(stage, 30), fontsize=10)
     axis.set(xlabel="epoch")
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
   axes[0, 0].set(ylabel="mean norm of the features", ylim=(0, None))
   style.legend(figure, list(handles.values()), list(handles))
   return figure
