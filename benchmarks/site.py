@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import presets, readme  # noqa: E402
 from ltjax import __main__ as program  # noqa: E402
 
-# {command: examples that the build runs one after the other in one folder}; a command without any shows its --help.
+# {command: examples that the build runs one after the other in one folder}
 EXAMPLES = dict(
     doctor=["ltjax doctor images", "ltjax doctor configs/gcl_digits.py"],
     verify=["ltjax verify --config=configs/gcl_folder.py --config.dataset.root=images"],
@@ -48,7 +48,8 @@ EXAMPLES = dict(
     plan=["ltjax plan configs/gcl_digits.py --topology=cpu:2 --stage=classifier"],
     reproduce=["ltjax reproduce --rows='method=gcl dataset=cifar10' --seeds=3 --dry-run"],
     sweep=["ltjax sweep configs/ce_digits.py --seeds=2 --set representation.epochs=1"],
-    unpack=["ltjax unpack images.zip unpacked"])
+    unpack=["ltjax unpack images.zip unpacked"],
+    convert=["ltjax convert --dataset=photographs --data_dir=tfds --out=records"])
 ORDER = ("doctor", "verify", "train", "evaluate", "compare", "predict")  # first, as one uses them; then the others
 _LINES = 120  # of a command's output
 _REPORT = "runs/gcl/report/index.html"
@@ -72,7 +73,7 @@ def run(command: str, folder: pathlib.Path) -> str:
   words = shlex.split(command)
   environment = dict(os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu", COLUMNS="100")
   done = subprocess.run([sys.executable, "-m", *words], cwd=folder, env=environment, capture_output=True, text=True,
-                        encoding="utf-8", timeout=600)
+                        encoding="utf-8", timeout=1800)
   if done.returncode:
     raise RuntimeError(f"{command}: exit code {done.returncode}: {done.stderr[-2000:]}")
   lines = done.stdout.strip("\n").replace(str(ROOT), "...").splitlines()
@@ -80,7 +81,7 @@ def run(command: str, folder: pathlib.Path) -> str:
 
 
 def prepare(folder: pathlib.Path) -> None:
-  """Files for the examples: photographs in class folders, and the same as an archive."""
+  """Files for the examples: photographs in class folders, and the same as an archive and as TFDS prepares them."""
   import zipfile
 
   import numpy as np
@@ -98,22 +99,34 @@ def prepare(folder: pathlib.Path) -> None:
   with zipfile.ZipFile(folder / "images.zip", "w") as archive:
     for path in sorted((folder / "images").rglob("*.jpg")):
       archive.write(path, path.relative_to(folder))
+  prepare_tfds(folder)
+
+
+def prepare_tfds(folder: pathlib.Path) -> None:
+  """The photographs as a data set of TFDS, in its usual format."""
+  from ltjax.data import quiet
+
+  tfds, paths = quiet.tensorflow_datasets(), sorted((folder / "images").rglob("*.jpg"))
+  features = tfds.features.FeaturesDict(dict(
+      image=tfds.features.Image(), label=tfds.features.ClassLabel(names=["flower", "temple"])))
+  tfds.dataset_builders.store_as_tfds_dataset(
+      "photographs", "1.0.0", data_dir=folder / "tfds", features=features, split_datasets=dict(
+          train=[(number, dict(image=str(path), label=path.parent.name)) for number, path in enumerate(paths)]))
 
 
 def command_pages(folder: pathlib.Path) -> dict[str, str]:
   """{"commands/NAME.md": page} of every command, and the index; `folder` holds the work of the examples."""
   prepare(folder)
   names = [*ORDER, *(name for name in program.names() if name not in ORDER)]
-  printed = {name: [(example, run(example, folder)) for example in EXAMPLES.get(name, ())] for name in names}
+  printed = {name: [(example, run(example, folder)) for example in EXAMPLES[name]] for name in names}
   pages, lines = {}, ["# Commands", "", "Every command is `ltjax NAME` or `python -m ltjax NAME`; "
                       "`python -m ltjax.main` is `ltjax train`.", "", "| command | |", "| --- | --- |"]
   for name in names:
     text = run(f"ltjax {name} --help", folder)
     first = importlib.import_module(f"ltjax.commands.{name}").__doc__.splitlines()[0]
     lines.append(f"| [{name}]({name}.md) | {first} |")
-    parts = [f"# ltjax {name}", first, _fenced(text)]
-    if printed[name]:
-      parts += ["## What it prints", *(_fenced(f"$ {example}\n{out}") for example, out in printed[name])]
+    parts = [f"# ltjax {name}", first, _fenced(text), "## What it prints",
+             *(_fenced(f"$ {example}\n{out}") for example, out in printed[name])]
     if name == "train":
       parts.append("[The report of the first of these runs](report.html), as it is written beside its checkpoints.")
     pages[f"commands/{name}.md"] = "\n\n".join(parts) + "\n"

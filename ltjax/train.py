@@ -66,17 +66,16 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
     Interrupted: `stop()` became true; the state is saved.
     TrainingError: a loss, a gradient or a parameter is not finite; the state before that step is saved.
   """
-  processes.report_progress(f"start of {stage.name}")
   stops = processes.Agreement(stop, stage.mesh)
   stage, state, rate, checkpoints = _begin(stage, workdir, before, stops, strict=strict, run=run, reset_head=reset_head)
   order, done = stage.order, int(jax.device_get(state.step))
-  journal, timing = _logs(workdir, stage.name, done, checkpoints)
+  journal, timing, norms = logs = _logs(workdir, stage.name, done, checkpoints)
   journal.follow(functools.partial(track, stage.name, order.steps))
 
   # -- the loop: {log, evaluate, checkpoint, step}. A resumed run repeats nothing that the log already shows -----------
   confusion, stopping, start, began, rhythm = None, False, done, time.perf_counter(), Rhythm.of(stage)
   data, flight, progress = stage.data, Flight(stage, workdir, journal), stage.progress(done)
-  measure = Measuring(stage, journal, progress, stops)
+  measure = Measuring(stage, journal, norms, progress, stops)
   with checkpoints, progress, jax.transfer_guard("disallow"):
     while True:
       processes.report_progress(f"{stage.name} step {done}")
@@ -89,7 +88,7 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
         confusion, stopping = measure.evaluation(("test",) * evaluate + ("held_out",) * save, done, state)
       if (save or stopping) and done > start:
         timing.write(step=done, start=start, seconds=time.perf_counter() - began)
-        checkpoints.save(state, scores=journal.values("held_out"), logs=(journal, timing), wait=last or stopping)
+        checkpoints.save(state, scores=journal.values("held_out"), logs=logs, wait=last or stopping)
         start, began = done, time.perf_counter()
       if stopping:
         raise Interrupted
@@ -104,7 +103,8 @@ def run_stage(stage: Stage, workdir: pathlib.Path, *, before: Stage | None = Non
       done += count
       progress.advance(count)
       stopping = stops(finite)
-  journal.flush()
+  for each in logs:
+    each.flush()
   return result(stage, state, confusion)._replace(learning_rate=rate)
 
 
@@ -135,6 +135,7 @@ class Measuring(NamedTuple):
 
   stage: Stage
   journal: Journal
+  norms: Journal
   progress: Progress
   stops: Callable[[jax.Array], bool]
 
@@ -155,23 +156,24 @@ class Measuring(NamedTuple):
     for split in splits:
       if split not in self.stage.evaluators or self.journal.has(done, split):
         continue
-      confusion = self.stage.evaluators[split](variables_of(state), self.stops)
-      stopped = confusion is None
+      found = self.stage.evaluators[split].measure(variables_of(state), self.stops)
+      stopped = found is None
       if stopped:
         break
       if split == "test":
-        tested, scores = confusion, metrics.scores(confusion, self.stage.class_counts)
+        tested, scores = found.counts, metrics.scores(found.counts, self.stage.class_counts)
         self._write(done, test=scores)
+        self._write(done, self.norms, feature_norms=found.group_norms(self.stage.class_counts))
         shown[split] = scores["overall"]
       else:
-        shown[split] = metrics.balanced_accuracy(confusion)
+        shown[split] = metrics.balanced_accuracy(found.counts)
         self._write(done, **{split: shown[split]})
     if shown:
       self.progress.evaluated(**shown)
     return tested, stopped
 
-  def _write(self, done: int, **entries) -> None:
-    self.journal.write(step=done, epoch=done / self.stage.order.steps_per_epoch, **entries)
+  def _write(self, done: int, log: Journal | None = None, **entries) -> None:
+    (log or self.journal).write(step=done, epoch=done / self.stage.order.steps_per_epoch, **entries)
 
 
 def _begin(stage: Stage, workdir: pathlib.Path, before: Stage | None, stops: processes.Agreement, *, strict: bool,
@@ -180,6 +182,7 @@ def _begin(stage: Stage, workdir: pathlib.Path, before: Stage | None, stops: pro
 
   The state is that of the newest checkpoint. Without one, it begins with the parameters of `bridge.start`.
   """
+  processes.report_progress(f"start of {stage.name}")
   opened = functools.partial(Checkpoints, keep=stage.settings.keep_checkpoints, strict=strict, run=run,
                              on_fallback=functools.partial(Events(workdir / EVENTS).write, "checkpoint_fallbacks"))
   checkpoints = opened(workdir / stage.name / "checkpoints", trunk=bridge.trunk(stage))
@@ -199,10 +202,10 @@ def _begin(stage: Stage, workdir: pathlib.Path, before: Stage | None, stops: pro
 
 
 def _logs(workdir: pathlib.Path, name: str, done: int, checkpoints: Checkpoints) -> list[Journal]:
-  """The logs of measures and of times of a stage, up to step `done`."""
+  """The logs of a stage up to step `done`: of its measures, of its times, of its feature norms."""
   lost = functools.partial(Events(workdir / EVENTS).write, "log_losses")
   return [Journal(workdir / name / file, upto=done, logs=checkpoints.logs, on_loss=lost)
-          for file in ("metrics.jsonl", "timing.jsonl")]
+          for file in ("metrics.jsonl", "timing.jsonl", "feature_norms.jsonl")]
 
 
 def result(stage: Stage, state: TrainState, confusion: np.ndarray | metrics.Tally | None) -> StageResult:

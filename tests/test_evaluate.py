@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ltjax import metrics
-from ltjax.data import evaluate, feed
+from ltjax.data import evaluate, feed, tally
 from ltjax.distributed import sharding
 from tests import tiny
 
@@ -57,6 +57,19 @@ def test_every_image_counts_once(stage, variables, expected, batch_size):
   np.testing.assert_array_equal(confusion, expected)
   np.testing.assert_array_equal(evaluate(given), expected)  # the second call starts from zero
   assert evaluate._step._cache_size() == 1
+
+
+@pytest.mark.parametrize(("batch_size", "largest_matrix"), [(100, 10), (400, 5)])
+def test_the_feature_norms_of_a_class_are_means_over_its_images(stage, variables, outputs, expected, batch_size,
+                                                                largest_matrix, monkeypatch):
+  monkeypatch.setattr(tally, "LARGEST_MATRIX", largest_matrix)
+  found = evaluator(stage, batch_size).measure(sharding.replicate(variables, stage.mesh), lambda counted: False)
+  assert isinstance(found.counts, tally.Tally) == (largest_matrix < 10)
+  np.testing.assert_array_equal(tally.by_class(found.counts).right, np.diagonal(expected))
+  labels, norms = stage.dataset.test[1], np.sqrt((outputs["features"].astype(np.float64) ** 2).sum(axis=1))
+  means = [norms[labels == c].mean() for c in range(10)]
+  np.testing.assert_allclose(found.feature_norms, means, rtol=1e-5)
+  assert np.ptp(means) > 0.01
 
 
 def test_rows_are_true_classes(stage, expected):

@@ -50,11 +50,14 @@ def test_the_confusion_matrix_names_classes_or_groups(number, cells, tmp_path):
       [tick.split("\n")[0] for tick in ticks] == ["many", "medium", "few"])
 
 
-def test_names_of_small_groups_do_not_overlap(tmp_path):
-  counts = np.array([800, 240, 80, 48, 32, 25, 24, *[3] * 293])
-  figure = drawn(confusion.confusion_matrix(np.eye(300, dtype=np.int32), counts, tuple(map(str, range(300)))), tmp_path)
-  for labels in (figure.axes[0].get_xticklabels(), figure.axes[0].get_yticklabels()):
-    assert [label.get_text() for label in labels] == ["medium\n(5)", "few\n(293)"]
+def test_the_names_of_small_groups_share_a_place_in_the_confusion_matrix(tmp_path):
+  counts = np.repeat([500, 50, 5], [10, 20, 970])
+  figure = drawn(confusion.confusion_matrix(np.eye(1000, dtype=np.int32), counts, [""] * 1000), tmp_path)
+  axis, renderer = figure.axes[0], figure.canvas.get_renderer()
+  for labels in (axis.get_xticklabels(), axis.get_yticklabels()):
+    assert [label.get_text() for label in labels] == ["many (10)\nmedium (20)", "few\n(970)"]
+    first, second = (label.get_window_extent(renderer) for label in labels)
+    assert not first.overlaps(second)
 
 
 def test_a_matrix_of_thousands_of_classes_keeps_its_sums(tmp_path):
@@ -90,6 +93,19 @@ def test_a_loss_of_one_point_can_be_seen(tmp_path):
   assert top.lines[0].get_marker() == "." and top.get_ylim()[0] <= 2.0 <= top.get_ylim()[1]
   assert all(line.get_marker() == "." for line in bottom.lines)
   assert "no loss" in empty.texts[0].get_text()
+
+
+def test_feature_norms_over_epochs_have_a_line_a_group_and_a_gap_where_there_is_none(tmp_path):
+  rows = [dict(stage=stage, epoch=float(epoch), many=few + 1, medium=None, few=few)
+          for stage in ("first", "second") for epoch, few in ((1, 2.0), (2, np.nan), (3, 4.0))]
+  figure = drawn(training.feature_norms(rows, ("many", "few")), tmp_path)
+  for axis in figure.axes:
+    many, few = (line.get_ydata() for line in axis.lines)
+    np.testing.assert_array_equal(few, [2, np.nan, 4])
+    np.testing.assert_array_equal(many, [3, np.nan, 5])
+    assert axis.get_ylim()[0] == 0 and [line.get_color() for line in axis.lines] == [
+        style.COLORS["many"], style.COLORS["few"]]
+  assert [text.get_text() for text in figure.legends[0].get_texts()] == ["many", "few"]
 
 
 def test_gains_are_means_of_groups_from_the_largest_classes_on(tmp_path):

@@ -45,11 +45,13 @@ def work(folder: pathlib.Path) -> dict:
   variables = sharding.replicate(jax.device_get(first.init()), first.mesh)
   evaluators = [Evaluator(first.model, dataset, "test", first.augmentation, batch_size=102, mesh=first.mesh,
                           streamed=streamed) for streamed in (False, True)]
+  found = [make.measure(variables, lambda counted: False) for make in evaluators]
   after = bridge.with_prototypes(second, first, bridge.take_over(variables, second.init, ()), variables, folder)
   maps = activation_maps.of_stage(second, after)
   extract.extract(first, variables, folder / FEATURES, extract.describe(first, variables, views=1))
   return dict(count=jax.process_count(), devices=len(first.mesh.local_devices), rows=list(
-      sharding.local_rows(first.mesh, 8).indices(8)), confusions=[make(variables).tolist() for make in evaluators],
+      sharding.local_rows(first.mesh, 8).indices(8)), confusions=[make.counts.tolist() for make in found],
+      norms=[make.feature_norms.tolist() for make in found],
       posthoc=posthoc.run(first.posthoc, first, variables),
       prototypes=np.asarray(after["params"]["head"]["prototypes"]).tolist(), predictions=maps.predictions.tolist(),
       maps={name: values.tolist() for name, values in maps.maps.items()})
@@ -74,9 +76,11 @@ def test_all_processes_get_the_answers_of_one(tmp_path):
     assert np.sum(process["confusions"][0]) == np.sum(process["confusions"][1]) == 397
     for key in ("confusions", "posthoc", "predictions"):
       assert process[key] == one[key], key
+    np.testing.assert_allclose(process["norms"], one["norms"], rtol=1e-5)
     np.testing.assert_allclose(process["prototypes"], one["prototypes"], rtol=1e-5, atol=1e-6)
     for name, maps in one["maps"].items():
       np.testing.assert_allclose(process["maps"][name], maps, rtol=1e-4, atol=1e-5)
+  assert np.shape(one["norms"]) == (2, 10)
   assert len(one["maps"]) == 2 and len(one["posthoc"]) == 2 and np.std(one["prototypes"]) > 0
   for folder in tmp_path.iterdir():
     assert sorted(path.name for path in folder.iterdir()) == [FEATURES, "prototypes.json"]

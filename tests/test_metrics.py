@@ -12,7 +12,7 @@ from tests import goldens
 
 
 def test_docstring_examples():
-  assert doctest.testmod(metrics).failed == 0
+  assert doctest.testmod(metrics).failed == doctest.testmod(tally).failed == 0
 
 
 @goldens.parametrize("shot_acc")

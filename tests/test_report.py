@@ -10,10 +10,11 @@ import pytest
 import sklearn.metrics
 from PIL import Image
 
+from ltjax import metrics
 from ltjax.commands import compare, evaluate
 from ltjax.config import parse
-from ltjax.data import sources
-from ltjax.report import activation_maps, baselines, figures, html, predictions
+from ltjax.data import sources, tally
+from ltjax.report import activation_maps, baselines, figures, html, predictions, tables
 from ltjax.report import page as report
 from ltjax.train import StageResult
 from tests import tiny
@@ -25,7 +26,7 @@ def finished(tmp_path_factory):
   """(config, data set, work folder, results) of a tiny run of both stages."""
   workdir = tmp_path_factory.mktemp("run")
   (workdir / "plan.md").write_text("# Plan\n\nof a slice\n")
-  config = tiny.config(epochs=1, dataset__holdout=0.1, posthoc=(
+  config = tiny.config(dataset__holdout=0.1, posthoc=(
       dict(name="tau_normalize", tau=(0.5, 1.0)), dict(name="nearest_class_mean", stage="representation")))
   return config, tiny.dataset(config), workdir, tiny.run(config, workdir)
 
@@ -63,12 +64,13 @@ def test_the_results_hold_every_number(finished):
   assert results["groups"] == {group: len(classes) for group, classes in
                                report.longtail.shot_groups(dataset.class_counts).items()}
   for name, stage in results["stages"].items():
-    assert (stage["epochs"], stage["batch_size"]) == (1, 128)
-    assert stage["steps"] == len(dataset.selected) // 128
-    assert stage["test"] == [line["test"] for line in tiny.log(workdir, name) if "test" in line][-1]
+    assert (stage["epochs"], stage["batch_size"]) == (2, 128)
+    assert stage["steps"] == 2 * (len(dataset.selected) // 128)
+    tests = [line["test"] for line in tiny.log(workdir, name) if "test" in line]
+    assert stage["test"] == tests[-1] and len(tests) == 2
     assert len(stage["per_class"]) == 10
     assert np.mean(stage["per_class"]) == pytest.approx(stage["test"]["overall"])  # 40 test images in every class
-    assert stage["best_selected_on_test"] == dict(epoch=1.0, overall=stage["test"]["overall"])
+    assert stage["best_selected_on_test"]["overall"] == max(test["overall"] for test in tests)
     assert stage["seconds"] > 0
     assert stage["images_per_second"] == pytest.approx(stage["steps"] * 128 / stage["seconds"])
 
@@ -92,7 +94,8 @@ def test_posthoc_methods_are_in_the_results_the_table_and_the_page(finished):
   assert f" training, {len(dataset.held_out[1])} held-out and 400 test images" in page
 
 
-def test_the_baselines_are_those_of_the_features(finished):
+def test_the_baselines_are_those_of_the_features(finished, monkeypatch):
+  monkeypatch.setattr(baselines, "SCORES", 370)  # of 37 images at a time
   config, dataset, workdir, results = finished
   stage = tiny.stages(config, dataset)["representation"]
   variables = tiny.saved(stage, workdir)
@@ -115,6 +118,8 @@ def test_what_does_worse_than_something_simpler_is_reported(stages, baseline, wo
   results = dict(stages=dict(zip(("first", "second"), (dict(held_out=value) for value in stages), strict=True)),
                  balanced_accuracy=0.6, baselines=[dict(name="logistic regression", balanced_accuracy=baseline)])
   assert baselines.warn(results) == [f"WARNING: {text}" for text in words]
+  assert html._remarks(results | dict(stages=dict(last=dict(held_out=None, per_class=[0.5])))) == [
+      f"WARNING: {text}." for text in words if "features" in text]
 
 
 def test_the_page_lists_every_class_and_identifies_the_run(finished):
@@ -130,8 +135,9 @@ def test_the_page_lists_every_class_and_identifies_the_run(finished):
     assert f"({picture}.png)" in page
 
 
-PICTURES = ["accuracy_by_class_size", "confusion_matrix", "feature_norms", "features", "gains", "reliability",
-            "training_curves"]  # a head of cosines has no norms, and maps of 2 x 2 places show nothing
+# A head of cosines has no norms, and maps of 2 x 2 places show nothing.
+PICTURES = ["accuracy_by_class_size", "confusion_matrix", "feature_norms", "feature_norms_by_epoch", "features",
+            "gains", "reliability", "training_curves"]
 
 
 def test_every_picture_is_also_a_drawing(finished):
@@ -152,6 +158,30 @@ def test_the_page_sets_changes_beside_the_values_of_the_file(finished):
   assert "&#39;&lt;b&gt;&#39;" in text and "<b>" not in text
   assert finished[3]["changes"] == [] and "started from Python" in (
       finished[2] / "report" / "index.html").read_text(encoding="utf-8")
+
+
+def test_feature_norms_over_epochs_are_those_of_the_predictions(finished):
+  config, dataset, workdir, results = finished
+  rows = list(csv.DictReader((workdir / "report" / "feature_norms.csv").read_text().splitlines()))
+  assert [(row["stage"], float(row["epoch"])) for row in rows] == [
+      (stage, epoch) for stage in config.stages for epoch in (1, 2)]
+  groups = report.longtail.shot_groups(dataset.class_counts)
+  for stage, row in zip(tiny.stages(config, dataset).values(), rows[1::2], strict=True):
+    state = tiny.saved(stage, workdir)
+    seen = predictions.of_stage(stage, dict(params=state.params, batch_stats=state.batch_stats))
+    for group, classes in groups.items():
+      means = [seen.feature_norms[seen.labels == c].mean() for c in classes]
+      assert row[group] == "" if not means else float(row[group]) == pytest.approx(np.mean(means), rel=1e-4)
+  assert rows[0] != rows[1] and rows[1]["few"] == rows[2]["few"]  # the second stage trains no feature
+  page = (workdir / "report" / "index.html").read_text(encoding="utf-8")
+  assert 'alt="The mean norm of the features of test images, mean of the classes of each group, against the ep' in page
+
+
+def test_a_stage_with_one_evaluation_has_no_feature_norms_over_epochs():
+  line = dict(step=1, epoch=1, feature_norms=dict(many=2.0, medium=None, few=1.0))
+  rows = tables.of_feature_norms(dict(first=[line], second=[dict(step=1, epoch=1, loss=1.0), line, line], third=[]))
+  assert rows == [dict(stage="second", epoch=1.0, many=2.0, medium=None, few=1.0)] * 2
+  assert not tables.of_feature_norms({})
 
 
 def test_the_pictures_are_not_empty(finished):
@@ -226,6 +256,15 @@ def test_hostile_names_pass_through_a_run_and_its_pages(tmp_path, capsys):
   compare.main([*2 * [str(tmp_path / "run")], f"--out={tmp_path / 'comparison'}"])
   for page in ("evaluation", "comparison"):
     assert "<script>alert" not in (tmp_path / page / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_matrix_of_many_classes_comes_from_the_predictions():
+  labels, predicted = (np.random.default_rng(seed).integers(0, 7, 100) for seed in (0, 1))
+  seen = types.SimpleNamespace(labels=labels, predicted=predicted)
+  result = StageResult({}, None, 1, tally.count(labels, predicted, 9), None, [], 0)
+  np.testing.assert_array_equal(report.with_matrix(result, seen).confusion,
+                                metrics.confusion_matrix(labels, predicted, 9))
+  assert report.with_matrix(result, None) is result
 
 
 def results_with(groups, **accuracies):

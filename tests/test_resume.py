@@ -105,7 +105,8 @@ def newest(config, workdir) -> tuple[str, int] | None:
 
 def assert_same_run(expected: Straight, workdir: pathlib.Path, results: dict) -> None:
   for stage in expected.config.stages:
-    assert tiny.log(workdir, stage) == tiny.log(expected.workdir, stage)
+    for name in ("metrics.jsonl", "feature_norms.jsonl"):
+      assert tiny.log(workdir, stage, name) == tiny.log(expected.workdir, stage, name)
     tiny.assert_trees_equal(tiny.saved(expected.stages[stage], workdir), expected.states[stage])
     for key in ("test", "per_class", "best_selected_on_test", "best_on_held_out", "steps"):
       assert results["stages"][stage][key] == expected.results["stages"][stage][key], key
@@ -175,6 +176,7 @@ def test_the_straight_run_is_what_the_tests_here_rely_on(straight):
   assert run.loop_iterations == 20  # stop() is called once per step
   assert [(line["step"], "test" in line) for line in tiny.log(run.workdir, "classifier")] == [
       (3, False), (5, True), (6, False), (9, False), (10, False), (10, True)]
+  assert [line["step"] for line in tiny.log(run.workdir, "classifier", "feature_norms.jsonl")] == [5, 10]
   assert {stage: int(state.step) for stage, state in run.states.items()} == dict(representation=10, classifier=10)
   assert all(tiny.saved_steps(run.workdir, stage) == [5, 10] for stage in run.config.stages)
   # The compared runs do train: another seed gives other numbers.

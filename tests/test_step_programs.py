@@ -34,7 +34,7 @@ class Run(NamedTuple):
 
 @pytest.fixture(scope="module")
 def two_stages(tmp_path_factory):
-  workdir, compiled, evaluated, call = tmp_path_factory.mktemp("run"), [], [], Evaluator.__call__
+  workdir, compiled, evaluated, call = tmp_path_factory.mktemp("run"), [], [], Evaluator.measure
   config = tiny.config(
       "gcl_digits", backbone=tiny.ONE_CONV, epochs=3, steps_per_call=1, checkpoint_every_epochs=100,
       representation__lr=dict(name="multi_step", base=0.1, at=(1, 2), factors=(0.1, 0.01)), representation__mixup=0.0,
@@ -45,15 +45,15 @@ def two_stages(tmp_path_factory):
       if match := re.match(r"Compiling jit\((\w+)\)", record.getMessage()):
         compiled.append(match[1])
 
-  def evaluate(self, variables, stops=None):
+  def measure(self, variables, stops):
     evaluated.append(variables)
-    return call(self, variables)
+    return call(self, variables, stops)
 
   listener = Listener()
   logging.getLogger("jax").addHandler(listener)
   try:
     with pytest.MonkeyPatch.context() as patch, jax.log_compiles():
-      patch.setattr(Evaluator, "__call__", evaluate)
+      patch.setattr(Evaluator, "measure", measure)
       tiny.run(config, workdir)
   finally:
     logging.getLogger("jax").removeHandler(listener)

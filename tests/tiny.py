@@ -117,9 +117,9 @@ def saved_steps(workdir: pathlib.Path, stage: str) -> list[int]:
   return sorted(int(path.name) for path in (workdir / stage / "checkpoints").glob("*") if path.name.isdigit())
 
 
-def log(workdir: pathlib.Path, stage: str) -> list[dict]:
-  """The lines of a stage's metrics.jsonl."""
-  return [json.loads(line) for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()]
+def log(workdir: pathlib.Path, stage: str, name: str = "metrics.jsonl") -> list[dict]:
+  """The lines of a stage's log."""
+  return [json.loads(line) for line in (workdir / stage / name).read_text().splitlines()]
 
 
 def assert_trees_equal(a, b) -> None:

@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +17,17 @@ from ltjax.distributed import sharding
 
 
 def make_eval_step(model, images_of):
-  """eval_step(variables, data, batch, valid [b], counts) -> counts plus the valid examples, see `tally.add`.
+  """eval_step(variables, data, batch, valid [b], counts) -> (counts plus the valid examples, feature norms [b]).
 
-  `images_of(data, batch)` gives normalised images and labels.
+  `images_of(data, batch)` gives normalised images and labels; `tally.add` says what is counted.
   """
 
   def eval_step(variables, data, batch, valid, counts):
     images, labels = images_of(data, batch)
-    logits = outputs(model, variables, images)["logits"]
+    found = outputs(model, variables, images)
     labels = labels if labels.ndim == 1 else labels[:, 0]  # files come with a label for each view
-    return tally.add(counts, labels, jnp.argmax(logits, axis=-1), valid)
+    norms = jnp.linalg.norm(found["features"].astype(jnp.float32), axis=-1)
+    return tally.add(counts, labels, jnp.argmax(found["logits"], axis=-1), valid), norms
 
   return eval_step
 
@@ -45,6 +47,8 @@ def outputs(model, variables: dict, images: jax.Array, maps: bool = False) -> di
   if len(shape) == 5:
     found = {name: jnp.mean(array.reshape(*shape[:2], *array.shape[1:]), axis=1) for name, array in found.items()}
   return found
+
+
 def compiled_step(model, augmentation: feed.Augmentation, mesh, *, streamed: bool) -> Callable:
   """The evaluation step on `mesh`, to be compiled when it is first called; it takes the memory of its counts."""
   step = make_eval_step(model, feed.evaluation_images(feed.reader(streamed), augmentation))
@@ -56,6 +60,23 @@ def shared_batch(batch_size: int, mesh) -> int:
   return math.ceil(batch_size / mesh.devices.size) * mesh.devices.size
 
 
+class Evaluation(NamedTuple):
+  """What a model does on a split.
+
+  Attributes:
+    counts: int32 [c, c] confusion matrix: rows are true classes, columns predictions. Above `tally.LARGEST_MATRIX`
+      classes it is a `Tally`.
+    feature_norms: mean length of each class' features before the head, float64 [c], NaN without images.
+  """
+
+  counts: np.ndarray | tally.Tally
+  feature_norms: np.ndarray
+
+  def group_norms(self, class_counts: np.ndarray) -> dict[str, float | None]:
+    """The mean feature norm of the many-, medium- and few-shot classes; None where a group has no images."""
+    return tally.group_means(self.feature_norms, class_counts)
+
+
 class Evaluator:
   """Counts a model's predictions on a split of a data set, which is on the devices or comes from tf.data."""
 
@@ -63,7 +84,7 @@ class Evaluator:
                streamed: bool):
     """`split` is "test" or "held_out"."""
     images, labels = getattr(dataset, split)
-    self._size, self._stream, self._mesh = len(labels), None, mesh
+    self._labels, self._size, self._stream, self._mesh = labels, len(labels), None, mesh
     self._batch_size = shared_batch(min(batch_size, self._size), mesh)
     self._rows = sharding.local_rows(mesh, self._batch_size)
     if streamed:
@@ -75,23 +96,28 @@ class Evaluator:
 
   def __call__(self, variables: dict, stops: Callable[[jax.Array], bool] = lambda counted: False) -> (
       np.ndarray | tally.Tally | None):
-    """int32 [c, c] confusion matrix of {"params", "batch_stats"}: rows are true classes, columns predictions.
+    """The counts of `measure` alone."""
+    found = self.measure(variables, stops)
+    return found and found.counts
 
+  def measure(self, variables: dict, stops: Callable[[jax.Array], bool]) -> Evaluation | None:
+    """The `Evaluation` of {"params", "batch_stats"}.
 
-    Above `tally.LARGEST_MATRIX` classes it is a `Tally`. Returns None as soon as `stops(counted)` is true; it is called
-    between batches with the device's counts so far.
+    Returns None as soon as `stops(counted)` is true; it is called between batches with the device's counts so far.
     """
-    counts = sharding.replicate(self._zeros, self._mesh)
+    counts, norms = sharding.replicate(self._zeros, self._mesh), []
     for number, (indices, valid) in enumerate(_batches(self._size, self._batch_size)):
       if number and stops(jax.tree.leaves(counts)[0]):
         return None
       batch = self._stream.batch(number) if self._stream else indices[self._rows]
       batch, valid = sharding.place((batch, valid[self._rows]), self._mesh)
-      counts = self._step(variables, self._data, batch, valid, counts)
-    counts = jax.tree.map(np.asarray, jax.device_get(counts))
-    counted = tally.by_class(counts).total.sum()
-    assert counted == self._size, (counted, self._size)
-    return counts
+      counts, lengths = self._step(variables, self._data, batch, valid, counts)
+      norms.append(lengths)
+    counts, norms = jax.tree.map(np.asarray, jax.device_get((counts, norms)))
+    total = tally.by_class(counts).total
+    assert total.sum() == self._size, (total.sum(), self._size)
+    # The host adds, in one order: whatever the number of devices, and the same every time.
+    return Evaluation(counts, tally.class_means(np.concatenate(norms)[:self._size], self._labels, len(total)))
 
 
 class Extractor:

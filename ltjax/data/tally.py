@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ltjax.data import longtail
+
 # With more classes there is no matrix: iNaturalist's 8,142 classes would take 265 MB a device, and 65 KB without.
 LARGEST_MATRIX = 1000
 
@@ -48,3 +50,24 @@ def by_class(counts: np.ndarray | Tally) -> Tally:
     return counts
   counts = np.asarray(counts)
   return Tally(np.diagonal(counts), counts.sum(axis=1))
+
+
+def class_means(values: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+  """The mean of each class' `values` [n], float64 [c]; NaN for a class without any.
+
+  >>> class_means(np.array([1.0, 3.0, 5.0]), np.array([0, 0, 2]), 3).tolist()
+  [2.0, nan, 5.0]
+  """
+  with np.errstate(invalid="ignore"):
+    return np.bincount(labels, values, classes) / np.bincount(labels, minlength=classes)
+
+
+def group_means(of_classes: np.ndarray, class_counts: np.ndarray) -> dict[str, float | None]:
+  """The mean of the many-, medium- and few-shot classes' values [c], for JSON: None where a group has none.
+
+  >>> group_means(np.array([2.0, np.nan, 5.0, 7.0]), np.array([500, 50, 5, 4]))
+  {'many': 2.0, 'medium': None, 'few': 6.0}
+  """
+  found = {group: of_classes[members] for group, members in longtail.shot_groups(class_counts).items()}
+  there = {group: values[~np.isnan(values)] for group, values in found.items()}
+  return {group: float(values.mean()) if values.size else None for group, values in there.items()}

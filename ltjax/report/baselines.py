@@ -5,10 +5,12 @@ import warnings
 import numpy as np
 
 from ltjax import metrics, posthoc
+from ltjax.data import tally
 from ltjax.distributed import processes
 
 IMAGES = 100_000  # training images, whose features take minutes beyond
 LIMIT = 2_000_000_000  # images x features x classes: a logistic regression on so many takes about a minute on two cores
+SCORES = 2**24  # of images for classes, that are computed at a time
 NAMES = ("nearest class mean", "logistic regression")
 
 
@@ -34,12 +36,15 @@ def of_stage(stage, variables: dict) -> list[dict]:
   if not processes.is_first():
     return []
   kernel = posthoc.nearest_class_mean(train, labels, classes)
-  predictions = {NAMES[0]: np.argmax(posthoc.nearest_mean_logits(test, kernel), axis=-1)}
+  # In parts: the scores of thousands of classes would take a GiB.
+  parts = range(0, len(test), max(1, SCORES // classes))
+  predictions = {NAMES[0]: np.concatenate([np.argmax(posthoc.nearest_mean_logits(
+      test[first:first + parts.step], kernel), axis=-1) for first in parts])}
   if train.size * classes <= LIMIT:
     predictions[NAMES[1]] = logistic_regression(train, labels, test)
-  confusions = {name: metrics.confusion_matrix(truth, found, classes) for name, found in predictions.items()}
-  return [dict(name=name, test=metrics.scores(confusion, stage.class_counts),
-               balanced_accuracy=metrics.balanced_accuracy(confusion)) for name, confusion in confusions.items()]
+  counts = {name: tally.count(truth, found, classes) for name, found in predictions.items()}
+  return [dict(name=name, test=metrics.scores(found, stage.class_counts),
+               balanced_accuracy=metrics.balanced_accuracy(found)) for name, found in counts.items()]
 
 
 def warn(results: dict) -> list[str]:

@@ -118,7 +118,7 @@ def posthoc_name(found: Mapping) -> str:
 
 def _remarks(results: Mapping) -> list[str]:
   """Sentences about the numbers, as far as they apply."""
-  found, remarks = results.get("metrics", {}), baselines.warn(results)
+  found, remarks = results.get("metrics", {}), [f"{line}." for line in baselines.warn(results)]
   missing = sum(value is None for value in list(results["stages"].values())[-1]["per_class"])
   if missing:
     remarks.append(f"{'1 class has' if missing == 1 else f'{missing:,} classes have'} no test image: no accuracy, and "

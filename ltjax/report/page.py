@@ -66,7 +66,8 @@ def of_run(spec, stages, results: Mapping, workdir: pathlib.Path, command: str, 
                       last.dataset.class_names, seen)
     complete = keep(found | dict(baselines=simple or []) | (dict(metrics=more) if more else {}))
     with writing(workdir):
-      logs = {each.name: log.read(workdir / each.name / "metrics.jsonl") for each in stages}
+      logs = {each.name: [line for name in ("metrics.jsonl", "feature_norms.jsonl")
+                          for line in log.read(workdir / each.name / name)] for each in stages}
       _attempt("the report", draw, spec.config.to_json(indent=1), stages, full, complete, seen, activations, logs,
                workdir / "report")
     return complete
@@ -90,7 +91,10 @@ def with_matrix(result, seen):
   if seen is None or not isinstance(result.confusion, tally.Tally):
     return result
   classes = len(result.confusion.total)
-  return result._replace(confusion=metrics.confusion_matrix(seen.labels, seen.predicted, classes))
+  # Of 8,142 classes an int64 matrix takes half a GiB; of this one, the rows and columns that hold something.
+  matrix = np.zeros((classes, classes), np.int32)
+  np.add.at(matrix, (seen.labels, seen.predicted), 1)
+  return result._replace(confusion=matrix)
 
 
 def measures(confusion: np.ndarray, class_counts: np.ndarray, class_names: Sequence[str], seen) -> dict:
@@ -181,6 +185,8 @@ def draw(config: str, stages, results: Mapping, found: dict, seen, activations, 
     images = last.dataset.test[0]
     tables.write_predictions(seen, [examples.image_name(images, place) for place in range(len(seen.labels))], names,
                              folder / "predictions.csv")
+  if norms := tables.of_feature_norms(logs):
+    tables.write(folder / "feature_norms.csv", tables.NORM_COLUMNS, norms)
   drawn = figures.draw(figures.of_run(stages, results, logs, seen, activations), names, folder)
   text = _page(last.name, found, drawn)
   if (plan := folder.parent / "plan.md").is_file():

@@ -2,7 +2,7 @@
 
 import csv
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -82,6 +82,19 @@ def confused_pairs(confusion: np.ndarray) -> list[tuple[int, int, int]]:
 def write_classes(rows: Iterable[dict], path: pathlib.Path) -> None:
   """Writes `of_classes` as a CSV, in the order of the labels."""
   write(path, ("label", *(column.key for column in CLASS_COLUMNS)), sorted(rows, key=lambda row: row["label"]))
+
+
+NORM_COLUMNS = ("stage", "epoch", *longtail.GROUPS)
+
+
+def of_feature_norms(logs: Mapping[str, Sequence[Mapping]]) -> list[dict]:
+  """A row for each evaluation of a stage that has two at least: its epoch, and the mean feature norm of each group.
+
+  `logs` are the lines of each stage's feature_norms.jsonl; other lines are left out.
+  """
+  found = {stage: [line for line in lines if "feature_norms" in line] for stage, lines in logs.items()}
+  return [dict(stage=stage, epoch=float(line["epoch"]), **line["feature_norms"])
+          for stage, lines in found.items() if len(lines) > 1 for line in lines]
 
 
 PREDICTION_COLUMNS = ("image", "label", "predicted_label", "confidence", "true_probability", "class", "predicted")

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ltjax.augment import features as augment
 from ltjax.data import longtail
-from ltjax.report import predictions, statistics
+from ltjax.report import predictions, statistics, tables
 from ltjax.report.figures import classes, confusion, features, style, training
 from ltjax.report.names import one_warning, shown
 
@@ -35,7 +35,7 @@ def of_run(stages, results: Mapping, logs: Mapping[str, list[dict]], seen, activ
   Args:
     stages: the `stage.Stage`s, in order.
     results: the `train.StageResult` of each, by name.
-    logs: the lines of each stage's metrics.jsonl; none leave out the figures of the training.
+    logs: the lines of each stage's metrics.jsonl and feature_norms.jsonl; none leave out the figures of the training.
     seen: the `predictions.Predictions` of the last stage; None without them.
     activations: an `activation_maps.Activations`, or None.
   """
@@ -70,6 +70,10 @@ def of_run(stages, results: Mapping, logs: Mapping[str, list[dict]], seen, activ
                          lambda: features.activation_maps(activations, names), photos=True))
   if not logs:
     return [picture for picture in found if picture.name != "training_curves"]
+  if rows := tables.of_feature_norms(logs):
+    found.append(Picture("feature_norms_by_epoch", "Feature norms over epochs", "The mean norm of the features of test "
+                         "images, mean of the classes of each group, against the epoch. The numbers are in "
+                         "feature_norms.csv.", lambda: training.feature_norms(rows, present)))
   for each in stages:
     if (generated := generated_counts(each)) is not None:
       found.append(Picture("generated_features", "Generated features", f"Training images of each class, and the "

@@ -80,8 +80,7 @@ def feature_norms(norms: np.ndarray, labels: np.ndarray, class_counts: np.ndarra
     class_counts: [c].
     class_names: c names.
   """
-  with np.errstate(invalid="ignore"):
-    means = np.bincount(labels, norms, len(class_counts)) / np.bincount(labels, minlength=len(class_counts))
+  means = tally.class_means(norms, labels, len(class_counts))
   return _by_size({"test images": means}, class_counts, class_names, "mean norm of the features")
 
 

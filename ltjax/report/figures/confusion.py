@@ -9,7 +9,7 @@ from ltjax.data import longtail
 from ltjax.report.figures import style
 
 _NUMBERED, _NAMED, _BLOCKS = 20, 120, 100  # classes whose cells have numbers, and names; else blocks a side
-_APART = 13.0  # cells between the middles of two groups, so that their names do not overlap
+_APART = 0.2  # of a side, between the names of two groups that stand beside each other
 
 
 def confusion_matrix(confusion: np.ndarray, class_counts: np.ndarray, class_names: tuple[str, ...]) -> Figure:
@@ -55,19 +55,22 @@ def _shares(confusion: np.ndarray, order: np.ndarray, cells: int) -> np.ndarray:
 
 
 def _mark_groups(axis, class_counts: np.ndarray, cells: int) -> None:
-  """Lines between many, medium and few, and their names in the place of class names, those of larger groups first."""
-  start, middles, ticks = 0.0, {}, {}
-  groups = {group: len(classes) for group, classes in longtail.shot_groups(class_counts).items() if len(classes)}
-  for group, size in groups.items():
-    end = start + size * cells / len(class_counts)
-    middles[group] = (start + end) / 2 - 0.5
-    if start:
-      axis.axhline(start - 0.5, color="#b2182b", linewidth=0.7)
-      axis.axvline(start - 0.5, color="#b2182b", linewidth=0.7)
+  """Lines between many, medium and few, and their names in the place of class names; close ones share a place."""
+  start, ticks = 0.0, {}
+  for group, classes in longtail.shot_groups(class_counts).items():
+    end = start + len(classes) * cells / len(class_counts)
+    if len(classes):
+      name, place = f"{group} ({len(classes):,})", (start + end) / 2 - 0.5
+      if ticks and place - max(ticks.values()) < _APART * cells:
+        before, there = ticks.popitem()
+        ticks[f"{before}\n{name}"] = (there + place) / 2
+      else:
+        ticks[name] = place
+      if start:
+        axis.axhline(start - 0.5, color="#b2182b", linewidth=0.7)
+        axis.axvline(start - 0.5, color="#b2182b", linewidth=0.7)
     start = end
-  for group, size in sorted(groups.items(), key=lambda item: -item[1]):
-    if all(abs(middles[group] - other) >= _APART for other in ticks.values()):
-      ticks[f"{group}\n({size:,})"] = middles[group]
-  ticks = dict(sorted(ticks.items(), key=lambda item: item[1]))
-  axis.set_xticks(list(ticks.values()), list(ticks))
-  axis.set_yticks(list(ticks.values()), list(ticks))
+  # A name that stands alone has its count below it, since it is narrower so.
+  names = [name if "\n" in name else name.replace(" ", "\n") for name in ticks]
+  axis.set_xticks(list(ticks.values()), names)
+  axis.set_yticks(list(ticks.values()), names)

@@ -2,7 +2,7 @@
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from ltjax.report.figures import style
 
@@ -33,6 +33,31 @@ def training_curves(logs: dict[str, list[dict]], groups: tuple[str, ...]) -> Fig
           linestyle="--" if group in groups else "-", marker="." if len(test) < 40 else "")
     bottom.set(xlabel="epoch")
     style.percent_axis(bottom, "accuracy", (-0.02, 1.02))
+  style.legend(figure, list(handles.values()), list(handles))
+  return figure
+
+
+def feature_norms(rows: list[dict], groups: tuple[str, ...]) -> Figure:
+  """The mean norm of the features against the epoch, a line a group and stages side by side.
+
+  `rows` are those of `tables.of_feature_norms`.
+
+  References:
+    The left sides of figures 4.2 and 4.3 of the thesis that KPS, FBL and GCL are from, with groups for single classes.
+  """
+  stages = list(dict.fromkeys(row["stage"] for row in rows))
+  figure, axes = style.make(len(stages), 1, (max(5.4, 3.2 * len(stages)), 3.4), squeeze=False, sharey=True)
+  handles = {}
+  for stage, axis in zip(stages, axes.flat, strict=True):
+    of_stage = [row for row in rows if row["stage"] == stage]
+    for group in groups:
+      norms = [np.nan if row[group] is None else row[group] for row in of_stage]
+      handles[group], = axis.plot([row["epoch"] for row in of_stage], norms, color=style.COLORS[group],
+                                  marker="." if len(of_stage) < 40 else "")
+    axis.set_title(style.name(stage, 30), fontsize=10)
+    axis.set(xlabel="epoch")
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+  axes[0, 0].set(ylabel="mean norm of the features", ylim=(0, None))
   style.legend(figure, list(handles.values()), list(handles))
   return figure
 
