@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from ltjax.augment.features import Generating
-from ltjax.models.numerics import once
+from ltjax.models.numerics import computed_once
 
 
 class BasicBlock(nn.Module):
@@ -43,7 +43,7 @@ def through(stages, insert, stem, images, *, train: bool):
   Rows that the plan leaves empty do not enter that stage's BatchNorm statistics.
   """
   images, plan = images if isinstance(images, Generating) else (images, None)
-  kept = once if train else lambda x: x
+  kept = computed_once if train else lambda x: x
   x, mask = kept(stem(images)), None
   for block in itertools.chain(*stages[:-1]):
     x = kept(block(x))

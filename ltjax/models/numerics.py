@@ -35,7 +35,7 @@ def _taps(images, kernel, strides, padding):
   return sum(images[:, row, column] * kernel[i, j, 0] for i, row in enumerate(rows) for j, column in enumerate(columns))
 
 
-def once(x):
+def computed_once(x):
   """`x`, which a training step on a CPU computes once, for the layers after it and for their gradients.
 
   XLA on a CPU would compute it again for each of these, and as it is the sum of all residual blocks before it, that
