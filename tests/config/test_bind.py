@@ -94,7 +94,7 @@ def test_every_hyper_parameter_has_a_type_that_can_be_checked(module):
   unchecked = {
       f"{name}.{key}" for name, part in bind.public(module).items() for key, parameter in bind.hyper_parameters(
           part).items() if bind._kind(parameter) is object and not getattr(part, "families", {}).get(key)
-      and key not in (*OFFERED, "dtype", "cache", "mask", "state")}
+      and key not in (*OFFERED, "dtype", "cache", "mask", "state", "partners")}
   assert unchecked <= {"Classifier.backbone", "Classifier.head"}
 
 
