@@ -12,7 +12,7 @@ import argparse
 import pathlib
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ltjax.commands.running import engine, scaled, tables
 from ltjax.config import load
@@ -103,11 +103,9 @@ def short_runs(seeds: int, options: Sequence[str]) -> dict[str, list[engine.Run]
 
 def short_table(folder: pathlib.Path) -> list[str]:
   """The lines of the table of the runs by preset=short in a folder; none where there are no such runs."""
-  lines, calls = [], {method: SHORT.format(method) for method in short_runs(1, ())}
-  finished = {method: [found for run in runs if (found := engine.results(folder, run))]
-              for method, runs in _there(calls, folder, "").items()}
+  lines, runs = [], _there(map(SHORT.format, short_runs(1, ())), folder, "")
   for method, stage in dict.fromkeys((row["method"], row["stage"]) for row in implementations()):
-    if there := finished[method]:
+    if there := [found for run in runs[SHORT.format(method)] if (found := engine.results(folder, run))]:
       theirs = [float(row["top1"]) / 100 for row in implementations()
                 if (row["method"], row["stage"]) == (method, stage)]
       ours = [measured(dict(method=method, stage=stage), found) for found in there]
@@ -121,7 +119,7 @@ def short_table(folder: pathlib.Path) -> list[str]:
 def page(folder: pathlib.Path) -> str:
   """The complete page of a folder: every published row, then the shorter runs, a table for each scale."""
   selected = rows("")
-  calls = {call: call for call in map(published, selected)}
+  calls = dict.fromkeys(map(published, selected))
   text = ["# Published results and ours", "",
           "Accuracy on the balanced test set after the last epoch, mean ± standard deviation over the seeds;",
           "`python -m ltjax reproduce` writes this page from the runs' results.json.", ""]
@@ -134,13 +132,13 @@ def page(folder: pathlib.Path) -> str:
   return "\n".join([*text, ""])
 
 
-def _there(calls: Mapping[str, str], folder: pathlib.Path, end: str) -> dict[str, list[engine.Run]]:
-  """{key: the runs in the folder of its config}, whatever their seeds."""
+def _there(calls: Iterable[str], folder: pathlib.Path, end: str) -> dict[str, list[engine.Run]]:
+  """{config: its runs in the folder}, whatever their seeds."""
   found = {}
-  for key, call in calls.items():
+  for call in calls:
     stem = engine.name_of(call, end, "seed=")
-    found[key] = [engine.Run(path.name, call) for path in sorted(folder.glob(f"{stem}_*"))
-                  if path.name.removeprefix(f"{stem}_").isdecimal()]
+    found[call] = [engine.Run(path.name, call) for path in sorted(folder.glob(f"{stem}_*"))
+                   if path.name.removeprefix(f"{stem}_").isdecimal()]
   return found
 
 
