@@ -9,6 +9,7 @@ the bare one is cross entropy on a batch that is already normalised on the devic
 
 import argparse
 import pathlib
+import re
 import statistics
 import sys
 import time
@@ -94,6 +95,11 @@ def measure(calls: dict, rounds: int, per_round: int, steps_per_call: int) -> di
   return {name: (first[name], statistics.median(times[name])) for name in calls}
 
 
+def typed(program: str) -> str:
+  """The command that was given, without the place of the data on this machine."""
+  return f"`python benchmarks/{program}.py {re.sub(r'--dir[= ][^ ]+', '--dir=DIR', ' '.join(sys.argv[1:]))}`"
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--dir", required=True)
@@ -117,7 +123,7 @@ def main():
       *(f"| {name} | {1e3 * seconds:.1f} | {args.batch_size / seconds:.0f} | {seconds / bare:.2f} | {first:.1f} |"
         for name, (first, seconds) in rows.items()), "",
       f"Medians of {args.rounds} rounds of {args.calls} calls, the rows in turn. {report.hardware()['device']};",
-      f"{versions}; commit {report.commit()}.", "", f"`python benchmarks/cifar.py {' '.join(sys.argv[1:])}`", ""]
+      f"{versions}; commit {report.commit()}.", "", typed("cifar"), ""]
   name = f"step_{jax.devices()[0].platform}_{args.precision}_{args.batch_size}.md"
   (ROOT / "benchmarks" / "results" / name).write_text("\n".join(lines))
   print("\n".join(lines))

@@ -132,7 +132,7 @@ def main():
   lines += [f"Medians of {args.rounds} rounds of {args.calls} calls, the rows in turn; {torch.get_num_threads()} "
             "threads.",
             f"{report.hardware()['device']}; {versions}, torch {torch.__version__}; commit {report.commit()}.", "",
-            f"`python benchmarks/pytorch_cpu.py {' '.join(sys.argv[1:])}`", ""]
+            cifar.typed("pytorch_cpu"), ""]
   (ROOT / "benchmarks" / "results" / "pytorch_cpu.md").write_text("\n".join(lines))
   print("\n".join(lines))
 
