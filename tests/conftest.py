@@ -14,7 +14,6 @@ from ltjax.commands import predict
 from ltjax.distributed import signals
 from ltjax.report import activation_maps, figures, predictions
 
-
 # A tenth of the suite's time is garbage collection otherwise: tracing makes many objects that live on.
 gc.set_threshold(50_000, 20, 50)
 

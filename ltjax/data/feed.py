@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from ltjax.augment import compose
 from ltjax.augment.batches import Batch, Term
@@ -50,6 +51,24 @@ class Augmentation(NamedTuple):
     return self._replace(crops="center", evaluate=evaluation(self.resized, "center", self.interpolation))
 
 
+class Rows(struct.PyTreeNode):
+  """Arrays of equal shape, each held as a row.
+
+  A TPU would otherwise lay out all images [n h w c] anew in each call before it gathers a batch of them.
+
+  Attributes:
+    values: [n k].
+    shape: of each array; its size is k.
+  """
+
+  values: Any
+  shape: tuple[int, ...] = struct.field(pytree_node=False)
+
+  def __getitem__(self, indices):
+    """The arrays at `indices`, in their shape."""
+    return self.values[indices].reshape(*indices.shape, *self.shape)
+
+
 def gather(data, batch):
   """(images uint8 [b h w c], labels int [b]) of a batch of the resident path: indices into what `data` holds."""
   return data["images"][batch], data["labels"][batch]
@@ -69,7 +88,8 @@ def reader(streamed: bool) -> Callable:
 def arrays(dataset, split: str) -> dict[str, np.ndarray]:
   """The arrays of `split` ("train", "test" or "held_out") that `gather` indexes."""
   images, labels = getattr(dataset, split)
-  return dict(images=images, labels=labels.astype(np.int32), **statistics(dataset))
+  return dict(images=Rows(images.reshape(len(images), -1), images.shape[1:]), labels=labels.astype(np.int32),
+              **statistics(dataset))
 
 
 def constants(dataset, streamed: bool) -> dict[str, np.ndarray]:

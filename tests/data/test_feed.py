@@ -174,8 +174,9 @@ def test_the_resident_arrays_are_those_of_the_split(split):
   images, labels = getattr(dataset, split)
   arrays = feed.arrays(dataset, split)
   assert sorted(arrays) == ["images", "labels", "mean", "std"]
-  assert (arrays["images"].dtype, arrays["labels"].dtype) == (np.uint8, np.int32)
-  np.testing.assert_array_equal(arrays["images"], images)
+  assert (arrays["images"].values.dtype, arrays["labels"].dtype) == (np.uint8, np.int32)
+  np.testing.assert_array_equal(arrays["images"][np.arange(len(images))], images)
+  np.testing.assert_array_equal(arrays["images"][np.array([[1, 0], [2, 2]])], images[[[1, 0], [2, 2]]])
   np.testing.assert_array_equal(arrays["labels"], labels)
   assert arrays["mean"].dtype == arrays["std"].dtype == np.float32
   np.testing.assert_allclose(arrays["mean"], dataset.mean)
