@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -27,6 +28,8 @@ NAMES = ["=1+1", "a|b $x$ <b>", "k\udce4fer"]
 
 def installed(target: str):
   missing = [package for module, package in targets.TARGETS[target].needs if not importlib.util.find_spec(module)]
+  if target == "savedmodel" and jax.__version_info__ >= (0, 12):
+    missing = ["a TensorFlow that reads what jax 0.12 writes"]
   return pytest.param(target, marks=pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}"))
 
 
@@ -99,6 +102,21 @@ def test_the_example_of_the_docs_predicts_a_photograph(photographs, tmp_path, ta
   ours = {row.class_name: row.probability for row in predict.predict(workdir, [paths[0]])}
   names = json.loads((out / "classes.json").read_text())
   np.testing.assert_allclose(probabilities, [ours[name] for name in names], atol=0.02)
+
+
+def test_a_tensorflow_that_is_too_old_for_jax_is_named(digits, tmp_path, monkeypatch):
+  tf = pytest.importorskip("tensorflow")
+
+  def unreadable(folder):
+    def call(images):
+      raise tf.errors.InvalidArgumentError(None, None, "Cannot deserialize computation: unregistered operation")
+
+    return call
+
+  monkeypatch.setattr(targets, "_load_savedmodel", unreadable)
+  with pytest.raises(ConfigError, match=rf"TensorFlow {tf.__version__} is too old to read what jax "):
+    export.export(digits[0], "savedmodel", tmp_path / "out")
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_prior_is_inside(digits, tmp_path):
