@@ -5,7 +5,7 @@ python benchmarks/pytorch_short.py --dir=DIR [--methods ce gcl] [--seeds 0 1]
 DIR holds the official binary files; `pip install torch` brings PyTorch. Only the images and their labels are ltjax's:
 the network, the order of the images, crops and flips, the losses, the sampler and the optimiser are written here, from
 the papers and the authors' formulas. A seed of CE takes about six minutes on two cores, one of GCL seven. The
-accuracies are printed and added to benchmarks/results/pytorch_short.csv.
+accuracies are printed and added to ltjax/report/implementations.csv, which `ltjax reproduce --short` compares with.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from configs import ce_cifar  # noqa: E402
 from ltjax.config import parse  # noqa: E402
 from ltjax.data.sources import CIFAR_MEAN, CIFAR_STD  # noqa: E402
 
-TABLE = ROOT / "benchmarks" / "results" / "pytorch_short.csv"
+TABLE = ROOT / "ltjax" / "report" / "implementations.csv"
 BATCH, EPOCHS, AGAIN = 128, 12, 3
 FACTORS = {0: 0.2, 9: 0.1, 10: 0.01, 11: 0.01}  # of the learning rate 0.1, by epoch; 1 in the others
 
@@ -158,14 +158,15 @@ def main():
   def tensors(images, labels):
     return torch.as_tensor(images).permute(0, 3, 1, 2) / 255, torch.as_tensor(labels)
 
-  known = list(csv.reader(TABLE.open())) if TABLE.exists() else [["method", "stage", "seed", "top1"]]
+  header, *known = csv.reader(TABLE.open())
   for seed in args.seeds:
     for method in args.methods:
       for stage, top1 in train(method, seed, tensors(*data.train), tensors(*data.test)):
-        row = [method, str(stage), str(seed), f"{top1:.2f}"]
-        known = [*(other for other in known if other[:3] != row[:3]), row]
+        row = [method, str(stage), str(seed), f"{top1:.2f}", "pytorch_short"]
+        known = [other for other in known if other[:3] + other[4:] != row[:3] + row[4:]]
+        known.append(row)
         with TABLE.open("w", newline="") as file:
-          csv.writer(file, lineterminator="\n").writerows([known[0], *sorted(known[1:])])
+          csv.writer(file, lineterminator="\n").writerows([header, *known])
 
 
 if __name__ == "__main__":

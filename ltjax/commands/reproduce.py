@@ -30,8 +30,9 @@ SHORT = "configs/{}_cifar.py:cifar10,100,preset=short"
 SHORT_HEAD = """## Twelve epochs, beside another implementation
 
 CIFAR-10-LT at imbalance 100 by `preset=short`: batch 128, no mixup, 12 epochs, for GCL 3 more of its second stage. The
-other implementation is the authors' formulas in PyTorch. This shows whether the two train the same method, not what it
-reaches. `python -m ltjax reproduce --short --seeds=2 --config.dataset.dir=DIR` makes this table.
+other implementations are the authors' formulas in PyTorch: `pytorch_short` is benchmarks/pytorch_short.py, which trains
+on the same images; of `reference` only its accuracies are known. This shows whether they train the same method, not
+what it reaches. `python -m ltjax reproduce --short --seeds=2 --config.dataset.dir=DIR` makes this table.
 """
 
 
@@ -103,16 +104,16 @@ def short_runs(seeds: int, options: Sequence[str]) -> dict[str, list[engine.Run]
 
 def short_table(folder: pathlib.Path) -> list[str]:
   """The lines of the table of the runs by preset=short in a folder; none where there are no such runs."""
-  lines, runs = [], _there(map(SHORT.format, short_runs(1, ())), folder, "")
-  for method, stage in dict.fromkeys((row["method"], row["stage"]) for row in implementations()):
+  lines, runs, rows = [], _there(map(SHORT.format, short_runs(1, ())), folder, ""), implementations()
+  for method, stage, other in dict.fromkeys((row["method"], row["stage"], row["by"]) for row in rows):
     if there := [found for run in runs[SHORT.format(method)] if (found := engine.results(folder, run))]:
-      theirs = [float(row["top1"]) / 100 for row in implementations()
-                if (row["method"], row["stage"]) == (method, stage)]
+      theirs = [float(row["top1"]) / 100 for row in rows
+                if (row["method"], row["stage"], row["by"]) == (method, stage, other)]
       ours = [measured(dict(method=method, stage=stage), found) for found in there]
       gap = 100 * (statistics.mean(ours) - statistics.mean(theirs))
-      lines.append([method, stage, tables.spread(theirs), tables.spread(ours), f"{gap:+.2f}", len(there),
+      lines.append([method, stage, other, tables.spread(theirs), tables.spread(ours), f"{gap:+.2f}", len(there),
                     *tables.circumstances(there)])
-  header = ("method", "stage", "PyTorch, %", "ours, %", "gap", "seeds", *tables.CIRCUMSTANCES)
+  header = ("method", "stage", "other", "its, %", "ours, %", "gap", "our seeds", *tables.CIRCUMSTANCES)
   return ["", SHORT_HEAD, *tables.markdown(header, lines)] if lines else []
 
 

@@ -4,7 +4,7 @@ A row is a result of one paper: `kind` is "own" for the method that the paper pr
 or the baseline that it starts from, "quoted" for a method that it compares with, copied or trained again. `table` lists
 the tables with this number and `row` how they name it; where a paper contradicts itself, `other` has its other numbers
 and their tables. published_classes.csv holds the accuracies of single classes (thesis tables 4.5 and 4.6), and
-implementations.csv those that the authors' formulas reached in PyTorch by preset=short.
+implementations.csv those that other implementations reached by preset=short.
 """
 
 import csv
