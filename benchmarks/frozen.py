@@ -7,6 +7,8 @@ python -m ltjax extract --config=configs/ce_cifar.py:cifar100 --config.dataset.d
     --config.augment="(dict(name='random_resized_crop', size=128),)" --config.interpolation=bicubic \\
     --output=cifar100.safetensors
 python benchmarks/frozen.py --features caltech.safetensors cifar100.safetensors --seeds 3
+
+Each file has a page, benchmarks/results/frozen_FILE.md.
 """
 
 import argparse
@@ -129,8 +131,8 @@ def table(features: pathlib.Path, seeds: int) -> list[str]:
       *[f"| {found['name']} | | | {cells([found['test']])} |" for found in simple], ""]
 
 
-def page(names: list[str], tables: list[str], seeds: int, commit: str) -> str:
-  """The page on the files called `names`."""
+def page(name: str, lines: list[str], seeds: int, commit: str) -> str:
+  """The page on the file called `name`."""
   versions = ", ".join(f"{name} {version}" for name, version in report.versions().items())
   return "\n".join([
       "# Heads on frozen features", "",
@@ -142,7 +144,7 @@ def page(names: list[str], tables: list[str], seeds: int, commit: str) -> str:
       "decides.", "A star marks a choice at the edge of what is tried. All heads start from the class means, and the "
       "lowest rate leaves them nearly there. All other numbers are those of the papers.",
       "Classes of Caltech-101 and CIFAR-100 are also classes of ImageNet, on which the backbone was trained.", "",
-      *tables, f"`python benchmarks/frozen.py --features {' '.join(names)} --seeds {seeds}`, commit {commit},",
+      *lines, f"`python benchmarks/frozen.py --features {name} --seeds {seeds}`, commit {commit},",
       f"{report.hardware()['host']}; {versions}.", ""])
 
 
@@ -152,9 +154,8 @@ if __name__ == "__main__":
   parser.add_argument("--seeds", type=int, default=3)
   args = parser.parse_args()
   compiled.keep()  # a seed runs the programs of another
-  tables, text, commit = [], "", report.commit()  # before a page changes the checkout
-  for number, file in enumerate(args.features):
-    tables += table(file, args.seeds)
-    text = page([each.name for each in args.features[:number + 1]], tables, args.seeds, commit)
-    (ROOT / "benchmarks" / "results" / "frozen.md").write_text(text)
-  print(text)
+  commit = report.commit()  # before a page changes the checkout
+  for file in args.features:
+    text = page(file.name, table(file, args.seeds), args.seeds, commit)
+    (ROOT / "benchmarks" / "results" / f"frozen_{file.stem}.md").write_text(text)
+    print(text)
