@@ -23,7 +23,7 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import presets  # noqa: E402
+from benchmarks import cifar, presets  # noqa: E402
 from ltjax import main, recipes  # noqa: E402
 from ltjax.config import parse  # noqa: E402
 from ltjax.config.spec import RunSpec, StageSpec  # noqa: E402
@@ -147,7 +147,7 @@ def command() -> int:
         "Learning rates are scaled with the batch size.",
         f"ResNeXt-50 (afa) is a ResNet-10 of width {args.width or SMALL} here, all others are as configured"
         f"{f' but for the width {args.width}' if args.width else ''}.", "",
-        head, *rows, "", f"`python benchmarks/slice.py {' '.join(sys.argv[1:])}`, commit {report.commit()},",
+        head, *rows, "", f"{cifar.typed('slice')}, commit {report.commit()},",
         f"{report.hardware()['device']}; {versions}.", ""]))
   return 0 if good else 1
 
