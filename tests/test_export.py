@@ -28,8 +28,8 @@ NAMES = ["=1+1", "a|b $x$ <b>", "k\udce4fer"]
 
 def installed(target: str):
   missing = [package for module, package in targets.TARGETS[target].needs if not importlib.util.find_spec(module)]
-  if target == "savedmodel" and jax.__version_info__ >= (0, 12):
-    missing = ["a TensorFlow that reads what jax 0.12 writes"]
+  if target == "savedmodel" and jax.__version_info__ >= (0, 11):
+    missing = ["a TensorFlow that reads what jax 0.11 writes"]
   return pytest.param(target, marks=pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}"))
 
 

@@ -141,7 +141,7 @@ def _write_savedmodel(model: Model, folder: pathlib.Path) -> None:
     if "deserialize" not in str(error):
       raise
     raise ConfigError(f"--to=savedmodel: TensorFlow {tf.__version__} is too old to read what jax {jax.__version__} "
-                      "writes; pip install 'jax<0.12', or take --to=stablehlo") from error
+                      "writes; pip install 'jax<0.11', or take --to=stablehlo") from error
 
 
 def _load_savedmodel(folder: pathlib.Path) -> Callable:
