@@ -5,9 +5,10 @@ python benchmarks/slice.py --dir=DIR [--images=2000] [--epochs=2] [--batch-size=
 DIR holds the official binary files. The slice keeps the classes' shares, one image of each at least. Learning rates are
 scaled with the batch size. Losses are means over thirds of an epoch. Where a schedule of the loss moves (FBL's alpha,
 BBN's share), the first one is that of the epoch after which it is constant. Generation, where a config has it,
-begins with the second epoch. --width=4 shrinks the network; ResNeXt-50 is always a ResNet-10 of width 8 here. With
-names (ce_cifar, or gcl_cifar:cifar100,cloud_size=cosine) only those are run. Without names all are run, on both data
-sets, with every preset, and the table goes to benchmarks/results/slices.md.
+begins with the second epoch. --width=4 shrinks the network; ResNeXt-50 is always a ResNet-10 of width 8 here, and a
+pretrained ViT one of two blocks that nothing has trained. With names (ce_cifar, or
+gcl_cifar:cifar100,cloud_size=cosine) only those are run. Without names all are run, on both data sets, with every
+preset, and the table goes to benchmarks/results/slices.md.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from ltjax.workdir import log as journal  # noqa: E402
 TEST_IMAGES = 500
 ONLY_CIFAR10 = ("gcl_lws_cifar", "gcl_tau_norm_cifar")  # rows of thesis table 5.6
 SMALL = 8  # the width of what has 50 layers in the config and would take a CPU a day
+VIT = dict(width=48, depth=2, heads=3)
 
 
 def sliced(dataset, images: int):
@@ -52,8 +54,9 @@ def shrunk(name: str, args):
   get_config = importlib.import_module(f"configs.{stem}").get_config
   config = get_config(argument) if argument else get_config()
   config.dataset.dir = args.dir
-  if args.width or config.backbone.name == "ResNet":
+  if args.width or config.backbone.name in ("ResNet", "ViT"):
     shrink(config.backbone, args.width or SMALL)
+  config.pretrained = ""
   dataset, bad_images = parse(config).read()
   data = sliced(dataset, args.images)
   config.log_every_steps = max(1, len(data.train[1]) // args.batch_size // 3)
@@ -70,7 +73,9 @@ def shrunk(name: str, args):
 def shrink(backbone, width: int) -> None:
   """Makes a backbone of `width` channels in its first stage; of the deep ones, the shallowest."""
   with backbone.unlocked():
-    if backbone.name == "ResNet":
+    if backbone.name == "ViT":
+      backbone.update(VIT)
+    elif backbone.name == "ResNet":
       backbone.depth, backbone.width, backbone.groups, backbone.group_width = 10, width, 1, None
     else:
       backbone.widths = (width, width, 2 * width)
@@ -145,7 +150,8 @@ def command() -> int:
         f"# CIFAR configs on a slice of CIFAR: {args.images} images, {args.epochs} epochs, batch {args.batch_size}",
         "", "Losses are means over thirds of an epoch; from the epoch on in which the loss is that of the last one.",
         "Learning rates are scaled with the batch size.",
-        f"ResNeXt-50 (afa) is a ResNet-10 of width {args.width or SMALL} here, all others are as configured"
+        f"ResNeXt-50 (afa) is a ResNet-10 of width {args.width or SMALL} here, a pretrained ViT (lift) one of 2 blocks",
+        "that nothing has trained; all others are as configured"
         f"{f' but for the width {args.width}' if args.width else ''}.", "",
         head, *rows, "", f"{cifar.typed('slice')}, commit {report.commit()},",
         f"{report.hardware()['device']}; {versions}.", ""]))
