@@ -36,27 +36,35 @@ BLOCKS = importlib.import_module("configs.frozen").LOSSES
 LOSSES = tuple(BLOCKS(1.0))
 SCALED = tuple(loss for loss in LOSSES if BLOCKS(1.0)[loss] != BLOCKS(2.0)[loss])
 RATES, SCALES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0), (5.0, 10.0, 20.0, 40.0, 80.0)
-EPOCHS, SHORT, KEPT = 50, 10, 3  # all pairs of a scale and a rate train for SHORT epochs, the best KEPT for EPOCHS
+STARTS = ("class_mean", "random")  # of heads that no scale fits; cosines start from the class means
+EPOCHS, SHORT, KEPT = 50, 10, 3  # all settings and rates train for SHORT epochs, the best KEPT for EPOCHS
 
 
 @functools.cache
 def read(features: pathlib.Path):
   """The data set in a file, for all stages."""
-  return parsed(features, LOSSES[0], SCALES[0], 0, EPOCHS).read()[0]
+  return parsed(features, LOSSES[0], settings(LOSSES[0])[0], 0, EPOCHS).read()[0]
 
 
-def parsed(features: pathlib.Path, loss: str, scale: float, seed: int, epochs: int):
+def settings(loss: str) -> list[tuple[float, str]]:
+  """The (scale, start) pairs to choose among: scales where the loss has one, else where the head starts."""
+  return [(scale, STARTS[0]) for scale in SCALES] if loss in SCALED else [(SCALES[0], start) for start in STARTS]
+
+
+def parsed(features: pathlib.Path, loss: str, setting: tuple[float, str], seed: int, epochs: int):
   """The parsed configs/frozen.py with RATES as its candidates."""
-  config = load.read(f"{ROOT / 'configs' / 'frozen.py'}:{loss},scale={scale},epochs={epochs}")
+  scale, start = setting
+  config = load.read(f"{ROOT / 'configs' / 'frozen.py'}:{loss},scale={scale},start={start},epochs={epochs}")
   config.dataset.root, config.seed = str(features), seed
   with config.ignore_type():
     config.classifier.lr.base = RATES
   return parse(config)
 
 
-def built(features: pathlib.Path, loss: str, scale: float, seed: int = 0, epochs: int = EPOCHS) -> stage.Stage:
+def built(features: pathlib.Path, loss: str, setting: tuple[float, str], seed: int = 0,
+          epochs: int = EPOCHS) -> stage.Stage:
   """The stage of configs/frozen.py with RATES as its candidates."""
-  return in_one_program(stage.build(parsed(features, loss, scale, seed, epochs), read(features))[0])
+  return in_one_program(stage.build(parsed(features, loss, setting, seed, epochs), read(features))[0])
 
 
 def in_one_program(made: stage.Stage) -> stage.Stage:
@@ -65,21 +73,22 @@ def in_one_program(made: stage.Stage) -> stage.Stage:
   return made
 
 
-def held_out(features: pathlib.Path, loss: str, pairs: Sequence[tuple[float, float]], epochs: int) -> dict:
-  """{(scale, rate): balanced accuracy on a fifth of the training examples} after `epochs` on the others."""
-  scores, start = {}, None
-  for scale, group in itertools.groupby(sorted(pairs), key=lambda pair: pair[0]):
-    part = in_one_program(built(features, loss, scale, epochs=epochs).on_part(train.HELD_OUT))
-    start = start or bridge.start_head(part, part.init())  # the class means, whatever the scale
-    scores |= {(scale, rate): train.held_out_accuracy(part.with_rate(rate), start) for _, rate in group}
+def held_out(features: pathlib.Path, loss: str, tried: Sequence[tuple[float, str, float]], epochs: int) -> dict:
+  """{(scale, start, rate): balanced accuracy on a fifth of the training examples} after `epochs` on the others."""
+  scores, starts = {}, {}
+  for setting, group in itertools.groupby(sorted(tried), key=lambda each: each[:2]):
+    part = in_one_program(built(features, loss, setting, epochs=epochs).on_part(train.HELD_OUT))
+    if setting[1] not in starts:  # the class means are the same whatever the scale
+      starts[setting[1]] = bridge.start_head(part, part.init())
+    scores |= {each: train.held_out_accuracy(part.with_rate(each[-1]), starts[setting[1]]) for each in group}
   return scores
 
 
-def chosen(features: pathlib.Path, loss: str) -> tuple[float, float]:
-  """The scale and the rate that are best on a fifth of the training examples; of equals the smaller ones."""
-  pairs = list(itertools.product(SCALES if loss in SCALED else SCALES[:1], RATES))
-  scores = held_out(features, loss, pairs, SHORT)
-  scores = held_out(features, loss, sorted(pairs, key=lambda pair: -scores[pair])[:KEPT], EPOCHS)
+def chosen(features: pathlib.Path, loss: str) -> tuple[float, str, float]:
+  """The scale, start and rate that are best on a fifth of the training examples; of equals the first, smaller ones."""
+  tried = [(*setting, rate) for setting in settings(loss) for rate in RATES]
+  scores = held_out(features, loss, tried, SHORT)
+  scores = held_out(features, loss, sorted(tried, key=lambda each: -scores[each])[:KEPT], EPOCHS)
   return max(scores, key=scores.get)
 
 
@@ -101,17 +110,17 @@ def cells(scores: list[dict]) -> str:
 
 def row(features: pathlib.Path, loss: str, seeds: int) -> str:
   """The row of a loss."""
-  scale, rate = chosen(features, loss)
-  made = [built(features, loss, scale, seed) for seed in range(seeds)]
-  start = bridge.start_head(made[0], made[0].init())  # the class means, whatever the seed
-  scores = [metrics.scores(tested(each, rate, start), each.class_counts) for each in made]
-  scale = shown(scale, SCALES) if loss in SCALED else "-"
-  return f"| {loss} | {scale} | {shown(rate, RATES)} | {cells(scores)} |"
+  *setting, rate = chosen(features, loss)
+  made = [built(features, loss, setting, seed) for seed in range(seeds)]
+  scores = [metrics.scores(tested(each, rate, bridge.start_head(each, each.init())), each.class_counts)
+            for each in made]
+  setting = shown(setting[0], SCALES) if loss in SCALED else setting[1].replace("_", " ")
+  return f"| {loss} | {setting} | {shown(rate, RATES)} | {cells(scores)} |"
 
 
 def table(features: pathlib.Path, seeds: int) -> list[str]:
   """What a file holds, how fast a head trains on it, and a row for each loss."""
-  first, rows = built(features, LOSSES[0], SCALES[0]), []
+  first, rows = built(features, LOSSES[0], settings(LOSSES[0])[0]), []
   for loss in LOSSES:
     rows.append(row(features, loss, seeds))
     print(rows[-1], flush=True)
@@ -127,8 +136,8 @@ def table(features: pathlib.Path, seeds: int) -> list[str]:
       f"features of {data.made_by['backbone']['name']}", f"(weights {data.made_by['weights_sha256'][:8]}). A head "
       f"trains for {first.order.steps:,} steps of {first.order.batch_size} and is tested in {duration:.1f} s "
       f"({computed:.1f} s of a core) after compilation.", "",
-      f"| loss | scale | rate | {' | '.join(GROUPS)} |", f"| --- | ---: | ---: |{' ---: |' * len(GROUPS)}", *rows,
-      *[f"| {found['name']} | | | {cells([found['test']])} |" for found in simple], ""]
+      f"| loss | scale or start | rate | {' | '.join(GROUPS)} |", f"| --- | ---: | ---: |{' ---: |' * len(GROUPS)}",
+      *rows, *[f"| {found['name']} | | | {cells([found['test']])} |" for found in simple], ""]
 
 
 def page(name: str, lines: list[str], seeds: int, commit: str) -> str:
@@ -138,10 +147,11 @@ def page(name: str, lines: list[str], seeds: int, commit: str) -> str:
       "# Heads on frozen features", "",
       f"Test accuracy in %, mean ± standard deviation over {seeds} seeds, last epoch, with each loss of "
       "configs/frozen.py.", "For each, the learning rate is chosen among "
-      f"{', '.join(f'{rate:g}' for rate in RATES)} and the scale of the cosines, where it has one, among "
-      f"{', '.join(f'{scale:g}' for scale in SCALES)}:", "all pairs train for "
+      f"{', '.join(f'{rate:g}' for rate in RATES)} and the scale of the cosines among "
+      f"{', '.join(f'{scale:g}' for scale in SCALES)},", "or where it has none the start of the head, from the class "
+      "means or at random: all pairs train for "
       f"{SHORT} epochs and the best {KEPT} for {EPOCHS}, and the balanced accuracy on a fifth of the training examples "
-      "decides.", "A star marks a choice at the edge of what is tried. All heads start from the class means, and the "
+      "decides.", "A star marks a choice at the edge of what is tried. Cosines start from the class means, and the "
       "lowest rate leaves them nearly there. All other numbers are those of the papers.",
       "Classes of Caltech-101 and CIFAR-100 are also classes of ImageNet, on which the backbone was trained.", "",
       *lines, f"`python benchmarks/frozen.py --features {name} --seeds {seeds}`, commit {commit},",
