@@ -5,7 +5,7 @@ python -m ltjax.main --config=configs/frozen.py --workdir=runs/frozen --config.d
     --config=configs/frozen.py:ldam,scale=16,lr=0.3,epochs=100,start=random    other numbers, another start
 `ltjax extract` writes the file, from images and the weights of any backbone; see docs/pretrained.md. A head takes
 seconds, so that learning rate and scale can be chosen on held-out examples (--config.dataset.holdout=0.2).
-No published number: each depends on the backbone. ltjax: see benchmarks/results/frozen_caltech.md.
+No published number: each depends on the backbone. ltjax: see benchmarks/results, frozen_*.md.
 Deviations from LIFT: 50 epochs and no adapters; the features are computed once, without augmentation, unless the file
 has augmented views. The losses keep the constants of their papers where these do not depend on the features.
 """
