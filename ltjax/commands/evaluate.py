@@ -27,7 +27,7 @@ from etils import epath
 from ltjax import bridge, metrics
 from ltjax.config import parse
 from ltjax.config.load import EXIT_BAD_INPUT
-from ltjax.data import decode, listing, tables
+from ltjax.data import decode, listing, tables, tally
 from ltjax.data.files import Paths
 from ltjax.errors import ConfigError, DataError, LtjaxError, WorkdirError, nearest, writing
 from ltjax.report import page, predictions
@@ -231,7 +231,7 @@ def evaluate(workdir: pathlib.Path, data: str = "", root: str = "", split: str =
     images, labels = own_split(workdir, split, names)
   stage.dataset = stage.dataset._replace(test=(images, labels))
   seen = predictions.of_stage(stage, variables)
-  confusion = metrics.confusion_matrix(labels, seen.predicted, len(counts))
+  confusion = tally.matrix(labels, seen.predicted, len(counts))
   found = _results(results(workdir), stage, confusion, data or f"its {SPLITS[split]} images", weights)
   found["metrics"] = page.measures(confusion, counts, names, seen)
   index = np.arange(len(counts))

@@ -90,11 +90,7 @@ def with_matrix(result, seen):
   """`result` with a confusion matrix: that of many classes comes from the predictions `seen`, on the host alone."""
   if seen is None or not isinstance(result.confusion, tally.Tally):
     return result
-  classes = len(result.confusion.total)
-  # Of 8,142 classes an int64 matrix takes half a GiB; of this one, the rows and columns that hold something.
-  matrix = np.zeros((classes, classes), np.int32)
-  np.add.at(matrix, (seen.labels, seen.predicted), 1)
-  return result._replace(confusion=matrix)
+  return result._replace(confusion=tally.matrix(seen.labels, seen.predicted, len(result.confusion.total)))
 
 
 def measures(confusion: np.ndarray, class_counts: np.ndarray, class_names: Sequence[str], seen) -> dict:

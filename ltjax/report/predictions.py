@@ -12,7 +12,6 @@ from ltjax.report import statistics
 from ltjax.schedules import Clock
 
 _HELD = 50_000 * 1_000  # scores that are held at a time, 0.2 GB: ImageNet's test set, or 6,140 images of 8,142 classes
-_PASSED = 2**22  # that come from the devices at a time
 _SHOWN_CLASSES, _SHOWN_IMAGES = 10, 40  # whose features are kept for a picture
 
 
@@ -61,7 +60,7 @@ def of_stage(stage, variables: dict) -> Predictions:
   scores, features = np.empty((len(sample), classes), np.float32), []
   predicted = np.empty(size, np.int64)
   confidence, own, norms = (np.empty(size, np.float32) for _ in range(3))
-  for part, found in _chunks(stage, variables, images, size):
+  for part, found in _batches(stage, variables, images, size):
     logits = found["logits"]
     rows = np.arange(len(part))
     predicted[part] = logits.argmax(axis=1)
@@ -78,18 +77,16 @@ def of_stage(stage, variables: dict) -> Predictions:
                      np.concatenate(features))
 
 
-def _chunks(stage, variables: dict, images, size: int) -> Iterator[tuple[np.ndarray, dict]]:
-  """(indices, {"logits": log-probabilities [k c], "features": [k d]}) of all images, in order."""
-  extract, scale, batch = stage.extractor(variables), logit_scale(stage), stage.settings.eval_batch_size
-  step = batch * max(1, _PASSED // (batch * len(stage.class_counts)))
-  for first in range(0, size, step):
-    part = np.arange(first, min(first + step, size))
-    found = extract(images, "logits", "features", places=part)
-    logits = np.array(found["logits"], np.float32)
+def _batches(stage, variables: dict, images, size: int) -> Iterator[tuple[np.ndarray, dict]]:
+  """(indices, {"logits": log-probabilities [b c], "features": [b d]}) of all images, in order."""
+  scale, first = logit_scale(stage), 0
+  for found, valid in stage.extractor(variables).stream(images, np.arange(size)):
+    logits, features = (np.array(found[key], np.float32)[valid] for key in ("logits", "features"))
     logits *= scale  # in place, as the rows of thousands of classes are large
     logits -= logits.max(axis=1, keepdims=True)
     logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    yield part, dict(logits=logits, features=np.asarray(found["features"], np.float32))
+    yield np.arange(first, first + len(logits)), dict(logits=logits, features=features)
+    first += len(logits)
 
 
 def shown_places(labels: np.ndarray, class_counts: np.ndarray) -> np.ndarray:
