@@ -4,8 +4,8 @@ python benchmarks/pytorch_short.py --dir=DIR [--methods ce gcl] [--seeds 0 1]
 
 DIR holds the official binary files; `pip install torch` brings PyTorch. Only the images and their labels are ltjax's:
 the network, the order of the images, crops and flips, the losses, the sampler and the optimiser are written here, from
-the papers and the authors' formulas. A seed of CE takes about six minutes on two cores, one of GCL seven. The
-accuracies are printed and added to ltjax/report/implementations.csv, which `ltjax reproduce --short` compares with.
+the papers and the authors' formulas. The accuracies are printed and added to ltjax/report/implementations.csv, which
+`ltjax reproduce --short` compares with.
 """
 
 import argparse

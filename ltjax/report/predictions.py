@@ -81,7 +81,7 @@ def _batches(stage, variables: dict, images, size: int) -> Iterator[tuple[np.nda
   """(indices, {"logits": log-probabilities [b c], "features": [b d]}) of all images, in order."""
   scale, first = logit_scale(stage), 0
   for found, valid in stage.extractor(variables).stream(images, np.arange(size)):
-    logits, features = (np.array(found[key], np.float32)[valid] for key in ("logits", "features"))
+    logits, features = (np.asarray(found[key], np.float32)[valid] for key in ("logits", "features"))
     logits *= scale  # in place, as the rows of thousands of classes are large
     logits -= logits.max(axis=1, keepdims=True)
     logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
