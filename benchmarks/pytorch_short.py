@@ -155,6 +155,7 @@ def main():
   config = ce_cifar.get_config("cifar10,100,preset=short")
   config.dataset.dir = args.dir
   data = parse(config).read()[0]
+
   def tensors(images, labels):
     return torch.as_tensor(images).permute(0, 3, 1, 2) / 255, torch.as_tensor(labels)
 

@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -107,13 +108,10 @@ def test_the_example_of_the_docs_predicts_a_photograph(photographs, tmp_path, ta
 def test_a_tensorflow_that_is_too_old_for_jax_is_named(digits, tmp_path, monkeypatch):
   tf = pytest.importorskip("tensorflow")
 
-  def unreadable(folder):
-    def call(images):
-      raise tf.errors.InvalidArgumentError(None, None, "Cannot deserialize computation: unregistered operation")
+  def refuse(images):
+    raise tf.errors.InvalidArgumentError(None, None, "Cannot deserialize computation: unregistered operation")
 
-    return call
-
-  monkeypatch.setattr(targets, "_load_savedmodel", unreadable)
+  monkeypatch.setattr(tf.saved_model, "load", lambda path: types.SimpleNamespace(predict=refuse))
   with pytest.raises(ConfigError, match=rf"TensorFlow {tf.__version__} is too old to read what jax "):
     export.export(digits[0], "savedmodel", tmp_path / "out")
   assert not list(tmp_path.iterdir())

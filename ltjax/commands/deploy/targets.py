@@ -56,8 +56,6 @@ def _converting(target: str):
   try:
     with _quietly():
       yield
-  except ConfigError:
-    raise
   except Exception as error:
     reason = " ".join(str(error).split())[:300]
     raise ConfigError(f"--to={target}: its converter cannot express this model ({type(error).__name__}: {reason}); "
@@ -135,19 +133,22 @@ def _write_savedmodel(model: Model, folder: pathlib.Path) -> None:
   tf, module = _module(model)
   module.class_names = tf.saved_model.Asset(str(folder / CLASSES))
   tf.saved_model.save(module, str(folder / TARGETS["savedmodel"].file), signatures=module.predict)
-  try:
-    _load_savedmodel(folder)(np.zeros((1, *model.shape), np.uint8))
-  except tf.errors.InvalidArgumentError as error:
-    if "deserialize" not in str(error):
-      raise
-    raise ConfigError(f"--to=savedmodel: TensorFlow {tf.__version__} is too old to read what jax {jax.__version__} "
-                      "writes; pip install 'jax<0.11', or take --to=stablehlo") from error
 
 
 def _load_savedmodel(folder: pathlib.Path) -> Callable:
   tf = quiet.tensorflow()
   loaded = tf.saved_model.load(str(folder / TARGETS["savedmodel"].file))
-  return lambda images: loaded.predict(tf.constant(images))[OUTPUT].numpy()
+
+  def call(images):
+    try:
+      return loaded.predict(tf.constant(images))[OUTPUT].numpy()
+    except tf.errors.InvalidArgumentError as error:
+      if "deserialize" not in str(error):
+        raise
+      raise ConfigError(f"--to=savedmodel: TensorFlow {tf.__version__} is too old to read what jax {jax.__version__} "
+                        "writes; pip install 'jax<0.11', or take --to=stablehlo") from error
+
+  return call
 
 
 def _write_tflite(model: Model, folder: pathlib.Path) -> None:
