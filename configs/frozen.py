@@ -18,7 +18,9 @@ LINEAR, COSINE = dict(name="Linear"), dict(name="Cosine")  # whose cosines get t
 def LOSSES(scale, epochs=50):
   scaled = dict(name="NormalizedLinear", scale=scale, normalize_features=True)
   return {name: recipes.losses(name, scale, epochs) for name in OURS} | dict(
-      linear=dict(head=LINEAR), linear_adjusted=dict(head=LINEAR, adjust=dict(name="logit_adjustment")),
+      linear=dict(head=LINEAR), linear_resampling=dict(head=LINEAR, sampler=dict(name="class_balanced")),
+      linear_adjusted=dict(head=LINEAR, adjust=dict(name="logit_adjustment")),
+      posthoc_adjustment=dict(head=scaled, posthoc=(dict(name="logit_adjustment"),)),
       focal=dict(head=scaled, loss=dict(name="focal")), seesaw=dict(head=scaled, adjust=dict(name="seesaw")),
       cosface=dict(head=COSINE, adjust=dict(name="cosface", scale=scale)),
       arcface=dict(head=COSINE, adjust=dict(name="arcface", scale=scale)))
@@ -29,7 +31,7 @@ def get_config(arguments="logit_adjustment"):
                             scale=25.0, lr=0.5, epochs=50, batch_size=128)
   config = recipes.features(root="features.safetensors")
   block = dict(loss=dict(name="cross_entropy")) | LOSSES(given["scale"], given["epochs"])[given["loss"]]
-  config.head = block.pop("head")
+  config.head, config.posthoc = block.pop("head"), block.pop("posthoc", ())
   config.stages = ("classifier",)
   config.classifier = recipes.stage(
       epochs=given["epochs"], batch_size=given["batch_size"], lr=dict(name="cosine", base=given["lr"]),
