@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 from configs import camc_caltech  # noqa: E402
 from ltjax import bridge, stage, train  # noqa: E402
 from ltjax.config import parse  # noqa: E402
-from ltjax.data import evaluate  # noqa: E402
+from ltjax.data import evaluate, longtail  # noqa: E402
 from ltjax.report import page as report  # noqa: E402
 from ltjax.workdir.checkpoint import Checkpoints  # noqa: E402
 
@@ -32,7 +32,7 @@ PLAIN = "plain classifier"
 HEADS = {
     PLAIN: dict(name="NormalizedLinear", scale=16.0, normalize_features=True),
     "CAMC, divided products": CAMC, "CAMC, cosines": CAMC | dict(normalize_prototypes=True)}
-GROUPS = ("overall", "many", "medium", "few")
+GROUPS = ("overall", *longtail.GROUPS)
 
 
 def stages(args, seed: int, head: dict, dataset=None):

@@ -13,10 +13,11 @@ import tempfile
 import numpy as np
 
 from ltjax import main
+from ltjax.data import longtail
 from ltjax.report import page as report
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-GROUPS = ("overall", "many", "medium", "few")
+GROUPS = ("overall", *longtail.GROUPS)
 
 
 def runs(names: tuple[str, ...], seeds: int, folder: pathlib.Path, root: str | None = None) -> dict[str, list[dict]]:

@@ -27,12 +27,12 @@ sys.path.insert(0, str(ROOT))
 
 from ltjax import bridge, metrics, posthoc, stage, train  # noqa: E402
 from ltjax.config import load, parse  # noqa: E402
-from ltjax.data import tally  # noqa: E402
+from ltjax.data import longtail, tally  # noqa: E402
 from ltjax.report import baselines  # noqa: E402
 from ltjax.report import page as report  # noqa: E402
 from ltjax.workdir import compiled  # noqa: E402
 
-GROUPS = ("overall", "many", "medium", "few")
+GROUPS = ("overall", *longtail.GROUPS)
 BLOCKS = importlib.import_module("configs.frozen").LOSSES
 LOSSES = tuple(BLOCKS(1.0))
 SCALED = tuple(loss for loss in LOSSES if BLOCKS(1.0)[loss] != BLOCKS(2.0)[loss])

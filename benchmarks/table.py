@@ -7,7 +7,9 @@ import argparse
 import json
 import pathlib
 
-GROUPS = ("overall", "many", "medium", "few")
+from ltjax.data import longtail
+
+GROUPS = ("overall", *longtail.GROUPS)
 
 
 def rows(workdir: pathlib.Path) -> list[str]:
