@@ -65,6 +65,7 @@ def test_sound_photographs(photographs, capsys):
   assert "configs/folder.py: 30 training images are few" in out
   config = typed(out)
   assert config.dataset.root == str(photographs) and config.backbone.name == "EfficientNet"
+  assert config.classifier.batch_size == 24 and "does not fit" not in out  # the config's 32 are more than the images
 
 
 def test_what_is_wrong_is_named(photographs, tmp_path, capsys):

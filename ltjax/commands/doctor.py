@@ -144,26 +144,35 @@ def advise(config, dataset: sources.Dataset, given: Sequence[str]) -> Advice:
     return Advice(file.partition("=")[2], "you named it, and it is a recipe for this data set", tuple(options))
   total, folder = len(dataset.train[1]), shipped.folder()
   if dataset.holds_features:
-    return _for(config, folder / f"{HEADS}.py", "these are features already, on which a head trains in seconds")
+    return _for(config, folder / f"{HEADS}.py", total, "these are features already, on which a head trains in seconds")
   if total >= _LARGE and jax.default_backend() != "cpu":
-    return _for(config, folder / f"{FROM_SCRATCH}.py", f"{total:,} images and an accelerator are enough to train a "
-                "network from random weights")
-  return _for(config, folder / f"{DEFAULT}.py", f"{total:,} training images "
+    return _for(config, folder / f"{FROM_SCRATCH}.py", total, f"{total:,} images and an accelerator are enough to "
+                "train a network from random weights")
+  return _for(config, folder / f"{DEFAULT}.py", total, f"{total:,} training images "
               + ("without a GPU" if total >= _LARGE else "are few to learn features from")
               + ", so a pretrained backbone is the better start: on 2,272 photographs of 40 classes it was right for "
               "95 %, and a network from random weights for 56 % (benchmarks/results/folder.md, caltech.md)")
 
 
-def _for(config, path: pathlib.Path, reason: str) -> Advice:
-  """The advice to take the config at `path`, with the data set of `config` in it."""
-  own, given = load.read(str(path)).dataset, config.dataset
+def _for(config, path: pathlib.Path, images: int, reason: str) -> Advice:
+  """The advice to take the config at `path`, with the data set of `config` in it and batches that `images` fill."""
+  advised, given = load.read(str(path)), config.dataset
+  own, batches = advised.dataset, _batches(advised, images)
   if own.name != given.name:
     block = {key: value for key, value in given.to_dict().items() if value not in ("", None)}
     inside = ", ".join(f"{key}={value!r}" for key, value in block.items())
-    return Advice(str(path), reason, (f"--config.dataset=dict({inside})",))
-  return Advice(str(path), reason, tuple(
-      f"--config.dataset.{key}={value if _is_text(value) else repr(value)}" for key, value in given.items()
-      if value != own.get(key)))
+    return Advice(str(path), reason, (f"--config.dataset=dict({inside})", *batches))
+  options = [f"--config.dataset.{key}={value if _is_text(value) else repr(value)}" for key, value in given.items()
+             if value != own.get(key)]
+  return Advice(str(path), reason, (*options, *batches))
+
+
+def _batches(config, images: int) -> list[str]:
+  """Options with smaller batches for the stages of `config` whose batches few `images` do not fill."""
+  # A fifth of the images may be held out, to choose the learning rate.
+  devices, kept = jax.device_count(), 4 * images // 5
+  fits = max(devices, kept - kept % devices)
+  return [f"--config.{name}.batch_size={fits}" for name in config.stages if config[name].batch_size > images]
 
 
 def _is_text(value) -> bool:

@@ -376,7 +376,9 @@ def check_batch(stage: StageSpec, devices: int, examples: int) -> None:
   """Raises if a batch does not fit the data or the devices."""
   where, size = f"{stage.name}.batch_size", stage.batch_size
   if size > examples:
-    raise ConfigError(f"{where}: {size} does not fit {examples} training images; give 1 to {examples}")
+    largest = examples - examples % devices
+    raise ConfigError(f"{where}: {size} does not fit {examples} training images; give 1 to {examples}"
+                      f"{f', as in --config.{where}={largest}' if largest else ''}")
   if size % devices:
     near = [number for number in (size - size % devices, size - size % devices + devices) if 1 <= number <= examples]
     raise ConfigError(f"{where}: {size} is not divisible by {devices} devices; valid are its multiples, the nearest "

@@ -95,6 +95,9 @@ def load(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict]:
   Raises:
     DataError: no such file, one that is damaged, or one that holds something else.
   """
+  if path.is_dir():
+    raise DataError(f"dataset.root: {path} is a folder; expected a file of features, which `ltjax extract --config=... "
+                    "--output=FILE` writes")
   if not path.is_file():
     raise DataError(f"dataset.root: no file {str(path)!r}; write one with `ltjax extract --config=... "
                     f"--output={path}`")

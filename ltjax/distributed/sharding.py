@@ -6,8 +6,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ltjax.errors import ConfigError
-
 
 def data_mesh() -> Mesh:
   """A mesh over all devices of all processes, sorted by process, because a TPU pod's devices are not."""
@@ -50,14 +48,3 @@ def replicate(tree, mesh: Mesh):
 
   with jax.transfer_guard("allow"):
     return jax.tree.map(everywhere, tree)
-
-
-def check_batch(where: str, batch_size: int, devices: int, examples: int) -> None:
-  """Raises a `ConfigError` if a batch does not fit the data or the devices."""
-  if not 1 <= batch_size <= examples:
-    raise ConfigError(f"{where}.batch_size: {batch_size} does not fit {examples} training images; give 1 to {examples}")
-  if batch_size % devices:
-    nearest = [size for size in (batch_size - batch_size % devices, batch_size - batch_size % devices + devices)
-               if 1 <= size <= examples]
-    raise ConfigError(f"{where}.batch_size: {batch_size} is not divisible by {devices} devices; "
-                      f"valid are its multiples, the nearest {' and '.join(map(str, nearest)) or 'none that fits'}")

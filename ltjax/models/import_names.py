@@ -175,8 +175,8 @@ def describe(found: Mapping[str, np.ndarray]) -> str:
   return f"a {size} {depth} blocks of {family.owner}"
 
 
-def preprocessing(found: Mapping[str, np.ndarray]) -> Preprocessing:
-  """The preprocessing that the weights of a file expect, as far as the names in it reveal.
+def preprocessing(found: Mapping[str, np.ndarray], file: str) -> Preprocessing:
+  """The preprocessing that the weights `found` in a file expect, as far as the names in it reveal.
 
   timm's names are the same for networks with mean and std 0.5 (AugReg, which this returns) and with ImageNet's (DeiT,
   MAE).
@@ -186,7 +186,8 @@ def preprocessing(found: Mapping[str, np.ndarray]) -> Preprocessing:
   """
   family, names = _recognise(found)
   if family is None:
-    raise DataError(f"the preprocessing that these weights expect is unknown, as they are of {describe(found)}")
+    raise DataError(f"pretrained: {file} is of {describe(found)}, so the preprocessing that it expects is unknown; "
+                    "docs/pretrained.md lists the networks that ltjax knows")
   size = 224
   if family.kind == "efficientnet":
     size = dict(Lite0=224, Lite1=240, Lite2=260).get(_lite(found, names), 0)

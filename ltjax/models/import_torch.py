@@ -66,7 +66,8 @@ def summary(variables: Mapping, path: str) -> str:
 
 def preprocessing(path: str) -> import_names.Preprocessing:
   """The preprocessing that the weights of a file expect; see `import_names.preprocessing`."""
-  return import_names.preprocessing(weight_files.read(weight_files.locate(path)))
+  file = weight_files.locate(path)
+  return import_names.preprocessing(weight_files.read(file), str(file))
 
 
 def projection(path: str) -> np.ndarray:

