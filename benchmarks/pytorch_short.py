@@ -73,12 +73,12 @@ def crops(images, generator):
 
 
 def gcl(counts, *, scale: float, margin: float):
-  """Gaussian clouded logits: s (z_c - 0.5 |e| delta_c / max delta - m [c = y]), e ~ N(0, 1/3) within [-1, 1]."""
+  """Gaussian clouded logits: s (z_c - |e| delta_c / max delta - m [c = y]), e ~ N(0, 1/3) within [-1, 1]."""
   delta = torch.log(counts.max() / counts)
 
   def logits(cosines, labels):
     noise = torch.normal(0.0, 1 / 3, cosines.shape).clamp(-1, 1).abs()
-    return scale * (cosines - 0.5 * noise * delta / delta.max() - margin * F.one_hot(labels, len(counts)))
+    return scale * (cosines - noise * delta / delta.max() - margin * F.one_hot(labels, len(counts)))
 
   return logits
 
