@@ -37,15 +37,19 @@ def runs(names: tuple[str, ...], seeds: int, folder: pathlib.Path, root: str | N
 
 
 def table(found: dict[str, list[dict]]) -> list[str]:
-  """Mean and standard deviation of every group of classes, and of what each config gains over the first."""
+  """Mean and standard deviation of every group of classes, and of what a second config gains over the first."""
   accuracies = {name: {group: 100 * np.array([results["final"][group] for results in rows]) for group in GROUPS}
                 for name, rows in found.items()}
-  first, *others = accuracies
-  accuracies |= {f"{name} - {first}": {group: accuracies[name][group] - accuracies[first][group] for group in GROUPS}
-                 for name in others}
-  rows = [f"| {name} | " + " | ".join(f"{v[g].mean():.1f} ± {v[g].std(ddof=1):.1f}" for g in GROUPS) + " |"
-          for name, v in accuracies.items()]
+  if len(accuracies) == 2:
+    first, second = accuracies.values()
+    accuracies["difference"] = {group: second[group] - first[group] for group in GROUPS}
+  rows = [f"| {name} | " + " | ".join(map(_spread, of_groups.values())) + " |"
+          for name, of_groups in accuracies.items()]
   return ["| config | " + " | ".join(GROUPS) + " |", "| --- |" + " ---: |" * len(GROUPS), *rows]
+
+
+def _spread(values: np.ndarray) -> str:
+  return f"{values.mean():.1f} ± {values.std(ddof=1):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
 
 
 def made_with(command: str, found: dict[str, list[dict]]) -> list[str]:
