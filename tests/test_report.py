@@ -94,13 +94,15 @@ def test_posthoc_methods_are_in_the_results_the_table_and_the_page(finished):
   assert f" training, {len(dataset.held_out[1])} held-out and 400 test images" in page
 
 
-def test_the_baselines_are_those_of_the_features(finished, monkeypatch):
+def test_the_baselines_are_those_of_the_features(finished, monkeypatch, capsys):
   monkeypatch.setattr(baselines, "SCORES", 370)  # of 37 images at a time
+  monkeypatch.setattr(baselines, "SAID", 100)
   config, dataset, workdir, results = finished
   stage = tiny.stages(config, dataset)["representation"]
   variables = tiny.saved(stage, workdir)
   means, regression = baselines.of_stage(stage, dict(params=variables.params, batch_stats=variables.batch_stats))
   assert [means["name"], regression["name"]] == ["nearest class mean", "logistic regression"]
+  assert capsys.readouterr().err == f"baselines: the features of {len(dataset.train[1]):,} training images\n"
   assert means["test"] == results["posthoc"][1]["test"]
   for found in (means, regression):  # 40 test images in every class
     assert found["balanced_accuracy"] == pytest.approx(found["test"]["overall"])

@@ -1,5 +1,6 @@
 """Two simple classifiers on the features of a run, so that nobody deploys something worse."""
 
+import sys
 import warnings
 
 import numpy as np
@@ -9,6 +10,7 @@ from ltjax.data import tally
 from ltjax.distributed import processes
 
 IMAGES = 100_000  # training images, whose features take minutes beyond
+SAID = 5_000  # training images, whose features may take a minute
 LIMIT = 2_000_000_000  # images x features x classes: a logistic regression on so many takes about a minute on two cores
 SCORES = 2**24  # of images for classes, that are computed at a time
 NAMES = ("nearest class mean", "logistic regression")
@@ -31,6 +33,8 @@ def of_stage(stage, variables: dict) -> list[dict]:
   if len(stage.dataset.train[1]) > IMAGES:
     return []
   dataset, classes, extract = stage.dataset, len(stage.class_counts), stage.extractor(variables)
+  if len(dataset.train[1]) >= SAID and not dataset.holds_features and processes.is_first():
+    print(f"baselines: the features of {len(dataset.train[1]):,} training images", file=sys.stderr, flush=True)
   (train, labels), (test, truth) = dataset.train, dataset.test
   train, test = (extract(images, "features")["features"] for images in (train, test))
   if not processes.is_first():
