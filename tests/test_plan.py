@@ -75,6 +75,14 @@ def test_the_planned_evaluation_step_is_that_of_an_evaluation(here, digits, pipe
   assert set(given) == {programs.lowered_evaluation(made, here).as_text()}
 
 
+def test_the_same_program_is_compiled_once(here, digits):
+  made = tiny.stages(digits)
+  first, second = (programs.evaluation(made[name], here) for name in ("representation", "classifier"))
+  assert second is first
+  smaller = tiny.stages(plan.changed(digits, eval_batch_size="16"))["classifier"]
+  assert programs.evaluation(smaller, here) is not first
+
+
 def test_loops_are_unrolled_for_a_cpu_alone(digits):
   config, loops = plan.changed(digits, classifier__optimizer__accumulate="2"), []
   for platform in ("cpu", "tpu"):

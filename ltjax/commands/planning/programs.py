@@ -13,6 +13,8 @@ from ltjax.data import evaluate, feed, tally
 from ltjax.distributed import platforms, sharding
 from ltjax.stage import Stage
 
+_COMPILED = {}  # {(topology, name, program before it is compiled): Program}; the stages of a run are evaluated alike
+
 
 class Program(NamedTuple):
   """A compiled program; all numbers are of one device.
@@ -49,12 +51,12 @@ class Program(NamedTuple):
 
 def train(stage: Stage, topology: Topology, count: int = 1) -> Program:
   """A call of `count` training steps, with all transforms that ever run at once."""
-  return _compiled("train step", lowered_train(stage, topology, count))
+  return _once("train step", lowered_train(stage, topology, count), topology)
 
 
 def evaluation(stage: Stage, topology: Topology) -> Program:
   """One evaluation step."""
-  return _compiled("evaluation step", lowered_evaluation(stage, topology))
+  return _once("evaluation step", lowered_evaluation(stage, topology), topology)
 
 
 def lowered_train(stage: Stage, topology: Topology, count: int = 1):
@@ -110,6 +112,13 @@ def _everywhere(tree, topology: Topology):
 
 def _split(tree, topology: Topology):
   return _with(tree, sharding.split(topology.mesh))
+
+
+def _once(name: str, lowered, topology: Topology) -> Program:
+  key = (topology.name, name, lowered.as_text())
+  if key not in _COMPILED:
+    _COMPILED[key] = _compiled(name, lowered)
+  return _COMPILED[key]
 
 
 def _compiled(name: str, lowered) -> Program:
