@@ -72,13 +72,13 @@ def crops(images, generator):
   return torch.stack([image.flip(-1) if flip else image for image, flip in zip(cut, flips, strict=True)])
 
 
-def gcl(counts, *, scale: float, margin: float):
-  """Gaussian clouded logits: s (z_c - |e| delta_c / max delta - m [c = y]), e ~ N(0, 1/3) within [-1, 1]."""
+def gcl(counts, *, scale: float, noise: float, margin: float):
+  """Gaussian clouded logits: s (z_c - noise |e| delta_c / max delta - m [c = y]), e ~ N(0, 1/3) within [-1, 1]."""
   delta = torch.log(counts.max() / counts)
 
   def logits(cosines, labels):
-    noise = torch.normal(0.0, 1 / 3, cosines.shape).clamp(-1, 1).abs()
-    return scale * (cosines - noise * delta / delta.max() - margin * F.one_hot(labels, len(counts)))
+    clouds = noise * torch.normal(0.0, 1 / 3, cosines.shape).clamp(-1, 1).abs()
+    return scale * (cosines - clouds * delta / delta.max() - margin * F.one_hot(labels, len(counts)))
 
   return logits
 
@@ -110,7 +110,7 @@ def train(method: str, seed: int, train_set, test_set):
   images, labels = train_set
   counts = torch.bincount(labels).float()
   model = network(method == "gcl").to(memory_format=torch.channels_last)
-  adjust, generator = gcl(counts, scale=30.0, margin=0.0), torch.Generator().manual_seed(seed)
+  adjust, generator = gcl(counts, scale=30.0, noise=1.0, margin=0.0), torch.Generator().manual_seed(seed)
 
   def epoch(order, loss, optimizer, number):
     total = 0.0
@@ -137,7 +137,7 @@ def train(method: str, seed: int, train_set, test_set):
   if method == "gcl":
     for layer in model[:-1]:
       layer.requires_grad_(False)
-    adjust, optimizer = gcl(counts, scale=20.0, margin=0.1), optimizer_of(model[-1])
+    adjust, optimizer = gcl(counts, scale=20.0, noise=0.5, margin=0.1), optimizer_of(model[-1])
     for number in range(AGAIN):
       model.eval()
       optimizer.param_groups[0]["lr"] = 0.001 * (1 + math.cos(math.pi * number / AGAIN))
