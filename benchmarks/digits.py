@@ -20,8 +20,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 GROUPS = ("overall", *longtail.GROUPS)
 
 
-def runs(names: tuple[str, ...], seeds: int, folder: pathlib.Path, root: str | None = None) -> dict[str, list[dict]]:
-  """The results of each config with seeds 0, 1, ..., seed by seed; those that are in `folder` are read."""
+def runs(names: tuple[str, ...], seeds: int, folder: pathlib.Path, root: str | None = None,
+         epochs: int = 0) -> dict[str, list[dict]]:
+  """The results of each config with seeds 0, 1, ..., seed by seed; those that are in `folder` are read.
+
+  With `root` the images lie there; with `epochs` the first stage has so many.
+  """
   sys.path.insert(0, str(ROOT))
   found = {name: [] for name in names}
   for seed in range(seeds):
@@ -30,6 +34,8 @@ def runs(names: tuple[str, ...], seeds: int, folder: pathlib.Path, root: str | N
       config.seed = seed
       if root:
         config.dataset.root = root
+      if epochs:
+        config.representation.epochs = epochs
       results = folder / f"{name}_{seed}" / "results.json"
       found[name].append(json.loads(results.read_text()) if results.exists() else main.run(
           config, results.parent, command=f"{name}, seed {seed}"))
