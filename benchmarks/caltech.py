@@ -23,11 +23,12 @@ def page(found: dict[str, list[dict]], seeds: int, epochs: int) -> str:
             for name, rows in found.items() if len(rows[0]["stages"]) > 1}
   last, options = list(found)[-1], f" {' '.join(found)}" if tuple(found) != CONFIGS else ""
   options += f" --seeds {seeds}" + (f" --epochs {epochs}" if epochs else "")
+  spread = f"mean ± standard deviation over {seeds} seeds (order, initialisation, augmentation,\nnoise)"
+  shorter = f", {epochs} epochs in the first stage" if epochs else ""
   return "\n".join([
       "# From scratch on photographs", "",
       "40 classes of Caltech-101, 235 to 5 training images, 64 pixels, ResNet-10 of half the width. Test",
-      "accuracy in %, " + (f"mean ± standard deviation over {seeds} seeds (order, initialisation, augmentation,\n"
-                           "noise)" if seeds > 1 else "one seed") + f", last epoch{f', {epochs} epochs in the first stage' if epochs else ''}.", "",
+      f"accuracy in %, {spread if seeds > 1 else 'one seed'}, last epoch{shorter}.", "",
       *table(found), "",
       *(f"Few-shot accuracy of {name} before the classifier is trained again: "
         f"{', '.join(f'{few:.1f}' for few in each)}." for name, each in before.items()),
