@@ -49,5 +49,7 @@ if __name__ == "__main__":
   results, names = ROOT / "benchmarks" / "results", tuple(args.configs)
   text = page(runs(names, args.seeds, args.runs, args.root, args.epochs), args.seeds, args.epochs)
   (results / f"{'caltech' if names == CONFIGS else '_'.join(names)}.md").write_text(text)
-  shutil.copytree(args.runs / f"{names[-1]}_0" / "report", results / names[-1], dirs_exist_ok=True)
+  shutil.rmtree(results / names[-1], ignore_errors=True)
+  shutil.copytree(args.runs / f"{names[-1]}_0" / "report", results / names[-1],
+                  ignore=shutil.ignore_patterns("*.html", "*.csv", "*.svg"))
   print(text)
