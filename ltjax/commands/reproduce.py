@@ -31,8 +31,8 @@ SHORT_HEAD = """## Twelve epochs, beside another implementation
 
 CIFAR-10-LT at imbalance 100 by `preset=short`: batch 128, no mixup, 12 epochs, for GCL with the thesis's noise and then
 3 of the released code's second stage. The other implementations are the authors' formulas in PyTorch: `pytorch_short`
-is benchmarks/pytorch_short.py, which trains on the same images; of `reference` only its accuracies are known. This shows
-whether they train the same method, not what it reaches.
+is benchmarks/pytorch_short.py, which trains on the same images; of `reference` only its accuracies are known. This
+shows whether they train the same method, not what it reaches.
 `python -m ltjax reproduce --short --seeds=2 --config.dataset.dir=DIR` makes this table.
 """
 
