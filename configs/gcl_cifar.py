@@ -22,11 +22,10 @@ from ltjax import recipes
 
 LONG = dict(name="multi_step", base=0.1, at=(160, 180), factors=(0.1, 0.01), warmup=5)
 PRESETS = dict(
-    code=dict(epochs=200, batch_size=64, lr=LONG, mixup=1.0, noise=0.5, again=30, again_noise=0.5,
-              again_lr=0.002),
-    paper=dict(epochs=200, batch_size=128, lr=LONG | dict(factors=(0.01, 0.0001)), mixup=1.0, noise=1.0, again=10,
-               again_noise=1.0, again_lr=0.02),
-    short=dict(epochs=12, batch_size=128, mixup=0.0, noise=1.0, again=3, again_noise=0.5, again_lr=0.002,
+    code=dict(epochs=200, batch_size=64, lr=LONG, mixup=1.0, noise=(0.5, 0.5), again=30, again_lr=0.002),
+    paper=dict(epochs=200, batch_size=128, lr=LONG | dict(factors=(0.01, 0.0001)), mixup=1.0, noise=(1.0, 1.0),
+               again=10, again_lr=0.02),
+    short=dict(epochs=12, batch_size=128, mixup=0.0, noise=(1.0, 0.5), again=3, again_lr=0.002,
                lr=dict(name="multi_step", base=0.1, at=(0, 1, 9, 10), factors=(0.2, 1.0, 0.1, 0.01), warmup=0)))
 
 
@@ -38,16 +37,14 @@ def get_config(arguments="cifar10"):
   config, the = recipes.cifar_lt(given["dataset"], imbalance=given["imbalance"]), PRESETS[given["preset"]["name"]]
   config.preset, config.head = given["preset"], dict(name="Cosine")
   config.stages = ("representation", "classifier") if given["retrain"] else ("representation",)
-  gcl = dict(name="gcl", cloud_size=given["cloud_size"])
+  first, second = (dict(name="gcl", cloud_size=given["cloud_size"], noise_scale=noise) for noise in the["noise"])
   common = dict(batch_size=the["batch_size"], optimizer=recipes.sgd(2e-4), mixup=the["mixup"])
   config.representation = recipes.stage(
-      epochs=the["epochs"], lr=the["lr"], adjust=gcl | dict(scale=30.0, noise_scale=the["noise"]),
-      loss=dict(name="cross_entropy"), **common)
+      epochs=the["epochs"], lr=the["lr"], adjust=first | dict(scale=30.0), loss=dict(name="cross_entropy"), **common)
   if given["retrain"]:
     cben = dict(a=0.999, b=0.0009) if given["sampler"] == "cben" else {}
     config.classifier = recipes.stage(
         epochs=the["again"], lr=dict(name="cosine", base=the["again_lr"]), train=("head/.*",), batch_norm="eval",
-        sampler=dict(cben, name=given["sampler"]), adjust=gcl | dict(
-            scale=20.0, margin=0.1, noise_scale=the["again_noise"]),
+        sampler=dict(cben, name=given["sampler"]), adjust=second | dict(scale=20.0, margin=0.1),
         loss=dict(name="focal", gamma=1.0, detach=True), **common)
   return config
