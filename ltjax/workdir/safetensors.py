@@ -57,8 +57,6 @@ def read(file: pathlib.Path | BinaryIO) -> File:
       # Not a view of the map: an array may begin at any byte, which `view` does not take.
       tensors[name] = np.frombuffer(data[start:stop], kind).reshape(entry["shape"])
     return File(tensors, dict(metadata), 8 + length)
-  except ValueError:
-    raise
   except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
     raise ValueError(f"{type(error).__name__}: {error}") from error
 
