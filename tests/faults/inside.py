@@ -1,11 +1,16 @@
 """`python -m ltjax.main`, which sends itself a signal in a certain phase, as LTJAX_FAULT says.
 
-LTJAX_FAULT is JSON: {"phase", "delay", "steps", "signal", "file"}. After `delay` seconds the process waits until its
-threads are in `phase` ("any": at once) and, where that is "train", have done `steps` steps of the stage; then it writes
-its phase to `file` and sends itself the signal. The program is the real one, not a stand-in: this module only
-looks at the stacks of its threads.
+LTJAX_FAULT is JSON: {"phase", "delay", "steps", "signal", "file"}. After `delay` seconds the process waits until one of
+its threads is in `phase` ("any": at once) and, where that is "train", has done `steps` steps of the stage; then it
+writes its phase to `file` and sends itself the signal. The program is the real one, not a stand-in: a few of its
+functions note that they are called. (The stacks of the threads would say as much, but CPython 3.11 crashes now and then
+when one thread walks the frames of another.)
 """
 
+import collections
+import functools
+import importlib.abc
+import importlib.machinery
 import json
 import os
 import pathlib
@@ -16,28 +21,81 @@ import threading
 import time
 
 PHASES = ("import", "start", "compile", "train", "evaluate", "save", "stage change", "report")
-# The phase is the first entry whose file (and function, if given) is on a stack.
-_SEEN = (
-    ("report", "ltjax/report/page.py", "write"), ("evaluate", "ltjax/data/evaluate.py", "__call__"),
-    ("save", "ltjax/workdir/checkpoint.py", "_write"), ("save", "ltjax/workdir/checkpoint.py", "save"),
-    ("stage change", "ltjax/workdir/checkpoint.py", "restore_model"), ("stage change", "ltjax/bridge.py", "take_over"),
-    ("compile", "jax/_src/compiler.py", "compile_or_get_cached"), ("train", "ltjax/train.py", "run_stage"),
-    ("start", "ltjax/main.py", "run"))
+# The phase is that of the first entry that is being called.
+_NOTED = (
+    ("report", "ltjax.report.page", "draw"), ("evaluate", "ltjax.data.evaluate", "Evaluator.measure"),
+    ("evaluate", "ltjax.data.evaluate", "Extractor.__call__"),
+    ("save", "ltjax.workdir.checkpoint", "Checkpoints._write"),
+    ("save", "ltjax.workdir.checkpoint", "Checkpoints.save"),
+    ("stage change", "ltjax.workdir.checkpoint", "Checkpoints.restore_model"),
+    ("stage change", "ltjax.bridge", "take_over"), ("compile", "jax._src.compiler", "compile_or_get_cached"),
+    ("train", "ltjax.train", "run_stage"), ("start", "ltjax.workdir.folder", "check_local"))
+_lock, _calls, _stage = threading.Lock(), collections.Counter(), {}
+
+
+class Noting(importlib.abc.MetaPathFinder):
+  """Has the functions of `_NOTED` count their calls as soon as their modules are imported."""
+
+  def find_spec(self, name, path, target=None):
+    noted = [(phase, function) for phase, module, function in _NOTED if module == name]
+    steps = name == "ltjax.distributed.processes"
+    if not noted and not steps:
+      return None
+    spec = importlib.machinery.PathFinder.find_spec(name, path)
+    execute = spec.loader.exec_module
+
+    def exec_module(module):
+      execute(module)
+      for phase, function in noted:
+        *owner, last = function.split(".")
+        place = functools.reduce(getattr, owner, module)
+        setattr(place, last, _counted(getattr(place, last), phase))
+      if steps:
+        module.report_progress = _followed(module.report_progress)
+
+    spec.loader.exec_module = exec_module
+    return spec
+
+
+def _counted(function, phase: str):
+  @functools.wraps(function)
+  def call(*args, **kwargs):
+    with _lock:
+      _calls[phase] += 1
+      if phase == "train":
+        _stage.update(stage=args[0].name, done=0, start=0, looping=False)
+    try:
+      return function(*args, **kwargs)
+    finally:
+      with _lock:
+        _calls[phase] -= phase != "start"  # it lasts until another phase begins
+        if phase == "train":
+          _stage.clear()
+
+  return call
+
+
+def _followed(report):
+  """`processes.report_progress`, to which the loop tells its steps."""
+
+  @functools.wraps(report)
+  def call(phase):
+    words = phase.rsplit(" step ", 1)
+    with _lock:
+      if len(words) == 2 and words[0] == _stage.get("stage"):
+        done = int(words[1])
+        _stage.update(done=done, start=_stage["start"] if _stage["looping"] else done, looping=True)
+    report(phase)
+
+  return call
 
 
 def where() -> dict:
   """{"phase", "stage", "done", "start"}: where the program is; the last three where a stage is under way."""
-  frames, found = [], {}
-  for frame in sys._current_frames().values():
-    while frame:
-      frames.append((frame.f_code.co_filename, frame.f_code.co_name))
-      if frames[-1][1] == "run_stage":
-        known = frame.f_locals
-        found = dict(stage=known["stage"].name, done=int(known.get("done", 0)), start=int(known.get("start", 0)))
-        looping = "flight" in known
-      frame = frame.f_back
-  phase = next((phase for phase, file, name in _SEEN if any(
-      path.endswith(file) and function == name for path, function in frames)), "import")
+  with _lock:
+    phase = next((phase for phase, *_ in _NOTED if _calls[phase]), "import")
+    found = dict(_stage)
+  looping = found.pop("looping", True)
   return dict(phase="start" if phase == "train" and not looping else phase, **found)
 
 
@@ -59,5 +117,6 @@ def _fire(fault: dict) -> None:
 
 if __name__ == "__main__":
   if "LTJAX_FAULT" in os.environ:
+    sys.meta_path.insert(0, Noting())
     threading.Thread(target=_fire, args=(json.loads(os.environ["LTJAX_FAULT"]),), daemon=True).start()
   runpy.run_module("ltjax.main", run_name="__main__", alter_sys=True)
