@@ -121,6 +121,13 @@ def test_a_plan_has_every_stage_and_is_json(planned):
   assert "representation: 2 epochs" in page.text(found) and page.too_large(found) == ""
 
 
+def test_weights_need_not_be_here(here):
+  vit = tiny.config(backbone=dict(name="ViT", width=12, depth=1, heads=2, patch=4))
+  found = [plan.make(config, here, ("classifier",)) for config in (
+      vit, plan.changed(vit, pretrained="of_the_pod.safetensors", reset_head="True"))]
+  assert found[0]["stages"]["classifier"]["train"]["memory"] == found[1]["stages"]["classifier"]["train"]["memory"]
+
+
 def test_collectives_are_counted_by_kind():
   text = """
   %a = (f32[64]{0}, f32[64]{0}) all-reduce(%x, %y), replica_groups={{0,1}}

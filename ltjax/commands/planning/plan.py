@@ -43,6 +43,7 @@ def chosen(spec: RunSpec, dataset: Dataset, topology: Topology, names: tuple[str
   for name in names:
     if name not in known:
       raise ConfigError(f"--stage: there is no stage {name!r}{nearest(name, known)}; there are {', '.join(known)}")
+  spec = spec._replace(pretrained="", reset_head=False)  # shapes are enough: weights need not be here
   return [stage for stage in stages.build(spec, dataset, topology.mesh) if not names or stage.name in names]
 
 
