@@ -19,6 +19,7 @@ from ltjax.distributed import platforms, sharding
 from tests import tiny
 
 LIBTPU = importlib.util.find_spec("libtpu") is not None
+VIT = dict(name="ViT", width=12, depth=1, heads=2, patch=4)
 needs_libtpu = pytest.mark.skipif(not LIBTPU, reason="libtpu, the compiler for TPUs, is not installed: extra `plan`")
 
 
@@ -122,7 +123,7 @@ def test_a_plan_has_every_stage_and_is_json(planned):
 
 
 def test_weights_need_not_be_here(here):
-  vit = tiny.config(backbone=dict(name="ViT", width=12, depth=1, heads=2, patch=4))
+  vit = tiny.config(backbone=VIT)
   found = [plan.make(config, here, ("classifier",)) for config in (
       vit, plan.changed(vit, pretrained="of_the_pod.safetensors", reset_head="True"))]
   assert found[0]["stages"]["classifier"]["train"]["memory"] == found[1]["stages"]["classifier"]["train"]["memory"]
@@ -241,6 +242,16 @@ def test_variants_change_what_they_say(here, digits):
   assert found["accumulate doubled"].classifier.optimizer.accumulate == 2
   for config in found.values():
     parse(config)
+
+
+@pytest.mark.parametrize(("backbone", "expected"), [
+    (VIT, "remat=True"), (dict(VIT, remat=True), "remat=False"),
+    (dict(name="ResNet", depth=10, bn_groups=2), "bn_groups=1")])
+def test_variants_are_those_that_the_backbone_has(here, backbone, expected):
+  found = plan.variants(tiny.config(backbone=backbone), here)
+  assert list(found) == ["precision=bf16", expected, "accumulate doubled"]
+  key, value = expected.split("=")
+  assert str(found[expected].backbone[key]) == value
 
 
 def test_this_machine_decodes_something():

@@ -21,7 +21,7 @@ OPTIONS = dict(
     topology=load.Option("v5e:4x4, v6e:16x16, v4:4x4x8, ...; cpu:8; here (the devices that are present)."),
     stage=load.Option("Only this stage."),
     output=load.Option("A folder for plan.json and plan.md."),
-    compare=load.Option("Also plan with the other precision, bn_groups and accumulate.", False),
+    compare=load.Option("Also plan with the other precision, bn_groups, remat and accumulate.", False),
     **{"fit-batch": load.Option("Search the largest batch that fits; several compilations.", False)})
 
 

@@ -122,9 +122,12 @@ def variants(config: ConfigDict, topology: Topology) -> dict[str, ConfigDict]:
   """{what changes: config} of the choices that change speed or memory."""
   other = "bf16" if config.precision == "float32" else "float32"
   found = {f"precision={other}": changed(config, precision=other)}
-  devices = topology.mesh.devices.size
-  if "bn_groups" in config.backbone and config.backbone.bn_groups != devices:
+  devices, backbone = topology.mesh.devices.size, parse(config).stages[0].backbone
+  if "bn_groups" in backbone.arguments and backbone.constants.get("bn_groups", 1) != devices:
     found[f"bn_groups={devices}"] = changed(config, backbone__bn_groups=str(devices))
+  if "remat" in backbone.arguments:
+    remat = str(not backbone.constants.get("remat", False))
+    found[f"remat={remat}"] = changed(config, backbone__remat=remat)
   pieces = {name: str(2 * config[name].optimizer.get("accumulate", 1)) for name in config.stages}
   found["accumulate doubled"] = changed(
       config, **{f"{name}__optimizer__accumulate": count for name, count in pieces.items()})
