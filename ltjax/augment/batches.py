@@ -10,6 +10,7 @@ from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ltjax.augment import features
@@ -35,7 +36,7 @@ class Term(NamedTuple):
 
   def sum(self, values: Float[Array, "n"]) -> Float[Array, ""]:
     """The weighted sum of `values`."""
-    return jnp.sum(self.weight * values) if jnp.ndim(self.weight) else self.weight * jnp.sum(values)
+    return jnp.sum(self.weight * values) if np.ndim(self.weight) else self.weight * jnp.sum(values)
 
 
 class Batch(NamedTuple):
@@ -53,7 +54,7 @@ class Batch(NamedTuple):
     """The rows `index`, index + pieces, ... of every array; with such strides each device keeps its own rows."""
 
     def rows(array):
-      if not jnp.ndim(array):
+      if not np.ndim(array):
         return array
       return jax.lax.dynamic_index_in_dim(array.reshape(-1, pieces, *array.shape[1:]), index, axis=1, keepdims=False)
 

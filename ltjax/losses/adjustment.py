@@ -171,7 +171,7 @@ def softmax_equalization(
     mask = jax.random.bernoulli(key, keep, logits.shape)
   rare = computed_once(prior < threshold)
   # The gradient of a sum needs no mask: it is zero where the softmax is.
-  return logits + jnp.where(mask.astype(bool) & rare & ~is_label(labels, logits), _OUT_OF_THE_SOFTMAX, 0)
+  return logits + jnp.where(jnp.asarray(mask, bool) & rare & ~is_label(labels, logits), _OUT_OF_THE_SOFTMAX, 0)
 
 
 def _count(seen, logits, labels, weight):

@@ -170,9 +170,9 @@ def only_at_label(values: Float[Array, "b"] | float, labels: Int[Array, "b"],
 
 def probabilities(labels: Float[Array, "b c"], logits: Float[Array, "b c"]) -> Float[Array, "b c"]:
   """Returns target probabilities as floats; raises a DataError unless each row of [b c] sums to 1."""
-  if jnp.shape(labels) != logits.shape:
+  if np.shape(labels) != logits.shape:
     raise DataError(f"labels given as probabilities must have the shape {logits.shape} of logits, "
-                    f"got {jnp.shape(labels)}.")
+                    f"got {np.shape(labels)}.")
   values = _known(labels)
   if values is not None and values.size:
     sums = values.astype(np.float64).sum(axis=-1).reshape(-1)
@@ -193,9 +193,9 @@ def _known(x) -> np.ndarray | None:
 
 
 def _check_length(name: str, counts, logits) -> None:
-  if logits is not None and jnp.shape(counts) != logits.shape[-1:]:
+  if logits is not None and np.shape(counts) != logits.shape[-1:]:
     raise DataError(f"{name} must be one number for each of the {logits.shape[-1]} classes of logits, "
-                    f"got shape {jnp.shape(counts)}.")
+                    f"got shape {np.shape(counts)}.")
 
 
 def _check_each(name: str, counts, good, wanted: str, fix: str) -> None:

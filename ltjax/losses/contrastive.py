@@ -94,7 +94,8 @@ def hybrid_contrastive(
   if len(logits) % 3:
     raise ConfigError(f"hybrid_contrastive: one third of the rows is for the classifier, but {len(logits)} rows have "
                       "no third; add dict(name='contrastive_views', sampler=...) to the transforms of the stage")
-  first, labels = len(logits) // 3, class_indices(labels, logits)
+  logits, features, first = at_least_float32(logits), jnp.asarray(features), len(logits) // 3
+  labels = class_indices(labels, logits)
   classified = cross_entropy(logits[:first], labels[:first])
   contrasted = supervised_contrastive(features[first:], labels[first:], temperature=temperature)
   return jnp.concatenate([3 * (1 - share) * classified, 1.5 * share * contrasted.astype(classified.dtype)])

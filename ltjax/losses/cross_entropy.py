@@ -4,6 +4,7 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ltjax.losses.arguments import Number, at_least_float32, class_indices, computed_once, probabilities, ranged
@@ -45,7 +46,7 @@ def cross_entropy(
   """
   logits = at_least_float32(logits)
   most, log_sum = log_normalizer(logits)
-  if jnp.ndim(labels) == logits.ndim:
+  if np.ndim(labels) == logits.ndim:
     t = probabilities(labels, logits)
     shifted = logits - most[..., None]
     # 0 log 0 = 0: an excluded class (logit -inf) without a target must not produce a NaN.

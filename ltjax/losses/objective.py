@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 # The arguments that a step offers to every loss and adjustment, by name; a config sets none of them.
 OFFERED = ("logits", "cosines", "labels", "class_counts", "features", "key", "noise", "mask")
@@ -56,7 +57,7 @@ class Objective(NamedTuple):
       logits, features = (jnp.where(valid[:, None], rows, 1) for rows in (logits, features))
     values = self.values(logits, labels, features=features, key=key, scalars=scalars, class_counts=class_counts,
                          state=state)
-    if jnp.ndim(weight):
+    if np.ndim(weight):
       values, weight = weight * values, 1.0
     weights, own_total = self.row_weights(labels, scalars, valid)
     return weight * (jnp.sum(weights * values) / (own_total if total is None else total))

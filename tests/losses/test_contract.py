@@ -144,6 +144,13 @@ def test_the_table_covers_every_function_and_argument():
 
 
 @every_row
+def test_lists_are_as_good_as_arrays(row):
+  arrays = examples(row)
+  lists = {name: array if kinds(row)[name] == "key" else array.tolist() for name, array in arrays.items()}
+  np.testing.assert_array_equal(call(row, lists), call(row, arrays))
+
+
+@every_row
 def test_the_return_annotation_tells_the_kind_of_function(row):
   """A config finds adjustments, losses, class weights and reductions by it."""
   assert inspect.signature(getattr(losses, row.function)).return_annotation.dim_str == " ".join(row.out)
