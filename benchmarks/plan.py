@@ -8,16 +8,16 @@ planned already stands in benchmarks/results/plan.json and is not compiled again
 
 import argparse
 import json
+import os
 import pathlib
+import subprocess
 import sys
+import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import jax  # noqa: E402
-
-from ltjax.commands.planning import page, plan, topologies  # noqa: E402
-from ltjax.config import load  # noqa: E402
+from ltjax.commands.planning import page, topologies  # noqa: E402
 from ltjax.errors import LtjaxError  # noqa: E402
 from ltjax.workdir import log  # noqa: E402
 
@@ -43,28 +43,36 @@ def write(plans: dict[str, dict]) -> None:
   TABLE.write_text("\n".join([HEAD, *lines, "", *(["Not possible:", "", *refused, ""] if refused else [])]))
 
 
+def made(name: str, wanted: str) -> dict:
+  """The plan of a config, or why there is none, from a process of its own: the compiler may crash."""
+  file, colon, argument = name.partition(":")
+  with tempfile.TemporaryDirectory() as folder:
+    ended = subprocess.run(
+        [sys.executable, "-m", "ltjax", "plan", f"{ROOT}/configs/{file}.py{colon}{argument}", f"--topology={wanted}",
+         f"--config.precision={PRECISION}", f"--output={folder}"], check=False, text=True, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, env=os.environ | dict(PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu"))
+    if (found := pathlib.Path(folder, "plan.json")).is_file():
+      return json.loads(found.read_text())
+  errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+  if not errors:
+    sys.exit(ended.stderr)
+  return dict(refused=errors[-1].removeprefix("error: "))
+
+
 def main(arguments=None) -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("names", nargs="*", default=NAMES, help="configs, NAME or NAME:ARGUMENT")
   parser.add_argument("--topologies", nargs="+", default=TOPOLOGIES)
   parser.add_argument("--again", action="store_true")
   given = parser.parse_args(arguments)
-  jax.config.update("jax_platforms", "cpu")
   plans = json.loads(PLANS.read_text()) if PLANS.is_file() else {}
   for name in given.names:
-    file, _, argument = name.partition(":")
     for wanted in given.topologies:
-      key = f"{name}, {wanted}"
-      if key in plans and not given.again:
-        continue
-      topology = topologies.find(wanted)  # a compiler that is missing here is no result
-      try:
-        config = load.read(f"{ROOT}/configs/{file}.py{f':{argument}' if argument else ''}")
-        load.override(config, "precision", PRECISION)
-        plans[key] = plan.make(config, topology, say=lambda text: print(text, file=sys.stderr))
-      except LtjaxError as error:
-        plans[key] = dict(refused=str(error))
-      write(plans)
+      topologies.is_tpu(wanted)  # a compiler that is missing here is no result
+      if (key := f"{name}, {wanted}") not in plans or given.again:
+        print(f"planning {key}", file=sys.stderr)
+        plans[key] = made(name, wanted)
+        write(plans)
 
 
 if __name__ == "__main__":

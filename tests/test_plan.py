@@ -1,9 +1,13 @@
 """Plans: the programs that training runs, compiled for devices that are not there."""
 
+import contextlib
 import copy
 import doctest
 import importlib.util
 import json
+import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -325,11 +329,31 @@ def test_too_little_memory_says_by_how_much_and_what_would_fit(planned):
 
 
 @needs_libtpu
-def test_a_batch_that_the_chips_cannot_share(capsys):
+@pytest.mark.parametrize(("ending", "code", "message"), [
+    (-signal.SIGSEGV, 2, "error: --topology: the compiler for TPUs has crashed (SIGSEGV, with its own words on "
+                         "stderr) while it compiled for v6e:16x16; "), (2, 2, ""), (0, None, "")])
+def test_a_crash_of_the_compiler_is_one_sentence(ending, code, message, monkeypatch, capsys):
+  asked, arguments = [], ["--config=configs/gcl_digits.py", "--topology=v6e:16x16"]
+
+  def run(arguments, check):
+    asked.extend(arguments)
+    return subprocess.CompletedProcess(arguments, ending)
+
+  monkeypatch.setattr(subprocess, "run", run)
+  with pytest.raises(SystemExit) if code else contextlib.nullcontext() as ended:
+    command.main(arguments)
+  assert asked == [sys.executable, "-m", "ltjax.commands.plan", *arguments]
+  assert not code or ended.value.code == code
+  err = capsys.readouterr().err
+  assert err.startswith(message) and err.count("\n") == bool(message)
+
+
+@needs_libtpu
+def test_a_batch_that_the_chips_cannot_share(capfd):
   with pytest.raises(SystemExit) as ended:
     command.main(["configs/gcl_digits.py", "--topology=v5e:2x2", "--config.representation.batch_size=30"])
   assert ended.value.code == 2
-  assert "30 is not divisible by 4 devices; valid are its multiples, the nearest 28 and 32" in capsys.readouterr().err
+  assert "30 is not divisible by 4 devices; valid are its multiples, the nearest 28 and 32" in capfd.readouterr().err
 
 
 @needs_libtpu

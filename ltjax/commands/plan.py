@@ -9,6 +9,8 @@ that is possible. TPUs need the compiler libtpu, which the extra `plan` installs
 
 import json
 import pathlib
+import signal
+import subprocess
 import sys
 
 import jax
@@ -56,28 +58,51 @@ def make(given: dict) -> dict:
 
 
 def main(arguments=None) -> None:
-  """The command line."""
+  """The command line. What is for TPUs runs in a process of its own, because their compiler may crash."""
   arguments = list(sys.argv[1:] if arguments is None else arguments)
   if arguments and not arguments[0].startswith("-"):
     arguments[0] = f"--config={arguments[0]}"
   try:
-    given = load.parse(arguments, OPTIONS, __doc__)
-    found = make(given)
-    shown = page.text(found)
-    print(shown)
-    if given["output"]:
-      folder = pathlib.Path(given["output"]).expanduser()
-      with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "plan.json").write_text(json.dumps(found, indent=1) + "\n")
-        (folder / "plan.md").write_text(f"# Plan\n\n```\n{shown}\n```\n")
-      print(f"written: {folder / 'plan.json'}, {folder / 'plan.md'}")
-    if sentence := page.too_large(found):
-      raise ConfigError(sentence)
+    wanted = load.parse(arguments, OPTIONS, __doc__)["topology"]
+    if not topologies.is_tpu(wanted):
+      shown(arguments)
+      return
+    code = subprocess.run([sys.executable, "-m", "ltjax.commands.plan", *arguments], check=False).returncode
+    if code < 0:
+      raise ConfigError(f"--topology: the compiler for TPUs has crashed ({signal.Signals(-code).name}, with its own "
+                        f"words on stderr) while it compiled for {wanted}; it may do so with very few images a chip: "
+                        "try a larger batch_size or another --topology")
   except LtjaxError as error:
     print(f"error: {error}", file=sys.stderr)
-    sys.exit(load.EXIT_BAD_INPUT)
+    code = load.EXIT_BAD_INPUT
+  except KeyboardInterrupt:
+    code = 128 + signal.SIGINT
+  if code:
+    sys.exit(code)
+
+
+def shown(arguments: list[str]) -> None:
+  """Makes the plan in this process, prints it and writes its files."""
+  given = load.parse(arguments, OPTIONS, __doc__)
+  found = make(given)
+  text = page.text(found)
+  print(text)
+  if given["output"]:
+    folder = pathlib.Path(given["output"]).expanduser()
+    with writing(folder):
+      folder.mkdir(parents=True, exist_ok=True)
+      (folder / "plan.json").write_text(json.dumps(found, indent=1) + "\n")
+      (folder / "plan.md").write_text(f"# Plan\n\n```\n{text}\n```\n")
+    print(f"written: {folder / 'plan.json'}, {folder / 'plan.md'}")
+  if sentence := page.too_large(found):
+    raise ConfigError(sentence)
 
 
 if __name__ == "__main__":
-  main(sys.argv[1:])
+  try:
+    shown(sys.argv[1:])
+  except LtjaxError as problem:
+    print(f"error: {problem}", file=sys.stderr)
+    sys.exit(load.EXIT_BAD_INPUT)
+  except KeyboardInterrupt:
+    sys.exit(128 + signal.SIGINT)

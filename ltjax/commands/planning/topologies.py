@@ -77,6 +77,14 @@ class Topology(NamedTuple):
     return "gpu" if platform in ("cuda", "rocm") else platform
 
 
+def is_tpu(text: str | None) -> bool:
+  """Whether `text` names a TPU slice; raises a ConfigError where there is none of that shape, or no compiler here."""
+  kind, _, shape = (text or "").strip().lower().removeprefix("tpu:").partition(":")
+  if kind in TPUS:
+    _check_slice(kind, shape)
+  return kind in TPUS
+
+
 def find(text: str) -> Topology:
   """The devices called `text`: "v5e:4x4" (also "tpu:v5e:4x4"), "cpu:8", or "here" for those that are present.
 
@@ -122,13 +130,17 @@ def _cpus(count: str) -> list:
   return devices[:int(count)]
 
 
-def _tpus(kind: str, shape: str) -> list:
+def _check_slice(kind: str, shape: str) -> None:
   shapes = SHAPES[kind]
   if not re.fullmatch("[1-9][0-9]*(x[1-9][0-9]*)*", shape) or shape.count("x") not in {text.count("x")
                                                                                         for text in shapes}:
     raise ConfigError(f"--topology: {kind} has no shape {shape!r}{nearest(shape, shapes)}; there are among others "
                       f"{', '.join(shapes)}")
   _check_compiler()
+
+
+def _tpus(kind: str, shape: str) -> list:
+  _check_slice(kind, shape)
   for key, value in ENVIRONMENT.items():
     os.environ.setdefault(key, value)
   options = dict(TPUS[kind].options)
@@ -138,7 +150,7 @@ def _tpus(kind: str, shape: str) -> list:
     return topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{shape}", **options).devices
   except Exception as error:
     raise ConfigError(f"--topology: the compiler refuses {kind}:{shape} ({' '.join(str(error).split())[:200]}); there "
-                      f"are among others {', '.join(shapes)}") from error
+                      f"are among others {', '.join(SHAPES[kind])}") from error
 
 
 def _check_compiler() -> None:
