@@ -69,6 +69,7 @@ def main(arguments=None) -> None:
       return
     code = subprocess.run([sys.executable, "-m", "ltjax.commands.plan", *arguments], check=False).returncode
     if code < 0:
+      print(file=sys.stderr)  # its last line has no end
       raise ConfigError(f"--topology: the compiler for TPUs has crashed ({signal.Signals(-code).name}, with its own "
                         f"words on stderr) while it compiled for {wanted}; it may do so with very few images a chip: "
                         "try a larger batch_size or another --topology")
