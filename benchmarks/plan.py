@@ -23,7 +23,7 @@ from ltjax.workdir import log  # noqa: E402
 
 NAMES = ("gcl_inat", "gcl_imagenet_lt", "gcl_places_lt", "ce_crt_inat", "kps_inat", "fbl_inat", "camc_inat",
          "afa_imagenet_lt", "gcl_cifar", "lift_imagenet_lt", "lift_places_lt", "lift_inat")
-TOPOLOGIES = ("v5e:4x4", "v5e:16x16", "v4:4x4x8", "v6e:16x16")
+TOPOLOGIES = ("v5e:4x4", "v5e:16x16", "v4:4x4x8", "v6e:4x4")
 PLANS, TABLE = ROOT / "benchmarks" / "results" / "plan.json", ROOT / "benchmarks" / "results" / "plan.md"
 PRECISION = "bf16"
 HEAD = f"""# What the compiler says of TPU slices
